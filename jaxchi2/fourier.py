@@ -1,0 +1,544 @@
+"""Fourier primitives: correlate, shift, zoom and upsample arrays of any number of axes.
+
+An array ``f`` of ``n`` samples per axis is read as one period of a trigonometric polynomial,
+
+    f(x) = Re Σ_k F_k exp(2πi k·x),    k = fftfreq(n) on each axis,  F = fftn(f) / f.size,
+
+which passes through every sample and can be evaluated at any real position ``x`` in pixels.
+
+- *Shift.* A positive shift ``s`` moves content towards larger indices: ``g(x) = f(x - s)``, and
+  ``np.roll(f, 3, axis=0)`` is ``f`` shifted by ``(3, 0)``. Everything is periodic.
+- *Axis order.* Shifts, offsets and coordinates come in array order ``(..., y, x)``. The one exception is
+  `shift2d`, which takes x before y because `image_registration` does.
+- *Odd and even sizes.* On an odd axis every frequency has its negative, and shifting by ``s`` and then by
+  ``-s`` is the identity. On an even axis the Nyquist frequency is unpaired and kept at -1/2. In the real part
+  it becomes ``cos(πx)``, and ``cos(π(x + y))`` where two axes are at Nyquist; it vanishes half-way between
+  samples, and such a pair of shifts loses it.
+- *Precision.* Results have the dtype of the data. A position is split into its nearest integer, whose phase
+  is reduced in integer arithmetic, and a fraction of at most half a pixel, so a float32 phase is as accurate
+  at pixel 2000 as at pixel 2. What float32 cannot represent is lost earlier: 1000.37 arrives 5e-6 too small.
+- *Values that are not finite* count as zero in `correlate2d` and `shiftnd`, and spread over the whole result
+  in the zooms and interpolations.
+
+The names and arguments are those of `image_registration`. Its ``nthreads``, ``use_numpy_fft`` and
+``allow_huge`` mean nothing here; they are accepted with a warning, in its positions too (`accept_obsolete`).
+"""
+
+import functools
+import inspect
+import math
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+from scipy.fft import next_fast_len
+
+__all__ = [
+    "correlate2d",
+    "dftups",
+    "fourier_interp1d",
+    "fourier_interp2d",
+    "fourier_interpnd",
+    "shift2d",
+    "shiftnd",
+    "upsample_image",
+    "zoom1d",
+    "zoom_on_pixel",
+    "zoomnd",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_Split = tuple[Array, Array]  # a position: the nearest integer, as a float, and the fraction left over
+
+
+def accept_obsolete(**slots: int | None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function take arguments that have no effect, and warn when one is given.
+
+    Each keyword names such an argument and gives its position in the older signature, None if it had none.
+    Positional arguments from the first of these positions on are read in the older order. The decorated
+    function keeps its own signature and docstring.
+    """
+    positions = sorted((slot, name) for name, slot in slots.items() if slot is not None)
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        order = [key for key, par in inspect.signature(function).parameters.items() if par.kind in named]
+        for slot, name in positions:
+            order.insert(slot, name)
+        first = positions[0][0] if positions else len(order)
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> R:
+            if len(args) > len(order):
+                raise TypeError(f"{function.__name__} takes {len(order)} arguments, got {len(args)}")
+            late = dict(zip(order[first:], args[first:], strict=False))
+            if twice := late.keys() & kwargs.keys():
+                raise TypeError(f"{function.__name__} got {', '.join(sorted(twice))} twice")
+            given = {**late, **kwargs}
+            if dead := [name for name in slots if name in given]:
+                text = f"{function.__name__}: {', '.join(dead)} given, which has no effect"
+                warnings.warn(text, DeprecationWarning, stacklevel=2)
+            return function(*args[:first], **{key: given[key] for key in given if key not in slots})
+
+        return wrapper
+
+    return decorate
+
+
+def as_real_array(x: Any, name: str) -> Array:
+    """Return `x` as a real floating-point JAX array; `name` is what an error calls it.
+
+    Masked elements become NaN, byte order becomes native, integers and booleans take the default float,
+    float16 and bfloat16 become float32. Anything but real numbers raises TypeError.
+    """
+    leaves = jax.tree.leaves(x) if isinstance(x, (list, tuple)) else [x]
+    traced = any(isinstance(leaf, jax.Array) or hasattr(leaf, "__jax_array__") for leaf in leaves)
+    array = jnp.asarray(x) if traced else np.ma.asarray(x)
+    dtype = array.dtype
+    if jnp.issubdtype(dtype, np.integer) or dtype.kind == "b":
+        dtype = jnp.result_type(float)
+    elif not jnp.issubdtype(dtype, np.floating):
+        raise TypeError(f"{name} must be an array of real numbers, got dtype {dtype}")
+    else:
+        dtype = np.dtype(np.float32) if jnp.finfo(dtype).bits <= 32 else jnp.result_type(float)
+    if isinstance(array, np.ma.MaskedArray):
+        array = np.ma.filled(array.astype(dtype), np.nan)
+    return jnp.asarray(array, dtype=dtype)
+
+
+def _data(x: ArrayLike, name: str, ndim: int | None = None) -> Array:
+    """Convert the argument `name`; refuse a scalar, an empty array and any rank but `ndim`."""
+    array = as_real_array(x, name)
+    if array.size == 0 or array.ndim == 0 or ndim not in (None, array.ndim):
+        wanted = f"{ndim}-dimensional" if ndim else "at least 1-dimensional"
+        raise ValueError(f"{name} must be {wanted} and not empty, got shape {array.shape}")
+    return array
+
+
+def _scalar(x: ArrayLike, name: str, dtype: Any) -> Array:
+    array = as_real_array(x, name)
+    if array.ndim:
+        raise ValueError(f"{name} must be a scalar, got shape {array.shape}")
+    return array.astype(dtype)
+
+
+def _per_axis(x: ArrayLike | Sequence, name: str, data: Array) -> Array:
+    array = as_real_array(x, name)
+    if array.shape != (data.ndim,):
+        raise ValueError(f"{name} must hold {data.ndim} numbers, one per axis, got shape {array.shape}")
+    return array.astype(data.dtype)
+
+
+def _output_shape(shape: Any, name: str, default: Sequence[int]) -> tuple[int, ...]:
+    """Check a static output shape; one integer stands for the same size on every axis."""
+    if shape is None:
+        return tuple(default)
+    try:
+        sizes = tuple(operator.index(m) for m in (shape if np.ndim(shape) else [shape] * len(default)))
+    except TypeError as error:
+        raise ValueError(f"{name} must be made of static integers, got {shape!r}") from error
+    if len(sizes) != len(default) or min(sizes) < 1:
+        raise ValueError(f"{name} must be {len(default)} positive integers, got {shape!r}")
+    return sizes
+
+
+def _split(position: Array) -> _Split:
+    whole = jnp.round(position)
+    return whole, position - whole
+
+
+def _split_ratio(a: Array, b: Array) -> _Split:
+    """Split ``a / b`` without rounding the quotient first: its last bit is 6e-5 at 1000 in float32."""
+    whole = lax.stop_gradient(jnp.round(a / b))
+    return whole, (a - whole * b) / b
+
+
+def _add(a: _Split, b: _Split) -> _Split:
+    carry, fraction = _split(a[1] + b[1])
+    return a[0] + b[0] + carry, fraction
+
+
+def _product_modulo(a: Array, b: Array, n: int) -> Array:
+    """Return ``a * b mod n`` for ``0 <= a, b < n <= 2**20`` without leaving 32 bits."""
+    if n <= 46340:  # isqrt(2**31 - 1)
+        return a * b % n
+    return (a // 1024 * b % n * 1024 % n + a % 1024 * b % n) % n
+
+
+def _fast_length(n: int) -> int:
+    return int(next_fast_len(n, real=True))  # pyright: ignore[reportArgumentType]
+
+
+def _phases(position: _Split, n: int) -> Array:
+    """exp(2πi k x) at each position x (shape ``(m,)``) and each k of ``fftfreq(n)``, shape ``(m, n)``."""
+    if n > 2**20:
+        raise ValueError(f"an axis may have at most 2**20 elements, got {n}")
+    whole, fraction = position
+    # The remainder is exact in floating point, and after it any whole number fits the integers.
+    residue = jnp.mod(whole, n).astype(np.int32)[:, None]
+    cycles = _product_modulo(jnp.arange(n, dtype=np.int32)[None, :], residue, n)
+    cycles = jnp.where(2 * cycles >= n, cycles - n, cycles)
+    frequency = jnp.asarray(np.fft.fftfreq(n)[None, :], dtype=fraction.dtype)
+    angle = 2 * np.pi * (cycles.astype(fraction.dtype) / n + frequency * fraction[:, None])
+    return lax.complex(jnp.cos(angle), jnp.sin(angle))
+
+
+def _on_grid(spectrum: Array, positions: Sequence[_Split]) -> Array:
+    """Σ_k F_k exp(2πi k·x) on the grid spanned by one vector of positions per axis.
+
+    One matrix product per axis: each takes the leading axis away and appends its result, so that after the
+    last one the axes stand in their old order. Default precision is bfloat16 on a TPU, TF32 on some GPUs.
+    """
+    for position in positions:
+        phases = _phases(position, spectrum.shape[0])
+        spectrum = jnp.tensordot(spectrum, phases, axes=(0, 1), precision=lax.Precision.HIGHEST)
+    return spectrum
+
+
+def _interpolate(data: Array, positions: Sequence[_Split], real: bool) -> Array:
+    """Evaluate `data` on a grid; the complex form has Nyquist at +1/2, as image_registration returns it."""
+    values = _on_grid(jnp.fft.fftn(data, norm="forward"), positions)
+    return values.real if real else values.conj()
+
+
+@accept_obsolete(nthreads=3, use_numpy_fft=4, allow_huge=None)
+def correlate2d(im1: ArrayLike, im2: ArrayLike, boundary: str = "wrap") -> Array:
+    """Cross-correlate two arrays of equal shape, with any number of axes.
+
+    ``out[k] = Σ_i im1[i - s] im2[i]`` with ``s = (n - 1)//2 - k`` on each axis: index ``(n - 1)//2`` is shift
+    zero and the shift falls as the index rises. Values that are not finite count as zero.
+
+    Parameters
+    ----------
+    im1, im2 : array
+        Two real arrays of the same shape.
+    boundary : {'wrap', 'fill'}
+        Continue `im1` periodically, or by zeros.
+
+    Returns
+    -------
+    Array
+        The correlation, shape of `im1`.
+    """
+    first, second = _data(im1, "im1"), _data(im2, "im2")
+    if first.shape != second.shape:
+        raise ValueError(f"im1 and im2 must have the same shape, got {first.shape} and {second.shape}")
+    if boundary not in ("wrap", "fill"):
+        raise ValueError(f"boundary must be 'wrap' or 'fill', got {boundary!r}")
+    shape = first.shape
+    # Shifts reach n//2, so n + n//2 elements keep one end from meeting the other.
+    padded = shape if boundary == "wrap" else tuple(_fast_length(n + n // 2) for n in shape)
+    axes = tuple(range(first.ndim))
+    a, b = (jnp.fft.rfftn(jnp.where(jnp.isfinite(im), im, 0), padded, axes) for im in (first, second))
+    backwards = jnp.fft.irfftn(a * b.conj(), padded, axes)  # index t holds shift -t
+    rolled = jnp.roll(backwards, tuple((n - 1) // 2 for n in shape), axes)
+    return rolled[tuple(slice(n) for n in shape)]
+
+
+@accept_obsolete(nthreads=3, use_numpy_fft=4, allow_huge=None)
+def shiftnd(
+    data: ArrayLike,
+    offset: ArrayLike | Sequence,
+    phase: ArrayLike = 0,
+    *,
+    return_abs: bool = False,
+    return_real: bool = True,
+) -> Array:
+    """Shift an array by a real number of pixels per axis: ``g(x) = f(x - offset)``, periodic.
+
+    Costs two FFTs. Values that are not finite count as zero.
+
+    Parameters
+    ----------
+    data : array
+        Real array with any number of axes.
+    offset : sequence of float
+        Shift along each axis, in array order; positive towards larger indices.
+    phase : float
+        The result is multiplied by ``exp(-i phase)`` before its real part is taken.
+    return_abs : bool
+        With ``return_real=False``, return the modulus.
+    return_real : bool
+        Return the real part; otherwise the complex result, or its modulus. It is complex because of `phase`
+        and of the Nyquist frequency of even axes.
+
+    Returns
+    -------
+    Array
+        The shifted array, shape of `data`.
+    """
+    array = _data(data, "data")
+    offsets = _per_axis(offset, "offset", array)
+    spectrum = jnp.fft.fftn(jnp.where(jnp.isfinite(array), array, 0))
+    for axis, n in enumerate(array.shape):
+        factor = _phases(_split(-offsets[axis, None]), n)[0]
+        spectrum = spectrum * jnp.expand_dims(factor, [a for a in range(array.ndim) if a != axis])
+    angle = _scalar(phase, "phase", array.dtype)
+    result = jnp.fft.ifftn(spectrum) * lax.complex(jnp.cos(angle), -jnp.sin(angle))
+    if return_real:
+        return result.real
+    return jnp.abs(result) if return_abs else result
+
+
+@accept_obsolete(nthreads=4, use_numpy_fft=5, allow_huge=None)
+def shift2d(
+    data: ArrayLike,
+    deltax: ArrayLike,
+    deltay: ArrayLike,
+    phase: ArrayLike = 0,
+    *,
+    return_abs: bool = False,
+    return_real: bool = True,
+) -> Array:
+    """Shift a 2-D array by `deltax` columns and `deltay` rows: ``shiftnd(data, (deltay, deltax), ...)``."""
+    array = _data(data, "data", 2)
+    offset = (_scalar(deltay, "deltay", array.dtype), _scalar(deltax, "deltax", array.dtype))
+    return shiftnd(array, offset, phase, return_abs=return_abs, return_real=return_real)
+
+
+def _zoom(data: Array, centers: Sequence[_Split], usfac: ArrayLike, outshape: Any, real: bool) -> Any:
+    """Evaluate `data` around `centers` with step ``1/usfac``; return positions per axis and values."""
+    factor = _scalar(usfac, "usfac", data.dtype)
+    positions = []
+    for (whole, fraction), m in zip(centers, outshape, strict=True):
+        steps = _split_ratio(jnp.arange(m, dtype=data.dtype) - (m - 1) / 2, factor)
+        positions.append(_add((whole[None], fraction[None]), steps))
+    return [whole + fraction for whole, fraction in positions], _interpolate(data, positions, real)
+
+
+@accept_obsolete(nthreads=None, use_numpy_fft=None, allow_huge=None)
+def zoomnd(
+    inp: ArrayLike,
+    offsets: ArrayLike | Sequence = (),
+    middle_convention: Callable[[float], float] = float,
+    usfac: ArrayLike = 1,
+    outshape: int | Sequence[int] | None = None,
+    *,
+    return_xouts: bool = False,
+    return_real: bool = True,
+) -> Any:
+    """Zoom in on the centre of an array by Fourier interpolation: one FFT and a matrix product per axis.
+
+    Sample ``i`` of the ``m`` samples along an axis of ``n`` pixels lies at
+    ``middle_convention((n - 1)/2) + offset + (i - (m - 1)/2)/usfac``.
+
+    Parameters
+    ----------
+    inp : array
+        Real array with any number of axes.
+    offsets : sequence of float
+        Offset from the middle along each axis, in pixels of `inp`; none by default.
+    middle_convention : callable
+        Turns ``(n - 1)/2`` into the middle: ``float``, ``math.floor`` or ``math.ceil``.
+    usfac : float
+        Samples per pixel; may be traced.
+    outshape : int or sequence of int, optional
+        Shape of the result; that of `inp` by default.
+    return_xouts : bool
+        Return ``(positions, zoomed)``, ``positions`` laid out as by `numpy.indices`, ``(ndim, *outshape)``.
+    return_real : bool
+        Return the real part; otherwise the complex sum, which differs from it by the Nyquist frequency.
+    """
+    data = _data(inp, "inp")
+    shape = _output_shape(outshape, "outshape", data.shape)
+    middles = [float(middle_convention((n - 1) / 2)) for n in data.shape]
+    whole, fraction = _split(jnp.asarray(middles, dtype=data.dtype))
+    if not isinstance(offsets, Sequence) or len(offsets):
+        whole, fraction = _add((whole, fraction), _split(_per_axis(offsets, "offsets", data)))
+    xouts, zoomed = _zoom(data, list(zip(whole, fraction, strict=True)), usfac, shape, return_real)
+    return (jnp.stack(jnp.meshgrid(*xouts, indexing="ij")), zoomed) if return_xouts else zoomed
+
+
+@accept_obsolete(nthreads=4, use_numpy_fft=5, allow_huge=None)
+def zoom_on_pixel(
+    inp: ArrayLike,
+    coordinates: ArrayLike | Sequence,
+    usfac: ArrayLike = 1,
+    outshape: int | Sequence[int] | None = None,
+    *,
+    return_real: bool = True,
+    return_xouts: bool = False,
+) -> Any:
+    """Zoom in on the position `coordinates`, one number per axis, whole or not; otherwise as `zoomnd`."""
+    data = _data(inp, "inp")
+    offsets = _per_axis(coordinates, "coordinates", data)
+    flags = {"return_real": return_real, "return_xouts": return_xouts}
+    return zoomnd(data, offsets, lambda middle: 0.0, usfac, outshape, **flags)
+
+
+@accept_obsolete(nthreads=4, use_numpy_fft=5, allow_huge=None)
+def zoom1d(
+    inp: ArrayLike,
+    usfac: ArrayLike = 1,
+    outsize: int | None = None,
+    offset: ArrayLike = 0,
+    *,
+    return_xouts: bool = False,
+    return_real: bool = True,
+) -> Any:
+    """Zoom in on the centre of a 1-D array: `zoomnd` for one axis, its positions one vector."""
+    data = _data(inp, "inp", 1)
+    shape = _output_shape(outsize, "outsize", data.shape)
+    offsets = _scalar(offset, "offset", data.dtype)[None]
+    xouts, zoomed = zoomnd(data, offsets, float, usfac, shape, return_xouts=True, return_real=return_real)
+    return (xouts[0], zoomed) if return_xouts else zoomed
+
+
+@accept_obsolete(nthreads=None, use_numpy_fft=None, allow_huge=None)
+def dftups(
+    inp: ArrayLike,
+    nor: int | None = None,
+    noc: int | None = None,
+    usfac: ArrayLike = 1,
+    roff: ArrayLike = 0,
+    coff: ArrayLike = 0,
+) -> Array:
+    """Evaluate the Fourier transform of a spectrum on an upsampled window, by two matrix products.
+
+    ``out[i, j] = Σ inp[k, l] exp(-2πi (f_k (i - roff) + f_l (j - coff))/usfac)``, ``f = fftfreq``
+    (Guizar-Sicairos, Thurman & Fienup 2008, doi:10.1364/OL.33.000156).
+
+    Parameters
+    ----------
+    inp : array
+        Real or complex spectrum, shape ``(ny, nx)``, zero frequency first.
+    nor, noc : int, optional
+        Rows and columns of the result; ``ny`` and ``nx`` by default.
+    usfac : float
+        Samples of the result per pixel.
+    roff, coff : float
+        Row and column of the result at which the origin lies.
+
+    Returns
+    -------
+    Array
+        Complex, shape ``(nor, noc)``.
+    """
+    numeric = jnp if isinstance(inp, jax.Array) else np
+    real, imag = _data(numeric.real(inp), "inp", 2), _data(numeric.imag(inp), "inp", 2)
+    rows = _output_shape(nor, "nor", real.shape[:1])
+    columns = _output_shape(noc, "noc", real.shape[1:])
+    factor = _scalar(usfac, "usfac", real.dtype)
+    y = _scalar(roff, "roff", real.dtype) - jnp.arange(*rows, dtype=real.dtype)
+    x = _scalar(coff, "coff", real.dtype) - jnp.arange(*columns, dtype=real.dtype)
+    return _on_grid(lax.complex(real, imag), [_split_ratio(y, factor), _split_ratio(x, factor)])
+
+
+@accept_obsolete(nthreads=3, use_numpy_fft=4, allow_huge=None)
+def upsample_image(
+    image: ArrayLike,
+    upsample_factor: ArrayLike = 1,
+    output_size: int | Sequence[int] | None = None,
+    *,
+    xshift: ArrayLike = 0,
+    yshift: ArrayLike = 0,
+) -> Array:
+    """Upsample a 2-D image: ``out[i, j]`` is `image` at ``((i - yshift)/factor, (j - xshift)/factor)``.
+
+    The result is real, as the docstring of `image_registration` promises; that package returns a complex
+    array, of which this is the real part.
+
+    Parameters
+    ----------
+    image : array
+        Real image, shape ``(ny, nx)``.
+    upsample_factor : float
+        Samples per pixel; may be traced if `output_size` is given.
+    output_size : int or pair of int, optional
+        Shape of the result; ``upsample_factor`` times that of `image`, rounded up, by default.
+    xshift, yshift : float
+        Shift of the content along columns and rows, in upsampled pixels.
+    """
+    data = _data(image, "image", 2)
+    if output_size is None:
+        try:
+            factor = float(upsample_factor)  # pyright: ignore[reportArgumentType]
+        except jax.errors.ConcretizationTypeError as error:
+            raise ValueError("output_size must be given where upsample_factor is traced, got None") from error
+        output_size = [math.ceil(n * factor) for n in data.shape]
+    rows, columns = _output_shape(output_size, "output_size", data.shape)
+    return dftups(jnp.fft.ifft2(data), rows, columns, upsample_factor, yshift, xshift).real
+
+
+@accept_obsolete(nthreads=3, use_numpy_fft=4, allow_huge=None)
+def fourier_interp1d(
+    data: ArrayLike, out_x: ArrayLike, data_x: ArrayLike | None = None, *, return_real: bool = True
+) -> Array:
+    """Interpolate a 1-D array at the positions `out_x`, continuing it periodically.
+
+    Parameters
+    ----------
+    data : array
+        Real samples, shape ``(n,)``.
+    out_x : array
+        Positions, shape ``(m,)``, in pixels or, with `data_x`, on its scale.
+    data_x : array, optional
+        Positions of the samples, shape ``(n,)``, all different, rising or falling. They turn `out_x` into
+        pixels by linear interpolation, the first and last spacing continued outside, where
+        `image_registration` repeats the end values.
+    return_real : bool
+        Return the real part; otherwise the complex sum.
+    """
+    samples = _data(data, "data", 1)
+    out = _data(out_x, "out_x", 1).astype(samples.dtype)
+    if data_x is not None:
+        support = as_real_array(data_x, "data_x").astype(samples.dtype)
+        if support.shape != samples.shape:
+            raise ValueError(f"data_x must have the shape of data, {samples.shape}, got {support.shape}")
+        order = jnp.argsort(support)
+        pixels = order.astype(samples.dtype)
+        out = jnp.interp(out, support[order], pixels, left="extrapolate", right="extrapolate")
+    return _interpolate(samples, [_split(out)], return_real)
+
+
+@accept_obsolete(nthreads=2, use_numpy_fft=3, allow_huge=None)
+def fourier_interp2d(data: ArrayLike, outinds: Any, *, return_real: bool = True) -> Array:
+    """Interpolate a 2-D array: `fourier_interpnd` for two axes."""
+    return fourier_interpnd(_data(data, "data", 2), outinds, return_real=return_real)
+
+
+@accept_obsolete(nthreads=2, use_numpy_fft=3, allow_huge=None)
+def fourier_interpnd(data: ArrayLike, outinds: Any, *, return_real: bool = True) -> Array:
+    """Interpolate an array with any number of axes on a grid or at single points.
+
+    Parameters
+    ----------
+    data : array
+        Real array; it is continued periodically.
+    outinds : sequence of arrays
+        One array of positions per axis of `data`, in pixels. Vectors span a grid, at the cost of one matrix
+        product per axis. Arrays of one shape with two axes or more, as from `numpy.indices`, are the
+        coordinates of single points, at the cost of a sum over all of `data` for each.
+    return_real : bool
+        Return the real part; otherwise the complex sum.
+
+    Returns
+    -------
+    Array
+        Shape ``(len(outinds[0]), len(outinds[1]), ...)`` on a grid, ``outinds[0].shape`` for points.
+    """
+    array = _data(data, "data")
+    if len(outinds) != array.ndim:
+        raise ValueError(f"outinds must hold one array per axis of data, {array.ndim}, got {len(outinds)}")
+    positions = [_data(x, "outinds").astype(array.dtype) for x in outinds]
+    shapes = {x.shape for x in positions}
+    if all(x.ndim == 1 for x in positions):
+        return _interpolate(array, [_split(x) for x in positions], return_real)
+    if len(shapes) > 1:
+        raise ValueError(f"outinds must be vectors or arrays of one shape, got shapes {sorted(shapes)}")
+    spectrum = jnp.fft.fftn(array, norm="forward")
+
+    def at(point: Array) -> Array:
+        return _on_grid(spectrum, [_split(x[None]) for x in point]).reshape(())
+
+    # In batches: every point at once would hold all but one axis of the data for each of them.
+    points = jnp.stack([x.ravel() for x in positions], axis=1)
+    values = lax.map(at, points, batch_size=256).reshape(positions[0].shape)
+    return values.real if return_real else values.conj()

@@ -1,0 +1,160 @@
+"""The minimum of χ²: the best pixel, then Newton's method on the exact series, and its derivative.
+
+The coarse search is an argmin over the pixel grid and has no gradient. The refinement is the root of
+``∇χ²(s) = 0``; by the implicit function theorem ``ds = −H⁻¹ d(∇χ²)`` at fixed s, whatever iteration found
+it, so the derivative costs one linear evaluation and holds to any order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from .spectrum import along, harmonics
+from .terms import Chi2Terms, grid_minimum
+
+MAX_STEPS = 50
+
+
+class Minimum(NamedTuple):
+    """A stationary point of χ² and the Taylor terms of χ² around it."""
+
+    whole: Array
+    """Whole pixels of the shift, int32, shape ``(D,)``."""
+    fraction: Array
+    """What is to be added to ``whole``, in pixels, shape ``(D,)``; a constant of size below about one."""
+    hessian: Array
+    """Second derivatives of χ² there, shape ``(D, D)``."""
+    converged: Array
+    """Whether the last Newton step was below rounding."""
+
+
+def value_gradient_hessian(derivatives: Array) -> tuple[Array, Array, Array]:
+    """Pick value, gradient and Hessian from a tensor of partial derivatives ``[a, b, …]``."""
+    ndim = derivatives.ndim
+    unit = np.eye(ndim, dtype=int)
+    gradient = jnp.stack([derivatives[tuple(unit[a])] for a in range(ndim)])
+    hessian = jnp.stack([derivatives[tuple(unit[a] + unit[b])] for a in range(ndim) for b in range(ndim)])
+    return derivatives[(0,) * ndim], gradient, hessian.reshape(ndim, ndim)
+
+
+def inverse(matrix: Array) -> Array:
+    """Inverse of a 1×1, 2×2 or 3×3 matrix in closed form; infinite or NaN where it is singular.
+
+    A LAPACK call costs more than a whole Newton step here. Rows and columns are scaled to unit size first:
+    at high S/N the determinant itself would overflow float32.
+    """
+    rows = jnp.max(jnp.abs(matrix), axis=1)
+    rows = jnp.where(rows > 0, rows, 1.0)
+    m = matrix / rows[:, None]
+    if len(m) == 1:
+        result = 1 / m
+    elif len(m) == 2:
+        result = jnp.stack([m[1, 1], -m[0, 1], -m[1, 0], m[0, 0]]).reshape(2, 2)
+        result = result / (m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0])
+    else:
+        cofactors = jnp.stack([jnp.cross(m[1], m[2]), jnp.cross(m[2], m[0]), jnp.cross(m[0], m[1])])
+        result = cofactors.T / jnp.dot(m[0], cofactors[0], precision=lax.Precision.HIGHEST)
+    return result / rows[None, :]
+
+
+def is_positive_definite(matrix: Array) -> Array:
+    """Whether a symmetric matrix of up to three rows is positive definite beyond rounding.
+
+    The leading minors of the matrix scaled to unit diagonal: with them below a few ulp, it is singular.
+    """
+    diagonal = jnp.diagonal(matrix)
+    positive = jnp.all(diagonal > 0)
+    scale = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
+    m = matrix * scale[:, None] * scale[None, :]
+    limit = 16 * jnp.finfo(m.dtype).eps
+    if len(m) > 1:
+        positive &= m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0] > limit
+    if len(m) > 2:
+        positive &= jnp.dot(m[0], jnp.cross(m[1], m[2]), precision=lax.Precision.HIGHEST) > limit
+    return positive
+
+
+def _apply(matrix: Array, vector: Array) -> Array:
+    return jnp.sum(matrix * vector, axis=-1)
+
+
+def best_pixel(terms: Chi2Terms, max_shift: tuple[float, ...] | None) -> tuple[Array, Array]:
+    """Whole and fractional shift of the smallest χ² on the grid, within ``max_shift`` of zero."""
+    grid, over = terms.grid, terms.oversample
+    lengths = grid.shape
+    if max_shift is not None:
+        for axis, (n, limit) in enumerate(zip(lengths, max_shift, strict=True)):
+            inside = np.abs(harmonics(n)) <= limit * over
+            grid = jnp.where(along(inside, axis, grid.ndim), grid, jnp.inf)
+    index = grid_minimum(lax.stop_gradient(grid))
+    size = jnp.asarray(lengths, jnp.int32)
+    index = jnp.where(index >= (size + 1) // 2, index - size, index)
+    whole = index // over
+    return whole, (index - whole * over).astype(grid.dtype) / over
+
+
+@jax.custom_jvp
+def refine(terms: Chi2Terms, whole: Array, start: Array) -> tuple[Array, Array]:
+    """The stationary point of χ² near ``whole + start``: its fraction, and whether Newton converged."""
+    eps = jnp.finfo(start.dtype).eps
+    # χ² differences below this are rounding of the series' largest terms.
+    noise = 16 * eps * terms.constant
+
+    def body(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        best, value, gradient, hessian, candidate, radius, count, _ = state
+        new = value_gradient_hessian(terms.derivatives(whole, candidate, 2))
+        accept = new[0] <= value + noise
+        best = jnp.where(accept, candidate, best)
+        value, gradient, hessian = (
+            jnp.where(accept, a, b) for a, b in zip(new, (value, gradient, hessian), strict=True)
+        )
+        radius = jnp.where(accept, radius, radius / 4)
+        # Where χ² is not convex, enough of the identity makes the step a descent.
+        ridge = jnp.where(is_positive_definite(hessian), 0.0, 1.5 * jnp.sqrt(jnp.sum(hessian**2)))
+        step = -_apply(inverse(hessian + ridge * jnp.eye(len(best), dtype=best.dtype)), gradient)
+        length = jnp.sqrt(jnp.sum(step**2))
+        step = step * jnp.minimum(1.0, radius / jnp.where(length > 0, length, 1.0))
+        # Newton squares the error: after a step of √eps nothing is left to gain.
+        done = (length < jnp.sqrt(eps)) & (ridge == 0)
+        best = jnp.where(done, best + step, best)
+        return best, value, gradient, hessian, best + jnp.where(done, 0.0, step), radius, count + 1, done
+
+    ndim = len(start)
+    state = (
+        start,
+        jnp.full_like(noise, jnp.inf),
+        jnp.zeros_like(start),
+        jnp.zeros_like(start, shape=(ndim, ndim)),
+        start,
+        jnp.full_like(noise, 0.5),
+        jnp.zeros_like(whole, shape=()),
+        jnp.zeros_like(noise, dtype=bool),
+    )
+    state = lax.while_loop(lambda s: ~s[-1] & (s[-2] < MAX_STEPS), body, state)
+    return state[0], state[-1]
+
+
+@refine.defjvp
+def _refine_jvp(primals: tuple, tangents: tuple) -> tuple:
+    terms, whole, start = primals
+    fraction, converged = refine(terms, whole, start)
+
+    def expansion(terms: Chi2Terms) -> tuple[Array, Array, Array]:
+        return value_gradient_hessian(terms.derivatives(whole, fraction, 2))
+
+    (_, _, hessian), (_, change, _) = jax.jvp(expansion, (terms,), (tangents[0],))
+    tangent = -_apply(inverse(hessian), change)
+    return (fraction, converged), (tangent, np.zeros(converged.shape, jax.dtypes.float0))
+
+
+def find_minimum(terms: Chi2Terms, max_shift: tuple[float, ...] | None) -> Minimum:
+    """Search the grid, refine on the series."""
+    whole, start = best_pixel(terms, max_shift)
+    fraction, converged = refine(terms, whole, start)
+    _, _, hessian = value_gradient_hessian(terms.derivatives(whole, fraction, 2))
+    return Minimum(whole, fraction, hessian, converged)

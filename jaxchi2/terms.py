@@ -1,0 +1,309 @@
+"""The terms of χ² as a function of the shift: from two images to an exact Fourier series.
+
+    χ²(s) = Σ_i w_i (D_i − M(i − s))² = constant + cross(s) + power(s)
+
+with ``constant = Σ w D² + Σ w M²`` at zero shift of the second sum where that is independent of the shift.
+``cross`` is the correlation ``−2 Σ w_i D_i M(i − s)``, a series on the pixel grid. ``power`` is
+``Σ w_i M(i − s)²``; it has twice the bandwidth and needs a grid of half pixels, unless the weights are
+all equal: then only the Nyquist terms of even axes make it vary.
+
+There are two builders for these two cases and `with_terms` picks one. A pixel without a finite value or a
+positive finite error has weight zero and a finite value, so nothing further on knows about NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_batching import custom_vmap
+
+from .spectrum import (
+    FourierSeries,
+    Shape,
+    along,
+    half_weights,
+    harmonics,
+    nyquist_power,
+    shift_spectrum,
+    split_nyquist,
+    square,
+    tiled,
+)
+
+BOUNDARIES = ("wrap", "fill")
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["cross", "power", "constant", "grid", "reference", "image", "weights", "n_valid", "amplitude"],
+    meta_fields=["shape", "frame"],
+)
+@dataclass(frozen=True)
+class Chi2Terms:
+    """χ² of one image pair as a function of the shift."""
+
+    cross: FourierSeries
+    """``−2 Σ w_i D_i M(i − s)``."""
+    power: FourierSeries
+    """``Σ w_i M(i − s)²``, less a constant when the weights are all equal."""
+    constant: Array
+    """What is left of χ², a scalar."""
+    grid: Array
+    """``cross + power`` at every ``1/oversample`` pixel over one period, shift zero first."""
+    reference: Array
+    """Half-plane spectrum of the reference."""
+    image: Array
+    """The image's pixels, or its half-plane spectrum when ``weights`` is None."""
+    weights: Array | None
+    """Weight of each pixel, None when they are all one."""
+    n_valid: Array
+    """Number of pixels with a weight, a scalar integer."""
+    amplitude: Array
+    """``√(Σ M² Σ w D²)``, what bounds the correlation: its rounding is a few ulp of this."""
+    shape: Shape = field(metadata={"static": True})
+    """Shape of the periodic grid: the frame, or twice the frame for the boundary ``fill``."""
+    frame: Shape = field(metadata={"static": True})
+    """Shape of the images."""
+
+    @property
+    def oversample(self) -> int:
+        """Samples per pixel of ``grid``."""
+        return self.grid.shape[0] // self.shape[0]
+
+    def derivatives(self, whole: Array, fraction: Array, order: int) -> Array:
+        """Partial derivatives of ``cross + power`` up to ``order`` per axis at ``whole + fraction``."""
+        return self.cross.derivatives(whole, fraction, order) + self.power.derivatives(whole, fraction, order)
+
+    def differences(self, whole: Array, fraction: Array, displacements: list[Array]) -> Array:
+        """``χ²(s + d) − χ²(s)`` on the grid of displacements d spanned by one vector per axis."""
+        return self.cross.differences(whole, fraction, displacements) + self.power.differences(
+            whole, fraction, displacements
+        )
+
+    def residual_chi2(self, whole: Array, fraction: Array) -> Array:
+        """χ² at one shift as a sum of squares, which float32 can resolve where the series cannot."""
+        model = shift_spectrum(self.reference, self.shape, whole, fraction)
+        if self.weights is None:
+            residual = self.image - model
+            weight = along(half_weights(self.shape[-1]), model.ndim - 1, model.ndim).astype(model.real.dtype)
+            return jnp.sum((residual.real**2 + residual.imag**2) * weight) / prod(self.shape)
+        return jnp.sum(self.weights * (self.image - jnp.fft.irfftn(model, self.shape)) ** 2)
+
+
+@custom_vmap
+def any_in_batch(flag: Array) -> Array:
+    """``flag``, and under ``vmap`` whether any of the batch has it: one answer, so ``cond`` stays a branch.
+
+    A batched predicate would turn ``lax.cond`` into a select that computes both sides for every frame.
+    """
+    return flag
+
+
+@any_in_batch.def_vmap
+def _any_in_batch_rule(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
+    return any_in_batch(jnp.any(flag, axis=0) if in_batched[0] else flag), False
+
+
+def with_terms(
+    function: Callable[[Chi2Terms], Any],
+    reference: Array,
+    image: Array,
+    err: Array,
+    boundary: str,
+    oversample: int,
+    clean: bool,
+) -> Any:
+    """Build the terms by the cheapest exact way and return ``function(terms)``.
+
+    One error for all pixels and no bad pixel needs a third of the work. ``clean`` says that this is known
+    to be so; otherwise the data decide at run time.
+    """
+    if err.ndim or boundary != "wrap":
+        return function(weighted_terms(reference, image, err, boundary, oversample))
+    if clean:
+        return function(uniform_terms(reference, image, err, oversample))
+    return lax.cond(
+        any_in_batch(~is_clean(*lax.stop_gradient((reference, image, err)))),
+        lambda *pair: function(weighted_terms(*pair, boundary, oversample)),
+        lambda *pair: function(uniform_terms(*pair, oversample)),
+        reference,
+        image,
+        err,
+    )
+
+
+def is_clean(reference: Array, image: Array, err: Array) -> Array:
+    """Whether no pixel is bad and the common error is valid: any NaN or infinity survives a sum.
+
+    An overflow of the sum is taken for a bad pixel, which merely costs time.
+    """
+    return jnp.isfinite(jnp.sum(reference)) & jnp.isfinite(jnp.sum(image)) & is_valid_error(err)
+
+
+_is_clean = jax.jit(is_clean)
+
+
+def is_known_clean(reference: Array, image: Array, err: Array, boundary: str) -> bool:
+    """Whether the cheap way is open and the values say so already now; never of traced values.
+
+    Saves compiling both ways when the function is called outside ``jit``.
+    """
+    if err.ndim or boundary != "wrap" or any(isinstance(x, jax.core.Tracer) for x in (reference, image, err)):
+        return False
+    return bool(_is_clean(reference, image, err))
+
+
+def is_valid_error(err: Array) -> Array:
+    """Whether an error is a positive finite number whose square is one too."""
+    return jnp.isfinite(err) & (err > 0)
+
+
+def uniform_terms(reference: Array, image: Array, err: Array, oversample: int) -> Chi2Terms:
+    """Terms for one error common to all pixels, every pixel valid, periodic boundary."""
+    shape = reference.shape
+    # A common pedestal cancels in χ²; kept, it would cost float32 its digits.
+    pedestal = lax.stop_gradient(jnp.mean(reference))
+    reference, image = (reference - pedestal) / err, (image - pedestal) / err
+    spectrum, image_spectrum = jnp.fft.rfftn(reference), jnp.fft.rfftn(image)
+    correlation = jnp.conj(spectrum) * image_spectrum
+    energy, image_energy = jnp.sum(reference**2), jnp.sum(image**2)
+    cross = split_nyquist(correlation * (-2 / prod(shape)), shape)
+    power = nyquist_power(spectrum, shape)
+    if oversample == 1:
+        grid = jnp.fft.irfftn(correlation, shape) * -2
+    else:
+        grid = cross.sampled(2) + jnp.tile(_half_pixel_values(power), shape)
+    return Chi2Terms(
+        cross=cross,
+        power=power,
+        constant=energy + image_energy,
+        grid=grid,
+        reference=spectrum,
+        image=image_spectrum,
+        weights=None,
+        n_valid=jnp.asarray(prod(shape), jnp.int32),
+        amplitude=jnp.sqrt(energy) * jnp.sqrt(image_energy),
+        shape=shape,
+        frame=shape,
+    )
+
+
+def _half_pixel_values(power: FourierSeries) -> Array:
+    """A series of period one pixel at 0 and ½ on every axis, shape ``(2,)*D``."""
+    ndim, dtype = power.coefficients.ndim, power.coefficients.real.dtype
+    steps = [jnp.asarray([0.0, 0.5], dtype)] * ndim
+    return power.differences(jnp.zeros(ndim, jnp.int32), jnp.zeros(ndim, dtype), steps)
+
+
+def weighted_terms(reference: Array, image: Array, err: Array, boundary: str, oversample: int) -> Chi2Terms:
+    """Terms for any error map, bad pixels and boundary."""
+    frame = reference.shape
+    known = jnp.isfinite(reference)
+    valid = jnp.isfinite(image) & is_valid_error(err)
+    err = jnp.where(valid, err, 1.0)
+    unit = lax.stop_gradient(jnp.min(err, where=valid, initial=jnp.inf))
+    unit = jnp.where(jnp.isfinite(unit), unit, 1.0)
+    weights = jnp.where(valid, (unit / err) ** 2, 0.0)
+    reference, image = jnp.where(known, reference, 0.0), jnp.where(valid, image, 0.0)
+    if boundary == "wrap":
+        # Outside the frame the model of "fill" is zero, so there a pedestal does not cancel.
+        pedestal = lax.stop_gradient(jnp.mean(reference, where=known))
+        pedestal = jnp.where(jnp.isfinite(pedestal), pedestal, 0.0)
+        reference, image = reference - pedestal, image - pedestal
+    reference, image = jnp.where(known, reference / unit, 0.0), jnp.where(valid, image / unit, 0.0)
+    if boundary == "fill":
+        padding = [(0, n) for n in frame]
+        reference, image, weights = (jnp.pad(x, padding) for x in (reference, image, weights))
+        known = jnp.pad(known, padding, constant_values=True)
+    reference, weights = lax.cond(
+        any_in_batch(~jnp.all(known)),
+        _without_unknown,
+        lambda reference, image, weights, known: (reference, weights),
+        reference,
+        image,
+        weights,
+        known,
+    )
+    return _series_of_weighted(reference, image, weights, frame, oversample)
+
+
+def _series_of_weighted(
+    reference: Array, image: Array, weights: Array, frame: Shape, oversample: int
+) -> Chi2Terms:
+    shape, size = reference.shape, prod(reference.shape)
+    spectrum = jnp.fft.rfftn(reference)
+    correlation = jnp.conj(spectrum) * jnp.fft.rfftn(weights * image)
+    image_energy = jnp.sum(weights * image**2)
+    cross = split_nyquist(correlation * (-2 / size), shape)
+    squared = square(split_nyquist(spectrum / size, shape), spectrum, shape)
+    power = FourierSeries(jnp.conj(squared.coefficients) * tiled(weights), shape)
+    if oversample == 1:
+        power_on_grid = jnp.conj(jnp.fft.rfftn(reference**2)) * jnp.fft.rfftn(weights)
+        grid = jnp.fft.irfftn(power_on_grid - 2 * correlation, shape)
+    else:
+        grid = cross.sampled(2) + power.sampled(2)
+    return Chi2Terms(
+        cross=cross,
+        power=power,
+        constant=image_energy,
+        grid=grid,
+        reference=spectrum,
+        image=image,
+        weights=weights,
+        n_valid=jnp.sum(weights > 0, dtype=jnp.int32),
+        amplitude=jnp.sqrt(jnp.sum(reference**2)) * jnp.sqrt(image_energy),
+        shape=shape,
+        frame=frame,
+    )
+
+
+def _without_unknown(reference: Array, image: Array, weights: Array, known: Array) -> tuple[Array, Array]:
+    """Take the reference's bad pixels out: fill them smoothly and ignore the image pixels they cover.
+
+    Which pixels those are depends on the shift. It is settled at the pixel that minimises χ² per unit of
+    weight over the known pixels, an exact statement on the pixel grid, with a margin of one pixel.
+    """
+    shape, ndim = reference.shape, reference.ndim
+    mask = known.astype(reference.dtype)
+    mask_spectrum, weight_spectrum = jnp.fft.rfftn(mask), jnp.fft.rfftn(weights)
+    overlap = jnp.fft.irfftn(jnp.conj(mask_spectrum) * weight_spectrum, shape)
+    chi2 = jnp.fft.irfftn(
+        jnp.conj(mask_spectrum) * jnp.fft.rfftn(weights * image**2)
+        - 2 * jnp.conj(jnp.fft.rfftn(reference)) * jnp.fft.rfftn(weights * image)
+        + jnp.conj(jnp.fft.rfftn(reference**2)) * weight_spectrum,
+        shape,
+    )
+    enough = overlap > 0.5 * jnp.max(overlap)
+    index = grid_minimum(jnp.where(enough, chi2 / jnp.where(enough, overlap, 1.0), jnp.inf))
+    safe = mask
+    for axis in range(ndim):
+        safe = safe * jnp.roll(safe, 1, axis) * jnp.roll(safe, -1, axis)
+    weights = weights * jnp.roll(safe, index, tuple(range(ndim)))
+    return _fill_smoothly(reference, mask, mask_spectrum), weights
+
+
+def _fill_smoothly(reference: Array, mask: Array, mask_spectrum: Array) -> Array:
+    """Replace masked pixels by a Gaussian average (σ = 1.5 pixels) of the others; far from any, by zero."""
+    shape, ndim = reference.shape, reference.ndim
+    kernel = [jnp.exp(-0.5 * (2 * jnp.pi * 1.5 * along(harmonics(n)[:m] / n, a, ndim)) ** 2)
+              for a, (n, m) in enumerate(zip(shape, mask_spectrum.shape, strict=True))]
+    smooth = prod(kernel[1:], start=kernel[0]).astype(reference.dtype)
+    average = jnp.fft.irfftn(jnp.fft.rfftn(reference) * smooth, shape)
+    share = jnp.fft.irfftn(mask_spectrum * smooth, shape)
+    filled = jnp.where(share > 1e-3, average / jnp.where(share > 1e-3, share, 1.0), 0.0)
+    return jnp.where(mask > 0, reference, filled)
+
+
+def grid_minimum(values: Array) -> Array:
+    """Index of the smallest element, shape ``(ndim,)``; one vectorised pass, unlike ``argmin``."""
+    rows = values.reshape(-1, values.shape[-1])
+    column = jnp.argmin(jnp.min(rows, axis=0))
+    row = jnp.argmin(rows[:, column])
+    return jnp.stack([*jnp.unravel_index(row, values.shape[:-1]), column]).astype(jnp.int32)

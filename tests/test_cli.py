@@ -1,0 +1,306 @@
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import jaxchi2
+from jaxchi2.cli import main
+from jaxchi2.data import demo_files, demo_pair
+from jaxchi2.io import read_image
+
+fits = pytest.importorskip("astropy.io.fits")
+iio = pytest.importorskip("imageio.v3")
+pytest.importorskip("matplotlib")
+
+REFERENCE, IMAGE = map(str, demo_files())
+
+# Found without jaxchi2, by three methods that jaxchi2/data/README.md describes: scikit-image's cross-correlation
+# with and without a window, and splines with gain and background fitted. They range over 0.015 pixels, because
+# they treat borders and galaxy colours differently; twice half that range about the middle is allowed here.
+EXPECTED_SHIFT = (3.0475, -5.0070)
+EXPECTED_WITHIN = 0.015
+
+
+def run(capsys, *arguments):
+    code = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def fails(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("jaxchi2: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_shift_of_the_demo_pair_is_what_other_tools_find():
+    result = jaxchi2.register(*demo_pair())
+    np.testing.assert_allclose(result.shift, EXPECTED_SHIFT, rtol=0, atol=EXPECTED_WITHIN)
+    assert int(result.status) == 0
+
+
+def test_shift_of_the_demo_pair_is_that_of_scikit_image():
+    """With equal errors χ² and the unnormalised cross-correlation have the same extreme."""
+    skimage = pytest.importorskip("skimage.registration")
+    reference, image = (pixels.astype(float) for pixels in demo_pair())
+    found, _, _ = skimage.phase_cross_correlation(image, reference, normalization=None, upsample_factor=100)
+    # Its grid has steps of 0.01 pixels.
+    np.testing.assert_allclose(jaxchi2.register(*demo_pair()).shift, found, rtol=0, atol=0.006)
+
+
+def test_report(capsys):
+    code, out, err = run(capsys, "register", REFERENCE, IMAGE)
+    assert code == 0
+    assert err == ""
+    lines = {line[:11].strip(): line[11:].strip() for line in out.splitlines() if line.strip()}
+    assert lines["reference"] == "hubble_xdf_green.npy"
+    assert lines["image"] == "hubble_xdf_blue.npy, 192 × 192 pixels"
+    assert lines["y"].startswith("+3.04")
+    assert lines["x"].startswith("-5.00")
+    assert lines["x"].count("±") == lines["x"].count("…") == 1
+    assert lines["status"] == "ok"
+    assert "χ²/dof" in lines
+    assert lines["noise"].startswith("8.1")
+
+
+def test_json_equals_register(capsys):
+    code, out, _ = run(capsys, "register", REFERENCE, IMAGE, "--err", "8", "--nsigma", 2, "--json")
+    assert code == 0
+    fields = json.loads(out)
+    result = jaxchi2.register(*demo_pair(), 8.0, nsigma=2.0)
+    for name in ("shift", "stderr", "covariance", "interval", "chi2", "dof", "reduced_chi2", "status"):
+        np.testing.assert_array_equal(fields[name], np.asarray(getattr(result, name)).tolist())
+    assert fields["err"] == 8.0
+    assert fields["nsigma"] == 2.0
+    assert fields["boundary"] == "wrap"
+    assert fields["shape"] == [192, 192]
+    assert fields["version"] == jaxchi2.__version__
+
+
+def test_options_reach_register(capsys):
+    code, out, _ = run(
+        capsys,
+        "register",
+        REFERENCE,
+        IMAGE,
+        "--boundary",
+        "fill",
+        "--max-shift",
+        20,
+        9.5,
+        "--oversample",
+        2,
+        "--json",
+    )
+    assert code == 0
+    result = jaxchi2.register(*demo_pair(), boundary="fill", max_shift=(20.0, 9.5), oversample=2)
+    np.testing.assert_array_equal(json.loads(out)["shift"], np.asarray(result.shift).tolist())
+
+
+def test_error_map_and_fits(capsys, tmp_path):
+    """FITS in, by extension; the error map an extension of the same file; an aligned FITS file out."""
+    reference, image = demo_pair()
+    hdus = fits.HDUList([fits.PrimaryHDU()])
+    for name, pixels in (("SCI", image), ("ERR", np.full(image.shape, 8.0))):
+        hdus.append(fits.ImageHDU(pixels.astype(np.float32), name=name))
+    hdus["SCI"].header["OBJECT"] = "XDF"
+    hdus["SCI"].header["CRPIX1"] = 96.0
+    path, out_path = tmp_path / "image.fits", tmp_path / "aligned.fits"
+    hdus.writeto(path)
+    code, out, err = run(
+        capsys, "register", REFERENCE, f"{path}[SCI]", "--err", f"{path}[ERR]", "--out", out_path, "--json"
+    )
+    assert code == 0
+    assert str(out_path) in err, "with --json, notes belong on standard error"
+    shift = json.loads(out)["shift"]
+    uniform = jaxchi2.register(reference, image, 8.0)
+    np.testing.assert_allclose(shift, uniform.shift, rtol=0, atol=1e-4)
+
+    aligned, meta = read_image(f"{out_path}[SCI]")
+    assert meta.header["OBJECT"] == "XDF"
+    assert meta.header["CRPIX1"] == pytest.approx(96.0 - shift[1])
+    again = jaxchi2.register(reference, aligned, 8.0)
+    # float32 pixels: the shift's own rounding, 1e-6, is far above what is left.
+    np.testing.assert_allclose(again.shift, 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif", ".png"])
+def test_out_is_aligned(capsys, tmp_path, suffix):
+    image = tmp_path / f"image{suffix}"
+    if suffix == ".npy":
+        np.save(image, demo_pair()[1])
+    else:
+        iio.imwrite(image, demo_pair()[1])
+    code, out, _ = run(capsys, "register", REFERENCE, image, "--out", tmp_path / f"aligned{suffix}")
+    assert code == 0
+    assert "aligned" in out
+    aligned = read_image(tmp_path / f"aligned{suffix}").data
+    again = jaxchi2.register(demo_pair()[0], aligned)
+    # Eight-bit rounding and clipping at 0 and 255 move the centre of a PNG a little.
+    np.testing.assert_allclose(again.shift, 0, atol=0.005 if suffix == ".png" else 1e-4)
+
+
+def test_plot(capsys, tmp_path):
+    code, out, _ = run(capsys, "register", REFERENCE, IMAGE, "--plot", tmp_path / "a.png")
+    assert code == 0
+    assert "a.png" in out
+    assert iio.imread(tmp_path / "a.png").std() > 20
+
+
+def test_status_flag_is_exit_status_one(capsys, tmp_path):
+    code, out, _ = run(
+        capsys,
+        "register",
+        REFERENCE,
+        IMAGE,
+        "--max-shift",
+        2,
+        "--out",
+        tmp_path / "a.npy",
+        "--plot",
+        tmp_path / "a.png",
+    )
+    assert code == 1
+    assert "outside max_shift" in out
+    assert "none" in out
+    assert "not written" in out
+    assert not (tmp_path / "a.npy").exists()
+    assert (tmp_path / "a.png").exists()
+
+
+def test_json_has_null_for_nan(capsys):
+    code, out, _ = run(capsys, "register", REFERENCE, IMAGE, "--max-shift", 2, "--json")
+    assert code == 1
+    fields = json.loads(out)
+    assert fields["shift"] == [None, None]
+    assert fields["chi2"] is None
+    assert fields["status"] == int(jaxchi2.Status.OUT_OF_WINDOW)
+    assert "outside max_shift" in fields["message"]
+
+
+def test_one_dimension(capsys, tmp_path):
+    scene = np.exp(-((np.arange(64) - 30.0) ** 2) / 20).astype(np.float32)
+    np.save(tmp_path / "a.npy", scene)
+    np.save(
+        tmp_path / "b.npy",
+        np.roll(scene, 5) + np.float32(0.01) * np.sin(np.arange(64) ** 2, dtype=np.float32),
+    )
+    code, out, _ = run(capsys, "register", tmp_path / "a.npy", tmp_path / "b.npy")
+    assert code == 0
+    assert "\nx " in out
+    assert "\ny " not in out
+    assert "64 pixels" in out
+    assert "not 1" in fails(
+        capsys, "register", tmp_path / "a.npy", tmp_path / "b.npy", "--plot", tmp_path / "a.png"
+    )
+
+
+def test_float64_stays_in_the_command(capsys):
+    before = jax.config.read("jax_enable_x64")
+    code, out, _ = run(capsys, "register", REFERENCE, IMAGE, "--err", "8", "--float64", "--json")
+    assert code == 0
+    assert jax.config.read("jax_enable_x64") == before
+    fields = json.loads(out)
+    assert fields["shift"] != np.float32(fields["shift"]).tolist(), "not computed in double precision"
+    result = jaxchi2.register(*demo_pair(), 8.0)
+    np.testing.assert_allclose(result.shift, fields["shift"], rtol=0, atol=4e-6)
+
+
+def test_demo_in_a_new_process(tmp_path):
+    """As a newcomer types it; numbers as the library gives them, and a picture."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxchi2", "demo"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert "status     ok" in done.stdout
+    assert "jaxchi2-demo.png" in done.stdout
+    assert iio.imread(tmp_path / "jaxchi2-demo.png").std() > 20
+
+
+def test_demo_without_plot(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "demo", "--no-plot", "--json")
+    assert code == 0
+    result = jaxchi2.register(*demo_pair())
+    np.testing.assert_array_equal(json.loads(out)["shift"], np.asarray(result.shift).tolist())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_terminal_without_unicode(monkeypatch, tmp_path):
+    with open(tmp_path / "out.txt", "w", encoding="ascii") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["demo", "--no-plot"]) == 0
+    assert "+3.04" in (tmp_path / "out.txt").read_text(encoding="ascii")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"jaxchi2 {jaxchi2.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("register", "--help"), ("demo", "--help")])
+def test_help(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+    assert "usage: jaxchi2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ((), "COMMAND"),
+        (("frobnicate",), "frobnicate"),
+        (("register", REFERENCE), "IMG"),
+        (("register", REFERENCE, "missing.fits[SCI]"), "No such file: missing.fits"),
+        (("register", REFERENCE, "image.bmp"), "'.bmp'"),
+        (("register", REFERENCE, f"{IMAGE}[1]"), "only FITS files have extensions"),
+        (("register", REFERENCE, IMAGE, "--err", "-3"), "positive number"),
+        (("register", REFERENCE, IMAGE, "--err", "nan"), "positive number"),
+        (("register", REFERENCE, IMAGE, "--err", "missing.npy"), "No such file: missing.npy"),
+        (("register", REFERENCE, IMAGE, "--max-shift", "-1"), "max_shift must be positive"),
+        (("register", REFERENCE, IMAGE, "--max-shift", "1", "2", "3"), "max_shift"),
+        (("register", REFERENCE, IMAGE, "--max-shift", "wide"), "'wide'"),
+        (("register", "--max-shift", "3", REFERENCE, IMAGE), "REF"),
+        (("register", REFERENCE, IMAGE, "--nsigma", "0"), "--nsigma"),
+        (("register", REFERENCE, IMAGE, "--nsigma", "many"), "--nsigma"),
+        (("register", REFERENCE, IMAGE, "--oversample", "3"), "--oversample"),
+        (("register", REFERENCE, IMAGE, "--boundary", "mirror"), "--boundary"),
+        (("register", REFERENCE, IMAGE, "--out", "aligned.bmp"), "'.bmp'"),
+        (("register", REFERENCE, IMAGE, "--plot", "picture.xyz"), "'picture.xyz'"),
+    ],
+)
+def test_errors_take_one_line(capsys, arguments, problem):
+    assert problem in fails(capsys, *arguments)
+
+
+def test_unlike_shapes(capsys, tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((192, 191), np.uint8))
+    assert "(192, 191)" in fails(capsys, "register", REFERENCE, tmp_path / "a.npy")
+    assert "(192, 191)" in fails(capsys, "register", REFERENCE, IMAGE, "--err", tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("name", ["a.fits", "a.tif", "a.npy", "a.png"])
+def test_damaged_files(capsys, tmp_path, name):
+    (tmp_path / name).write_bytes(b"this is not an image " * 200)
+    fails(capsys, "register", REFERENCE, tmp_path / name)
+
+
+def test_import_is_light():
+    code = (
+        "import sys, jaxchi2.cli\n"
+        "heavy = {'matplotlib', 'astropy', 'tifffile', 'imageio', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

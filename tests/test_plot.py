@@ -1,0 +1,149 @@
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxchi2
+from jaxchi2.plot import known_pictures, plot_registration, undo_shift
+
+pytest.importorskip("matplotlib")
+iio = pytest.importorskip("imageio.v3")
+
+SHAPE = (32, 40)
+ERR = 0.3
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two blobs, displaced by a whole number of pixels, with noise of standard deviation ERR."""
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    blobs = 9 * np.exp(-((y - 14) ** 2 + (x - 12) ** 2) / 8) + 6 * np.exp(-((y - 20 - (x - 26) / 2) ** 2) / 6)
+    scene = blobs * np.exp(-((x - 20) ** 2 + (y - 16) ** 2) / 200)
+    noise = np.random.default_rng(1).normal(scale=ERR, size=SHAPE)
+    return scene.astype(np.float32), (np.roll(scene, (2, -3), (0, 1)) + noise).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def result(pair):
+    return jaxchi2.register(*pair, ERR)
+
+
+@pytest.fixture(scope="module")
+def figure(pair, result):
+    return plot_registration(*pair, ERR, result, labels=("one", "two"))
+
+
+def panels(figure):
+    return {axes.get_title(): axes for axes in figure.axes}
+
+
+def test_picture_is_drawn(figure, tmp_path):
+    path = tmp_path / "picture.png"
+    figure.savefig(path)
+    pixels = iio.imread(path)[..., :3].astype(float)
+    assert min(pixels.shape[:2]) > 400
+    assert pixels.std() > 20
+    # Every panel has content: no quarter of the picture is blank.
+    rows, columns = (np.array_split(np.arange(n), 2) for n in pixels.shape[:2])
+    assert min(pixels[np.ix_(r, c)].std() for r in rows for c in columns) > 20
+
+
+def test_title_gives_the_numbers(figure):
+    title = figure.get_suptitle()
+    assert "y = +2.0" in title or "y = +1.9" in title
+    assert "±" in title
+    assert "χ²/dof = " in title
+
+
+def test_panels(figure, pair):
+    titles = list(panels(figure))
+    assert titles[:2] == ["one", "two"]
+    assert titles[2].startswith("difference before, rms ")
+    before, after = (axes for title, axes in panels(figure).items() if title.startswith("difference"))
+    assert before.images[0].get_clim() == after.images[0].get_clim()
+    low, high = before.images[0].get_clim()
+    assert low == -high
+    np.testing.assert_array_equal(before.images[0].get_array(), pair[1].astype(float) - pair[0])
+    # What is left after alignment is the noise that was put in.
+    assert np.std(after.images[0].get_array()) == pytest.approx(ERR, rel=0.1)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_contours_are_those_of_the_surface(pair, result, figure, known):
+    if not known:
+        result = jaxchi2.register(*pair)
+        figure = plot_registration(*pair, None, result)
+    err = ERR if known else float(jnp.sqrt(result.reduced_chi2))
+    surface = jaxchi2.chi2_surface(*pair, err)
+    axes = next(axes for title, axes in panels(figure).items() if title.startswith("Δχ²"))
+    drawn = axes.collections[0].get_paths()
+    stderr = np.asarray(result.stderr)
+    assert len(drawn) == 3
+    for nsigma, path in zip((1, 2, 3), drawn, strict=True):
+        extent = np.ptp(path.vertices, axis=0)[::-1]
+        polygon = np.asarray(surface.contour(float(nsigma)))
+        # 64 points on an ellipse and 121 grid points: both miss its extremes by less than a percent.
+        np.testing.assert_allclose(extent, np.ptp(polygon, axis=0), rtol=0.01)
+        assert np.all(extent > 2 * 1.4 * nsigma * stderr)
+
+
+def test_bad_pixels_stay_bad(pair):
+    image = pair[1].copy()
+    image[10:12, 20:23] = np.nan
+    aligned = undo_shift(image, [2.0, -3.0])
+    assert aligned.shape == SHAPE
+    expected = np.zeros(SHAPE, bool)
+    expected[8:10, 23:26] = True
+    np.testing.assert_array_equal(np.isnan(aligned), expected)
+    away = np.ones(SHAPE, bool)
+    away[6:12, 21:28] = False
+    np.testing.assert_allclose(aligned[away], np.roll(pair[1], (-2, 3), (0, 1))[away], atol=0.02)
+    assert np.isnan(undo_shift(np.full(SHAPE, np.nan), [2.0, -3.0])).all()
+
+
+def test_without_a_minimum(pair, tmp_path):
+    flat = np.ones(SHAPE, np.float32)
+    figure = plot_registration(flat, pair[1], ERR)
+    assert figure.get_suptitle().startswith("no shift found: ")
+    figure.savefig(tmp_path / "flat.png")
+    assert iio.imread(tmp_path / "flat.png").std() > 5
+
+
+def test_all_nan(tmp_path):
+    nothing = np.full(SHAPE, np.nan, np.float32)
+    figure = plot_registration(nothing, nothing, ERR)
+    figure.savefig(tmp_path / "nan.png")
+    assert figure.get_suptitle().startswith("no shift found: ")
+
+
+def test_inputs_are_not_modified(pair, result):
+    before = [pixels.copy() for pixels in pair]
+    plot_registration(*pair, ERR, result)
+    for pixels, copy in zip(pair, before, strict=True):
+        np.testing.assert_array_equal(pixels, copy)
+
+
+def test_pyplot_is_not_needed(pair, result, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    assert plot_registration(*pair, ERR, result, origin="upper").axes
+
+
+@pytest.mark.parametrize("shapes", [((8,), (8,)), ((4, 5, 6), (4, 5, 6)), ((8, 8), (8, 9))])
+def test_only_pairs_of_pictures(shapes):
+    with pytest.raises(ValueError, match="two axes and one shape"):
+        plot_registration(*(np.zeros(shape, np.float32) for shape in shapes))
+
+
+def test_missing_matplotlib_names_the_extra(pair, monkeypatch):
+    for module in [m for m in sys.modules if m.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r'pip install "jaxchi2\[plot\]"'):
+        plot_registration(*pair)
+    with pytest.raises(ImportError, match=r'pip install "jaxchi2\[plot\]"'):
+        known_pictures()
+
+
+def test_known_pictures():
+    assert {"png", "pdf", "svg"} <= set(known_pictures())
