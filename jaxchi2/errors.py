@@ -19,11 +19,10 @@ from jax import Array, lax
 from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 
-from .minimum import Minimum, inverse, is_positive_definite, value_gradient_hessian
-from .spectrum import contract
+from .minimum import TAYLOR_ORDER, Minimum, inverse, is_positive_definite, value_gradient_hessian
+from .spectrum import along, contract
 from .terms import Chi2Terms
 
-TAYLOR_ORDER = 5
 MAX_STEPS = 40
 
 
@@ -102,7 +101,7 @@ def interval_points(terms: Chi2Terms, minimum: Minimum, threshold: Array) -> Lev
     # The extremes of an ellipsoid along its axes are the columns of its covariance.
     towards = covariance / sigma[:, None]
     starts = jnp.concatenate([-towards, towards])
-    points, found = level_points("profile", terms, minimum.whole, minimum.fraction, starts, threshold)
+    points, found = level_points("profile", terms, minimum, starts, threshold)
     return LevelPoints(points, found)
 
 
@@ -118,8 +117,13 @@ def contour_points(terms: Chi2Terms, minimum: Minimum, threshold: Array, n: int)
     first = jnp.sin(angle)
     second = cosine * first + jnp.sqrt(1 - cosine**2) * jnp.cos(angle)
     starts = jnp.stack([first, second], axis=1) * sigma
-    points, found = level_points("ray", terms, minimum.whole, minimum.fraction, starts, threshold)
+    points, found = level_points("ray", terms, minimum, starts, threshold)
     return LevelPoints(points, found)
+
+
+def _powers(x: Array) -> Array:
+    """``x⁰ … x^TAYLOR_ORDER``, a vector."""
+    return jnp.stack([x**p for p in range(TAYLOR_ORDER + 1)])
 
 
 def _conditions(kind: str, start: Array, point: Array, gradient: Array, hessian: Array) -> tuple[Array, Array]:
@@ -148,9 +152,9 @@ def _system(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def level_points(
-    kind: str, terms: Chi2Terms, whole: Array, fraction: Array, starts: Array, threshold: Array
+    kind: str, terms: Chi2Terms, minimum: Minimum, starts: Array, threshold: Array
 ) -> tuple[Array, Array]:
-    """Solve for points with Δχ² = ``threshold``, displacements from the minimum ``whole + fraction``.
+    """Solve for points with Δχ² = ``threshold``, displacements from the minimum.
 
     ``starts`` are their places for Δχ² = 1 if χ² were quadratic, shape ``(n, D)``; for "profile" lower
     extremes of axes 0 … D−1, then the upper ones. Returns displacements and whether each was found.
@@ -159,20 +163,21 @@ def level_points(
     axes = jnp.arange(len(starts)) % ndim if kind == "profile" else jnp.zeros(len(starts), int)
     sigma = jnp.max(jnp.abs(starts), axis=0)
     scale = jnp.sqrt(threshold) * sigma
-    taylor = terms.derivatives(whole, fraction, TAYLOR_ORDER)
-    order = np.indices(taylor.shape).sum(0)
-    # Coefficients of Δχ² / threshold in units of ``scale``, free of 0/0 at threshold zero.
-    polynomial = taylor * (jnp.sqrt(threshold) ** np.maximum(order - 2, 0)) * (order >= 2)
+    # Δχ² / threshold in units of ``scale``. A threshold of zero (a perfect match) leaves the quadratic.
+    positive = jnp.maximum(threshold, 1e-30)
     powers = np.arange(TAYLOR_ORDER + 1)
-    factorials = np.array([factorial(p) for p in powers], float)
+    order = np.indices(minimum.taylor.shape).sum(0)
+    polynomial = jnp.where(order >= 2, minimum.taylor / positive, 0.0)
     for axis in range(ndim):
-        column = sigma[axis] ** powers / factorials.astype(sigma.dtype)
-        polynomial = polynomial * column.reshape([-1 if a == axis else 1 for a in range(ndim)])
+        column = _powers(jnp.sqrt(positive) * sigma[axis]) / np.array([factorial(p) for p in powers])
+        polynomial = polynomial * along(column.astype(sigma.dtype), axis, ndim)
 
     def monomials(x: Array) -> Array:
         """Powers of x and their first and second derivatives, one column each."""
-        zero, one, two = (jnp.where(powers >= d, x ** np.maximum(powers - d, 0), 0.0) for d in range(3))
-        return jnp.stack([zero, powers * one, powers * (powers - 1) * two], axis=1).astype(x.dtype)
+        p = _powers(x)
+        zeros = jnp.zeros_like(p[:1])
+        first = powers * jnp.concatenate([zeros, p[:-1]])
+        return jnp.stack([p, first, powers * jnp.concatenate([zeros, first[:-1]])], axis=1)
 
     def on_polynomial(u: Array) -> tuple[Array, Array, Array]:
         return value_gradient_hessian(contract(polynomial, [monomials(u[a]) for a in range(ndim)]))
@@ -191,14 +196,17 @@ def level_points(
     solution = lax.fori_loop(0, 6, improve, units)
 
     # Terms of order 4 and 5 small at the solution means that those left out are negligible.
-    tail = jax.vmap(lambda u: contract(jnp.abs(polynomial) * (order >= 4) * (order <= 5), [
-        jnp.abs(u[a]) [None] ** powers[:, None] for a in range(ndim)]))(solution).reshape(len(starts))
+    last = jnp.where((order == 4) | (order == 5), jnp.abs(polynomial), 0.0)
+    tail = jax.vmap(lambda u: contract(last, [_powers(jnp.abs(u[a]))[:, None] for a in range(ndim)]))(solution)
+    tail = tail.reshape(len(starts))
     enough = (tail < 0.02) & jnp.all(jnp.isfinite(solution), axis=1)
 
-    base = taylor[(0,) * ndim]
+    base = minimum.taylor[(0,) * ndim]
 
     def on_series(u: Array) -> tuple[Array, Array, Array]:
-        value, gradient, hessian = value_gradient_hessian(terms.derivatives(whole, fraction + u * scale, 2))
+        value, gradient, hessian = value_gradient_hessian(
+            terms.derivatives(minimum.whole, minimum.fraction + u * scale, 2)
+        )
         outer = scale[:, None] * scale[None, :]
         return (value - base) / threshold, gradient * scale / threshold, hessian * outer / threshold
 
@@ -218,9 +226,10 @@ def level_points(
 
 @level_points.defjvp
 def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple:
-    terms, whole, fraction, starts, threshold = primals
-    d_terms, _, d_fraction, _, d_threshold = tangents
-    points, found = level_points(kind, terms, whole, fraction, starts, threshold)
+    terms, minimum, starts, threshold = primals
+    d_terms, d_minimum, _, d_threshold = tangents
+    whole, fraction, d_fraction = minimum.whole, minimum.fraction, d_minimum.fraction
+    points, found = level_points(kind, terms, minimum, starts, threshold)
     ndim = starts.shape[1]
     axes = jnp.arange(len(starts)) % ndim if kind == "profile" else jnp.zeros(len(starts), int)
 

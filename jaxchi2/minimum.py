@@ -18,6 +18,7 @@ from .spectrum import along, harmonics
 from .terms import Chi2Terms, grid_minimum
 
 MAX_STEPS = 50
+TAYLOR_ORDER = 5
 
 
 class Minimum(NamedTuple):
@@ -27,10 +28,15 @@ class Minimum(NamedTuple):
     """Whole pixels of the shift, int32, shape ``(D,)``."""
     fraction: Array
     """What is to be added to ``whole``, in pixels, shape ``(D,)``; a constant of size below about one."""
-    hessian: Array
-    """Second derivatives of χ² there, shape ``(D, D)``."""
+    taylor: Array
+    """All partial derivatives of χ² there up to `TAYLOR_ORDER` per axis, the value itself left out of use."""
     converged: Array
     """Whether the last Newton step was below rounding."""
+
+    @property
+    def hessian(self) -> Array:
+        """Second derivatives of χ², shape ``(D, D)``."""
+        return value_gradient_hessian(self.taylor)[2]
 
 
 def value_gradient_hessian(derivatives: Array) -> tuple[Array, Array, Array]:
@@ -156,5 +162,4 @@ def find_minimum(terms: Chi2Terms, max_shift: tuple[float, ...] | None) -> Minim
     """Search the grid, refine on the series."""
     whole, start = best_pixel(terms, max_shift)
     fraction, converged = refine(terms, whole, start)
-    _, _, hessian = value_gradient_hessian(terms.derivatives(whole, fraction, 2))
-    return Minimum(whole, fraction, hessian, converged)
+    return Minimum(whole, fraction, terms.derivatives(whole, fraction, TAYLOR_ORDER), converged)
