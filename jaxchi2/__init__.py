@@ -5,8 +5,35 @@ as a function of the shift. `align` undoes a shift. The functions with the names
 ``image_registration`` (`chi2_shift` and its kin) keep that package's arguments and return order.
 """
 
-from .registration import Registration, Status, register
+from . import fourier
+from .align import align
 from .errors import delta_chi2
+from .image_registration import (
+    chi2_shift,
+    chi2_shift_iterzoom,
+    chi2map_to_errors,
+    chi2n_map,
+    iterative_zoom,
+    iterative_zoom_1d,
+)
+from .registration import Registration, Status, register
 from .surface import Chi2Surface, chi2_surface
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Chi2Surface",
+    "Registration",
+    "Status",
+    "align",
+    "chi2_shift",
+    "chi2_shift_iterzoom",
+    "chi2_surface",
+    "chi2map_to_errors",
+    "chi2n_map",
+    "delta_chi2",
+    "fourier",
+    "iterative_zoom",
+    "iterative_zoom_1d",
+    "register",
+]

@@ -66,7 +66,7 @@ def delta_chi2(nsigma: ArrayLike, nfitted: int = 1) -> Array:
         return -2 * target
 
     def log_sf(x: Array) -> Array:
-        """log Q(nfitted/2, x/2): a finite sum, by parts, down to ``exp`` or ``erfc``."""
+        """Log Q(nfitted/2, x/2): a finite sum, by parts, down to ``exp`` or ``erfc``."""
         terms = [log_ndtr(-jnp.sqrt(x)) + np.log(2.0).astype(x.dtype)] if nfitted % 2 else []
         powers = np.arange(nfitted % 2 / 2, nfitted / 2)
         terms += [p * jnp.log(x / 2) - x / 2 - np.asarray(lgamma(p + 1), x.dtype) for p in powers.tolist()]
@@ -126,7 +126,9 @@ def _powers(x: Array) -> Array:
     return jnp.stack([x**p for p in range(TAYLOR_ORDER + 1)])
 
 
-def _conditions(kind: str, start: Array, point: Array, gradient: Array, hessian: Array) -> tuple[Array, Array]:
+def _conditions(
+    kind: str, start: Array, point: Array, gradient: Array, hessian: Array
+) -> tuple[Array, Array]:
     """The D − 1 conditions that single out a point of the level surface, and their derivatives.
 
     ``start`` is a unit-level point of the ellipsoid. "profile": the gradient vanishes along every axis but
@@ -197,7 +199,9 @@ def level_points(
 
     # Terms of order 4 and 5 small at the solution means that those left out are negligible.
     last = jnp.where((order == 4) | (order == 5), jnp.abs(polynomial), 0.0)
-    tail = jax.vmap(lambda u: contract(last, [_powers(jnp.abs(u[a]))[:, None] for a in range(ndim)]))(solution)
+    tail = jax.vmap(lambda u: contract(last, [_powers(jnp.abs(u[a]))[:, None] for a in range(ndim)]))(
+        solution
+    )
     tail = tail.reshape(len(starts))
     enough = (tail < 0.02) & jnp.all(jnp.isfinite(solution), axis=1)
 
@@ -243,11 +247,16 @@ def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple:
         (_, gradient, hessian), (d_value, d_gradient, _) = jax.jvp(
             expansion, (terms, fraction + point), (d_terms, d_fraction)
         )
-        change, jacobian = _system(kind, start, axis, point, d_value - d_base - d_threshold, gradient, hessian)
+        change, jacobian = _system(
+            kind, start, axis, point, d_value - d_base - d_threshold, gradient, hessian
+        )
         change = jnp.where(jnp.arange(ndim) == axis, change, d_gradient if kind == "profile" else 0.0)
         return -jnp.sum(inverse(jacobian) * change, axis=-1)
 
-    return (points, found), (jax.vmap(tangent)(starts, axes, points), np.zeros(found.shape, jax.dtypes.float0))
+    return (points, found), (
+        jax.vmap(tangent)(starts, axes, points),
+        np.zeros(found.shape, jax.dtypes.float0),
+    )
 
 
 def profile_values(terms: Chi2Terms, minimum: Minimum, axis: int, displacements: Array) -> Array:

@@ -24,12 +24,12 @@ The names and arguments are those of `image_registration`. Its ``nthreads``, ``u
 ``allow_huge`` mean nothing here; they are accepted with a warning, in its positions too (`accept_obsolete`).
 """
 
-import functools
 import inspect
 import math
 import operator
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -74,7 +74,7 @@ def accept_obsolete(**slots: int | None) -> Callable[[Callable[P, R]], Callable[
             order.insert(slot, name)
         first = positions[0][0] if positions else len(order)
 
-        @functools.wraps(function)
+        @wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> R:
             if len(args) > len(order):
                 raise TypeError(f"{function.__name__} takes {len(order)} arguments, got {len(args)}")
@@ -202,10 +202,68 @@ def _on_grid(spectrum: Array, positions: Sequence[_Split]) -> Array:
     return spectrum
 
 
-def _interpolate(data: Array, positions: Sequence[_Split], real: bool) -> Array:
-    """Evaluate `data` on a grid; the complex form has Nyquist at +1/2, as image_registration returns it."""
-    values = _on_grid(jnp.fft.fftn(data, norm="forward"), positions)
+def _finish(values: Array, real: bool) -> Array:
+    """Take the real part, or move Nyquist to +1/2, where `image_registration` has it in the complex form."""
     return values.real if real else values.conj()
+
+
+@partial(jax.jit, static_argnames="real")
+def _interpolate(data: Array, vectors: Sequence[Array], real: bool) -> Array:
+    values = _on_grid(jnp.fft.fftn(data, norm="forward"), [_split(x) for x in vectors])
+    return _finish(values, real)
+
+
+@partial(jax.jit, static_argnames="real")
+def _interpolate_points(data: Array, coordinates: Sequence[Array], real: bool) -> Array:
+    spectrum = jnp.fft.fftn(data, norm="forward")
+
+    def at(point: Array) -> Array:
+        return _on_grid(spectrum, [_split(x[None]) for x in point]).reshape(())
+
+    # In batches: every point at once would hold all but one axis of the data for each of them.
+    points = jnp.stack([x.ravel() for x in coordinates], axis=1)
+    return _finish(lax.map(at, points, batch_size=256).reshape(coordinates[0].shape), real)
+
+
+@partial(jax.jit, static_argnames=("outshape", "real"))
+def _zoom(
+    data: Array, middles: Array, offsets: Array, usfac: Array, outshape: Sequence[int], real: bool
+) -> tuple[list[Array], Array]:
+    """Evaluate `data` around ``middles + offsets``; return the positions per axis and the values."""
+    centers = _add(_split(middles), _split(offsets))
+    positions = []
+    for whole, fraction, m in zip(*centers, outshape, strict=True):
+        steps = _split_ratio(jnp.arange(m, dtype=data.dtype) - (m - 1) / 2, usfac)
+        positions.append(_add((whole[None], fraction[None]), steps))
+    values = _on_grid(jnp.fft.fftn(data, norm="forward"), positions)
+    return [whole + fraction for whole, fraction in positions], _finish(values, real)
+
+
+@partial(jax.jit, static_argnames=("nor", "noc"))
+def _window(spectrum: Array, usfac: Array, roff: Array, coff: Array, nor: int, noc: int) -> Array:
+    y, x = roff - jnp.arange(nor, dtype=roff.dtype), coff - jnp.arange(noc, dtype=coff.dtype)
+    return _on_grid(spectrum, [_split_ratio(y, usfac), _split_ratio(x, usfac)])
+
+
+@partial(jax.jit, static_argnames=("return_abs", "return_real"))
+def _shift(data: Array, offset: Array, phase: Array, return_abs: bool, return_real: bool) -> Array:
+    spectrum = jnp.fft.fftn(jnp.where(jnp.isfinite(data), data, 0))
+    for axis, n in enumerate(data.shape):
+        factor = _phases(_split(-offset[axis, None]), n)[0]
+        spectrum = spectrum * jnp.expand_dims(factor, [a for a in range(data.ndim) if a != axis])
+    result = jnp.fft.ifftn(spectrum) * lax.complex(jnp.cos(phase), -jnp.sin(phase))
+    if return_real:
+        return result.real
+    return jnp.abs(result) if return_abs else result
+
+
+@partial(jax.jit, static_argnames="padded")
+def _correlate(im1: Array, im2: Array, padded: Sequence[int]) -> Array:
+    axes = tuple(range(im1.ndim))
+    a, b = (jnp.fft.rfftn(jnp.where(jnp.isfinite(im), im, 0), padded, axes) for im in (im1, im2))
+    backwards = jnp.fft.irfftn(a * b.conj(), padded, axes)  # index t holds shift -t
+    rolled = jnp.roll(backwards, tuple((n - 1) // 2 for n in im1.shape), axes)
+    return rolled[tuple(slice(n) for n in im1.shape)]
 
 
 @accept_obsolete(nthreads=3, use_numpy_fft=4, allow_huge=None)
@@ -235,11 +293,7 @@ def correlate2d(im1: ArrayLike, im2: ArrayLike, boundary: str = "wrap") -> Array
     shape = first.shape
     # Shifts reach n//2, so n + n//2 elements keep one end from meeting the other.
     padded = shape if boundary == "wrap" else tuple(_fast_length(n + n // 2) for n in shape)
-    axes = tuple(range(first.ndim))
-    a, b = (jnp.fft.rfftn(jnp.where(jnp.isfinite(im), im, 0), padded, axes) for im in (first, second))
-    backwards = jnp.fft.irfftn(a * b.conj(), padded, axes)  # index t holds shift -t
-    rolled = jnp.roll(backwards, tuple((n - 1) // 2 for n in shape), axes)
-    return rolled[tuple(slice(n) for n in shape)]
+    return _correlate(first, second, padded)
 
 
 @accept_obsolete(nthreads=3, use_numpy_fft=4, allow_huge=None)
@@ -276,15 +330,7 @@ def shiftnd(
     """
     array = _data(data, "data")
     offsets = _per_axis(offset, "offset", array)
-    spectrum = jnp.fft.fftn(jnp.where(jnp.isfinite(array), array, 0))
-    for axis, n in enumerate(array.shape):
-        factor = _phases(_split(-offsets[axis, None]), n)[0]
-        spectrum = spectrum * jnp.expand_dims(factor, [a for a in range(array.ndim) if a != axis])
-    angle = _scalar(phase, "phase", array.dtype)
-    result = jnp.fft.ifftn(spectrum) * lax.complex(jnp.cos(angle), -jnp.sin(angle))
-    if return_real:
-        return result.real
-    return jnp.abs(result) if return_abs else result
+    return _shift(array, offsets, _scalar(phase, "phase", array.dtype), return_abs, return_real)
 
 
 @accept_obsolete(nthreads=4, use_numpy_fft=5, allow_huge=None)
@@ -301,16 +347,6 @@ def shift2d(
     array = _data(data, "data", 2)
     offset = (_scalar(deltay, "deltay", array.dtype), _scalar(deltax, "deltax", array.dtype))
     return shiftnd(array, offset, phase, return_abs=return_abs, return_real=return_real)
-
-
-def _zoom(data: Array, centers: Sequence[_Split], usfac: ArrayLike, outshape: Any, real: bool) -> Any:
-    """Evaluate `data` around `centers` with step ``1/usfac``; return positions per axis and values."""
-    factor = _scalar(usfac, "usfac", data.dtype)
-    positions = []
-    for (whole, fraction), m in zip(centers, outshape, strict=True):
-        steps = _split_ratio(jnp.arange(m, dtype=data.dtype) - (m - 1) / 2, factor)
-        positions.append(_add((whole[None], fraction[None]), steps))
-    return [whole + fraction for whole, fraction in positions], _interpolate(data, positions, real)
 
 
 @accept_obsolete(nthreads=None, use_numpy_fft=None, allow_huge=None)
@@ -348,11 +384,10 @@ def zoomnd(
     """
     data = _data(inp, "inp")
     shape = _output_shape(outshape, "outshape", data.shape)
-    middles = [float(middle_convention((n - 1) / 2)) for n in data.shape]
-    whole, fraction = _split(jnp.asarray(middles, dtype=data.dtype))
-    if not isinstance(offsets, Sequence) or len(offsets):
-        whole, fraction = _add((whole, fraction), _split(_per_axis(offsets, "offsets", data)))
-    xouts, zoomed = _zoom(data, list(zip(whole, fraction, strict=True)), usfac, shape, return_real)
+    middles = np.array([float(middle_convention((n - 1) / 2)) for n in data.shape], dtype=data.dtype)
+    given = offsets if not isinstance(offsets, Sequence) or len(offsets) else np.zeros_like(middles)
+    shifts = _per_axis(given, "offsets", data)
+    xouts, zoomed = _zoom(data, middles, shifts, _scalar(usfac, "usfac", data.dtype), shape, return_real)
     return (jnp.stack(jnp.meshgrid(*xouts, indexing="ij")), zoomed) if return_xouts else zoomed
 
 
@@ -423,12 +458,11 @@ def dftups(
     """
     numeric = jnp if isinstance(inp, jax.Array) else np
     real, imag = _data(numeric.real(inp), "inp", 2), _data(numeric.imag(inp), "inp", 2)
-    rows = _output_shape(nor, "nor", real.shape[:1])
-    columns = _output_shape(noc, "noc", real.shape[1:])
+    (rows,) = _output_shape(nor, "nor", real.shape[:1])
+    (columns,) = _output_shape(noc, "noc", real.shape[1:])
     factor = _scalar(usfac, "usfac", real.dtype)
-    y = _scalar(roff, "roff", real.dtype) - jnp.arange(*rows, dtype=real.dtype)
-    x = _scalar(coff, "coff", real.dtype) - jnp.arange(*columns, dtype=real.dtype)
-    return _on_grid(lax.complex(real, imag), [_split_ratio(y, factor), _split_ratio(x, factor)])
+    origin = _scalar(roff, "roff", real.dtype), _scalar(coff, "coff", real.dtype)
+    return _window(lax.complex(real, imag), factor, *origin, rows, columns)
 
 
 @accept_obsolete(nthreads=3, use_numpy_fft=4, allow_huge=None)
@@ -495,7 +529,7 @@ def fourier_interp1d(
         order = jnp.argsort(support)
         pixels = order.astype(samples.dtype)
         out = jnp.interp(out, support[order], pixels, left="extrapolate", right="extrapolate")
-    return _interpolate(samples, [_split(out)], return_real)
+    return _interpolate(samples, [out], return_real)
 
 
 @accept_obsolete(nthreads=2, use_numpy_fft=3, allow_huge=None)
@@ -530,15 +564,7 @@ def fourier_interpnd(data: ArrayLike, outinds: Any, *, return_real: bool = True)
     positions = [_data(x, "outinds").astype(array.dtype) for x in outinds]
     shapes = {x.shape for x in positions}
     if all(x.ndim == 1 for x in positions):
-        return _interpolate(array, [_split(x) for x in positions], return_real)
+        return _interpolate(array, positions, return_real)
     if len(shapes) > 1:
         raise ValueError(f"outinds must be vectors or arrays of one shape, got shapes {sorted(shapes)}")
-    spectrum = jnp.fft.fftn(array, norm="forward")
-
-    def at(point: Array) -> Array:
-        return _on_grid(spectrum, [_split(x[None]) for x in point]).reshape(())
-
-    # In batches: every point at once would hold all but one axis of the data for each of them.
-    points = jnp.stack([x.ravel() for x in positions], axis=1)
-    values = lax.map(at, points, batch_size=256).reshape(positions[0].shape)
-    return values.real if return_real else values.conj()
+    return _interpolate_points(array, positions, return_real)

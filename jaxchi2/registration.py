@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from .errors import covariance_of, interval_points
@@ -44,7 +45,6 @@ _MESSAGES = {
     Status.NOT_CONVERGED: "the refinement did not converge",
     Status.OPEN_INTERVAL: "Δχ² does not reach its threshold on every side, an interval bound is NaN",
 }
-_FATAL = ~Status.OPEN_INTERVAL & (Status.NO_DATA | Status.FLAT | Status.OUT_OF_WINDOW | Status.NOT_CONVERGED)
 
 
 class Registration(NamedTuple):
@@ -90,7 +90,7 @@ class Registration(NamedTuple):
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in zip(self._fields, self, strict=True))
-        if any(isinstance(x, jax.core.Tracer) or not hasattr(x, "shape") for x in self):
+        if any(isinstance(x, Tracer) or not hasattr(x, "shape") for x in self):
             return f"Registration({fields})"
         if self.shift.ndim > 1:
             bad = int(np.sum(np.asarray(self.status) != 0))
@@ -177,7 +177,7 @@ def register(
     pair = check_pair(reference, image, err, boundary, oversample)
     limits = check_max_shift(max_shift, pair.reference.ndim)
     nsigma = jnp.asarray(nsigma, pair.image.dtype)
-    if nsigma.ndim or (not isinstance(nsigma, jax.core.Tracer) and not nsigma > 0):
+    if nsigma.ndim or (not isinstance(nsigma, Tracer) and not nsigma > 0):
         raise ValueError(f"nsigma must be a positive scalar, not {nsigma}")
     clean = is_known_clean(*pair, boundary)
     return _register(*pair, nsigma, err is not None, clean, boundary, oversample, limits)
@@ -211,19 +211,25 @@ def _register(
         max_shift = tuple(n / 2 for n in reference.shape)
     # Without errors, the reference's range is a unit in which no square under- or overflows.
     unit = err if known_err else _range_of(reference)
-    solve = partial(_solve, nsigma=nsigma, known_err=known_err, max_shift=max_shift)
-    result = with_terms(solve, reference, image, unit, boundary, oversample, clean)
+    run = partial(solve, nsigma=nsigma, known_err=known_err, max_shift=max_shift)
+    result = with_terms(run, reference, image, unit, boundary, oversample, clean)
     return result if known_err else result._replace(chi2=result.chi2 * unit**2)
 
 
 def _range_of(array: Array) -> Array:
     finite = jnp.isfinite(array)
-    largest, smallest = jnp.max(array, where=finite, initial=-jnp.inf), jnp.min(array, where=finite, initial=jnp.inf)
+    largest, smallest = (
+        jnp.max(array, where=finite, initial=-jnp.inf),
+        jnp.min(array, where=finite, initial=jnp.inf),
+    )
     extent = lax.stop_gradient(largest - smallest)
     return jnp.where(jnp.isfinite(extent) & (extent > 0), extent, 1.0)
 
 
-def _solve(terms: Chi2Terms, nsigma: Array, known_err: bool, max_shift: tuple[float, ...] | None) -> Registration:
+def solve(
+    terms: Chi2Terms, nsigma: Array, known_err: bool, max_shift: tuple[float, ...] | None
+) -> Registration:
+    """Minimum, errors and verdict for one surface, whichever way its terms were built."""
     minimum = find_minimum(terms, max_shift)
     whole, fraction = minimum.whole, minimum.fraction
     ndim = len(terms.shape)
@@ -238,18 +244,22 @@ def _solve(terms: Chi2Terms, nsigma: Array, known_err: bool, max_shift: tuple[fl
 
     # Curvature that rounding alone could make is none.
     curved = jnp.diagonal(minimum.hessian) > 4 * jnp.finfo(shift.dtype).eps * terms.amplitude
-    flags = {
-        Status.NO_DATA: dof <= 0,
-        Status.FLAT: ~(is_positive_definite(minimum.hessian) & jnp.all(curved)),
-        Status.OUT_OF_WINDOW: jnp.zeros_like(dof, bool)
+    flat = ~(is_positive_definite(minimum.hessian) & jnp.all(curved))
+    outside = (
+        jnp.zeros_like(flat)
         if max_shift is None
-        else jnp.any(jnp.abs(shift) > jnp.asarray(max_shift, shift.dtype)),
-        Status.NOT_CONVERGED: ~minimum.converged,
-        Status.OPEN_INTERVAL: ~jnp.all(points.found),
-    }
-    status = sum(jnp.where(flag, int(name), 0) for name, flag in flags.items())
-    status = jnp.asarray(status, jnp.int32)
-    failed = (status & int(_FATAL)) != 0
+        else jnp.any(jnp.abs(shift) > np.asarray(max_shift, shift.dtype))
+    )
+    # Only the first of these that applies is a cause; the rest would follow from it.
+    cause = [
+        (dof <= 0, Status.NO_DATA),
+        (flat, Status.FLAT),
+        (~minimum.converged, Status.NOT_CONVERGED),
+        (outside, Status.OUT_OF_WINDOW),
+        (~jnp.all(points.found), Status.OPEN_INTERVAL),
+    ]
+    status = jnp.select([c for c, _ in cause], [np.int32(flag) for _, flag in cause], np.int32(Status.OK))
+    failed = (status != Status.OK) & (status != Status.OPEN_INTERVAL)
 
     def unless_failed(x: Array) -> Array:
         return jnp.where(failed, jnp.nan, x)

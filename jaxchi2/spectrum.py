@@ -129,7 +129,9 @@ class FourierSeries:
             if length > odd:
                 spectrum = _insert_zeros(spectrum, axis, (odd + 1) // 2, length - odd)
             elif length == odd - 1:
-                head, positive, negative, tail = jnp.split(spectrum, [length // 2, length // 2 + 1, length // 2 + 2], axis)
+                head, positive, negative, tail = jnp.split(
+                    spectrum, [length // 2, length // 2 + 1, length // 2 + 2], axis
+                )
                 spectrum = jnp.concatenate([head, positive + negative, tail], axis)
         missing = lengths[-1] // 2 + 1 - spectrum.shape[-1]
         if missing:

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from .errors import contour_points, delta_chi2, interval_points, profile_values
 from .fourier import as_real_array
-from .minimum import Minimum, find_minimum
+from .minimum import find_minimum
 from .terms import BOUNDARIES, Chi2Terms, is_known_clean, uniform_terms, weighted_terms
 
 
@@ -27,19 +27,28 @@ class Pair(NamedTuple):
 
 
 def check_pair(
-    reference: ArrayLike, image: ArrayLike, err: ArrayLike | None, boundary: str, oversample: int
+    reference: ArrayLike,
+    image: ArrayLike,
+    err: ArrayLike | None,
+    boundary: str,
+    oversample: int,
+    names: tuple[str, str] = ("reference", "image"),
 ) -> Pair:
     """Convert and check a pair of images; everything that is wrong about shapes, dtypes or options raises."""
-    reference, image = as_real_array(reference, "reference"), as_real_array(image, "image")
-    if reference.shape != image.shape:
-        raise ValueError(f"image must have the shape of reference, {reference.shape}, not {image.shape}")
-    if not 1 <= reference.ndim <= 3:
-        raise ValueError(f"reference and image must have 1, 2 or 3 axes, not {reference.ndim}")
-    if min(reference.shape) < 2:
-        raise ValueError(f"reference and image need two or more pixels on every axis, not shape {reference.shape}")
+    first, second = names
+    reference, image = as_real_array(reference, first), as_real_array(image, second)
+    shape = reference.shape
+    if shape != image.shape:
+        raise ValueError(f"{second} must have the shape of {first}, {shape}, not {image.shape}")
+    if not 1 <= len(shape) <= 3:
+        raise ValueError(f"{first} and {second} must have 1, 2 or 3 axes, not {len(shape)}")
+    if min(shape) < 2:
+        raise ValueError(
+            f"{first} and {second} must have two or more pixels on every axis, not shape {shape}"
+        )
     err = as_real_array(1.0 if err is None else err, "err")
-    if err.shape not in ((), reference.shape):
-        raise ValueError(f"err must be a scalar or have the shape of the images, {reference.shape}, not {err.shape}")
+    if err.shape not in ((), shape):
+        raise ValueError(f"err must be a scalar or have the shape of the images, {shape}, not {err.shape}")
     if boundary not in BOUNDARIES:
         raise ValueError(f"boundary must be one of {BOUNDARIES}, not {boundary!r}")
     if oversample not in (1, 2) or isinstance(oversample, bool):
@@ -84,8 +93,7 @@ class Chi2Surface:
         terms = self.terms
         over, frame = terms.oversample, terms.frame
         values = jnp.roll(terms.grid + terms.constant, [over * (n // 2) for n in frame], range(len(frame)))
-        values = values[tuple(slice(0, over * n) for n in frame)]
-        return values
+        return values[tuple(slice(0, over * n) for n in frame)]
 
     def shifts(self) -> tuple[np.ndarray, ...]:
         """Shifts along each axis at which `map` is given, one vector per axis."""
@@ -167,7 +175,9 @@ class Chi2Surface:
             raise ValueError(f"axis must lie between {-ndim} and {ndim - 1}, not {axis}")
         axis %= ndim
         found = find_minimum(self.terms, None)
-        displacements = jnp.asarray(positions, found.fraction.dtype) - found.whole[axis] - found.fraction[axis]
+        displacements = (
+            jnp.asarray(positions, found.fraction.dtype) - found.whole[axis] - found.fraction[axis]
+        )
         return profile_values(self.terms, found, axis, jnp.atleast_1d(displacements))
 
     def _split(self, shift: ArrayLike, name: str = "shift") -> tuple[Array, Array]:
@@ -185,7 +195,12 @@ def extremes(displacement: Array, found: Array) -> Array:
 
 
 def chi2_surface(
-    reference: ArrayLike, image: ArrayLike, err: ArrayLike | None = None, *, boundary: str = "wrap", oversample: int = 1
+    reference: ArrayLike,
+    image: ArrayLike,
+    err: ArrayLike | None = None,
+    *,
+    boundary: str = "wrap",
+    oversample: int = 1,
 ) -> Chi2Surface:
     """χ² between an image and a shifted reference, as an exact function of the shift.
 

@@ -17,11 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 
 from .spectrum import (
@@ -42,7 +43,17 @@ BOUNDARIES = ("wrap", "fill")
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["cross", "power", "constant", "grid", "reference", "image", "weights", "n_valid", "amplitude"],
+    data_fields=[
+        "cross",
+        "power",
+        "constant",
+        "grid",
+        "reference",
+        "image",
+        "weights",
+        "n_valid",
+        "amplitude",
+    ],
     meta_fields=["shape", "frame"],
 )
 @dataclass(frozen=True)
@@ -131,8 +142,8 @@ def with_terms(
         return function(uniform_terms(reference, image, err, oversample))
     return lax.cond(
         any_in_batch(~is_clean(*lax.stop_gradient((reference, image, err)))),
-        lambda *pair: function(weighted_terms(*pair, boundary, oversample)),
-        lambda *pair: function(uniform_terms(*pair, oversample)),
+        lambda r, i, e: function(weighted_terms(r, i, e, boundary, oversample)),
+        lambda r, i, e: function(uniform_terms(r, i, e, oversample)),
         reference,
         image,
         err,
@@ -155,7 +166,7 @@ def is_known_clean(reference: Array, image: Array, err: Array, boundary: str) ->
 
     Saves compiling both ways when the function is called outside ``jit``.
     """
-    if err.ndim or boundary != "wrap" or any(isinstance(x, jax.core.Tracer) for x in (reference, image, err)):
+    if err.ndim or boundary != "wrap" or any(isinstance(x, Tracer) for x in (reference, image, err)):
         return False
     return bool(_is_clean(reference, image, err))
 
@@ -202,9 +213,20 @@ def _half_pixel_values(power: FourierSeries) -> Array:
     return power.differences(jnp.zeros(ndim, jnp.int32), jnp.zeros(ndim, dtype), steps)
 
 
-def weighted_terms(reference: Array, image: Array, err: Array, boundary: str, oversample: int) -> Chi2Terms:
-    """Terms for any error map, bad pixels and boundary."""
-    frame = reference.shape
+class Prepared(NamedTuple):
+    """A pair without bad pixels: finite values, and weights that are zero where a pixel says nothing."""
+
+    reference: Array
+    image: Array
+    weights: Array
+    unit: Array
+    """The images have been divided by this and ``weights`` are relative to its inverse square."""
+    pedestal: Array
+    """What was subtracted from both images before."""
+
+
+def prepare(reference: Array, image: Array, err: Array, boundary: str) -> Prepared:
+    """Turn bad pixels into weights, for any error map, and lay out the periodic grid of the boundary."""
     known = jnp.isfinite(reference)
     valid = jnp.isfinite(image) & is_valid_error(err)
     err = jnp.where(valid, err, 1.0)
@@ -212,14 +234,15 @@ def weighted_terms(reference: Array, image: Array, err: Array, boundary: str, ov
     unit = jnp.where(jnp.isfinite(unit), unit, 1.0)
     weights = jnp.where(valid, (unit / err) ** 2, 0.0)
     reference, image = jnp.where(known, reference, 0.0), jnp.where(valid, image, 0.0)
+    pedestal = jnp.zeros_like(unit)
     if boundary == "wrap":
         # Outside the frame the model of "fill" is zero, so there a pedestal does not cancel.
         pedestal = lax.stop_gradient(jnp.mean(reference, where=known))
         pedestal = jnp.where(jnp.isfinite(pedestal), pedestal, 0.0)
-        reference, image = reference - pedestal, image - pedestal
-    reference, image = jnp.where(known, reference / unit, 0.0), jnp.where(valid, image / unit, 0.0)
+    reference = jnp.where(known, (reference - pedestal) / unit, 0.0)
+    image = jnp.where(valid, (image - pedestal) / unit, 0.0)
     if boundary == "fill":
-        padding = [(0, n) for n in frame]
+        padding = [(0, n) for n in reference.shape]
         reference, image, weights = (jnp.pad(x, padding) for x in (reference, image, weights))
         known = jnp.pad(known, padding, constant_values=True)
     reference, weights = lax.cond(
@@ -231,12 +254,13 @@ def weighted_terms(reference: Array, image: Array, err: Array, boundary: str, ov
         weights,
         known,
     )
-    return _series_of_weighted(reference, image, weights, frame, oversample)
+    return Prepared(reference, image, weights, unit, pedestal)
 
 
-def _series_of_weighted(
-    reference: Array, image: Array, weights: Array, frame: Shape, oversample: int
-) -> Chi2Terms:
+def weighted_terms(reference: Array, image: Array, err: Array, boundary: str, oversample: int) -> Chi2Terms:
+    """Terms for any error map, bad pixels and boundary."""
+    frame = reference.shape
+    reference, image, weights, _, _ = prepare(reference, image, err, boundary)
     shape, size = reference.shape, prod(reference.shape)
     spectrum = jnp.fft.rfftn(reference)
     correlation = jnp.conj(spectrum) * jnp.fft.rfftn(weights * image)
@@ -292,8 +316,10 @@ def _without_unknown(reference: Array, image: Array, weights: Array, known: Arra
 def _fill_smoothly(reference: Array, mask: Array, mask_spectrum: Array) -> Array:
     """Replace masked pixels by a Gaussian average (σ = 1.5 pixels) of the others; far from any, by zero."""
     shape, ndim = reference.shape, reference.ndim
-    kernel = [jnp.exp(-0.5 * (2 * jnp.pi * 1.5 * along(harmonics(n)[:m] / n, a, ndim)) ** 2)
-              for a, (n, m) in enumerate(zip(shape, mask_spectrum.shape, strict=True))]
+    kernel = [
+        jnp.exp(-0.5 * (2 * jnp.pi * 1.5 * along(harmonics(n)[:m] / n, a, ndim)) ** 2)
+        for a, (n, m) in enumerate(zip(shape, mask_spectrum.shape, strict=True))
+    ]
     smooth = prod(kernel[1:], start=kernel[0]).astype(reference.dtype)
     average = jnp.fft.irfftn(jnp.fft.rfftn(reference) * smooth, shape)
     share = jnp.fft.irfftn(mask_spectrum * smooth, shape)

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,8 +18,8 @@ pytest.importorskip("matplotlib")
 
 REFERENCE, IMAGE = map(str, demo_files())
 
-# Found without jaxchi2, by three methods that jaxchi2/data/README.md describes: scikit-image's cross-correlation
-# with and without a window, and splines with gain and background fitted. They range over 0.015 pixels, because
+# Found without jaxchi2, by three methods that jaxchi2/data/README.md describes: scikit-image's correlation
+# with and without a window, and splines with gain and background fitted. They range over 0.015 pixels, for
 # they treat borders and galaxy colours differently; twice half that range about the middle is allowed here.
 EXPECTED_SHIFT = (3.0475, -5.0070)
 EXPECTED_WITHIN = 0.015
@@ -85,24 +86,41 @@ def test_json_equals_register(capsys):
     assert fields["version"] == jaxchi2.__version__
 
 
-def test_options_reach_register(capsys):
-    code, out, _ = run(
-        capsys,
-        "register",
-        REFERENCE,
-        IMAGE,
+@pytest.fixture
+def calls(monkeypatch):
+    """What the command passes to register, which is replaced by one that finds nothing."""
+    recorded = []
+
+    def register(reference, image, err, **options):
+        recorded.append((reference, image, err, options))
+        nan = jnp.full((2, 2), jnp.nan)
+        status = jnp.asarray(int(jaxchi2.Status.OUT_OF_WINDOW))
+        return jaxchi2.Registration(nan[0], nan, nan, nan[0, 0], jnp.asarray(7), status)
+
+    monkeypatch.setattr(jaxchi2, "register", register)
+    return recorded
+
+
+@pytest.mark.parametrize(("given", "max_shift"), [(("9.5",), 9.5), (("20", "9.5"), (20.0, 9.5))])
+def test_options_reach_register(capsys, calls, given, max_shift):
+    options = (
         "--boundary",
         "fill",
         "--max-shift",
-        20,
-        9.5,
+        *given,
         "--oversample",
         2,
-        "--json",
+        "--nsigma",
+        1.5,
+        "--err",
+        IMAGE,
     )
-    assert code == 0
-    result = jaxchi2.register(*demo_pair(), boundary="fill", max_shift=(20.0, 9.5), oversample=2)
-    np.testing.assert_array_equal(json.loads(out)["shift"], np.asarray(result.shift).tolist())
+    run(capsys, "register", REFERENCE, IMAGE, *options)
+    reference, image, err, options = calls[0]
+    np.testing.assert_array_equal(reference, demo_pair()[0])
+    np.testing.assert_array_equal(image, demo_pair()[1])
+    np.testing.assert_array_equal(err, demo_pair()[1])
+    assert options == {"boundary": "fill", "oversample": 2, "max_shift": max_shift, "nsigma": 1.5}
 
 
 def test_error_map_and_fits(capsys, tmp_path):
@@ -176,8 +194,9 @@ def test_status_flag_is_exit_status_one(capsys, tmp_path):
     assert (tmp_path / "a.png").exists()
 
 
+@pytest.mark.usefixtures("calls")
 def test_json_has_null_for_nan(capsys):
-    code, out, _ = run(capsys, "register", REFERENCE, IMAGE, "--max-shift", 2, "--json")
+    code, out, _ = run(capsys, "register", REFERENCE, IMAGE, "--json")
     assert code == 1
     fields = json.loads(out)
     assert fields["shift"] == [None, None]

@@ -1,0 +1,665 @@
+"""The functions of the package ``image_registration``, by their names, on the exact χ² surface.
+
+Arguments, units, signs and return order are that package's: x before y, errors as half the extent of the
+joint Δχ² region, χ² grids in its coordinates. Shifts and errors are continuous; the arguments that set its
+resolution (``upsample_factor``, ``max_auto_size``, the zoom shapes) shape the returned χ² grid alone.
+Everything runs under ``jit`` and ``vmap`` with the options static.
+
+Where that package goes wrong, these functions do not; each docstring says what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from .errors import delta_chi2
+from .fourier import accept_obsolete, as_real_array, correlate2d, zoomnd
+from .minimum import best_pixel
+from .registration import Registration, solve
+from .spectrum import harmonics
+from .surface import Pair, check_pair
+from .terms import Chi2Terms, grid_minimum, is_known_clean, prepare, with_terms
+
+MAX_LEVELS = 60
+
+Chi2Grid = tuple[Array, Array, Array]
+
+
+@accept_obsolete(nthreads=4, use_numpy_fft=6, allow_huge=9)
+def chi2n_map(
+    im1: ArrayLike,
+    im2: ArrayLike,
+    err: ArrayLike | None = None,
+    boundary: str = "wrap",
+    zeromean: bool = False,
+    return_all: bool = False,
+    reduced: bool = False,
+) -> Array | tuple[Array, Array, Array, Array]:
+    """χ² of ``im2`` against ``im1`` moved by every whole-pixel shift.
+
+    Parameters
+    ----------
+    im1, im2 : array_like, shape (ny, nx)
+        The reference, which is moved, and the image. A pixel that is not finite has weight zero.
+    err : array_like, scalar or shape (ny, nx), optional
+        Standard deviation of each pixel of ``im2``; weight zero where it is not a positive finite number.
+        None means 1.
+    boundary : {"wrap", "fill"}
+        ``im1`` is periodic, or zero outside its frame; static under jit.
+    zeromean : bool
+        Subtract from each image the plain mean of its finite pixels first; static under jit.
+    return_all : bool
+        Also return the three terms; static under jit.
+    reduced : bool
+        Divide χ² (not the terms) by the number of all pixels less two; static under jit.
+
+    Returns
+    -------
+    chi2 : Array, shape (ny, nx)
+        Shift zero is at index ``((ny − 1) // 2, (nx − 1) // 2)``; the shift *falls* as the index grows.
+    term1, term2, term3 : Array
+        ``Σ im2²/err²``, a scalar; ``−2 Σ im2 im1(−s)/err²``, a map; ``Σ im1(−s)²/err²``, a map if the
+        errors differ or the boundary is "fill", else a scalar. Only with ``return_all``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For unlike or unfit shapes, complex dtypes, unknown boundaries.
+
+    Notes
+    -----
+    Unlike `image_registration`: NaN and zero errors get weight zero, not value zero at weight one;
+    "fill" with a scalar error sums the third term over the overlap alone; the boundaries that package
+    accepts and treats as "wrap" are refused; integer images do not overflow.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scene = np.random.default_rng(0).normal(size=(9, 8))
+    >>> chi2 = chi2n_map(scene, np.roll(scene, (1, -2), (0, 1)), 1.0)
+    >>> int(chi2.argmin()) == (4 - 1) * 8 + (3 + 2)
+    True
+    """
+    pair = _pair(im1, im2, err, boundary, zeromean)
+    return _chi2n_map(pair, boundary, return_all, reduced)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _chi2n_map(pair: Pair, boundary: str, return_all: bool, reduced: bool) -> Array | tuple[Array, ...]:
+    prepared = prepare(*pair, boundary)
+    frame = tuple(slice(0, n) for n in pair.image.shape)
+    # In the units that came in, the pedestal put back: it belongs to the terms, if not to their sum.
+    weights = prepared.weights[frame] / prepared.unit**2
+    model, data = (x[frame] * prepared.unit + prepared.pedestal for x in (prepared.reference, prepared.image))
+    model_c, data_c = model - prepared.pedestal, data - prepared.pedestal
+
+    def term2_of(model: Array, data: Array) -> Array:
+        return -2 * correlate2d(model, weights * data, boundary)
+
+    term3_of = partial(_term3, weights=weights, boundary=boundary)
+    chi2 = jnp.sum(weights * data_c**2) + term2_of(model_c, data_c) + term3_of(model_c)
+    if reduced:
+        chi2 = chi2 / (pair.image.size - 2)
+    if not return_all:
+        return chi2
+    term3 = term3_of(model)
+    if pair.err.ndim == 0 and boundary == "wrap":
+        term3 = jnp.sum(weights * model**2)
+    return chi2, jnp.sum(weights * data**2), term2_of(model, data), term3
+
+
+def _term3(model: Array, weights: Array, boundary: str) -> Array:
+    return correlate2d(model**2, weights, boundary)
+
+
+@accept_obsolete(nthreads=5, use_numpy_fft=6, allow_huge=13)
+def chi2_shift(
+    im1: ArrayLike,
+    im2: ArrayLike,
+    err: ArrayLike | None = None,
+    upsample_factor: float | str = "auto",
+    boundary: str = "wrap",
+    zeromean: bool = False,
+    nfitted: int = 2,
+    verbose: bool = False,
+    return_error: bool = True,
+    return_chi2array: bool = False,
+    max_auto_size: int = 512,
+    max_nsig: float = 1.1,
+) -> tuple:
+    """Measure the shift of ``im2`` from ``im1`` and its error; the minimum of the exact χ² surface.
+
+    Parameters
+    ----------
+    im1, im2 : array_like, shape (ny, nx)
+        The reference and the image. A pixel that is not finite has weight zero.
+    err : array_like, scalar or shape (ny, nx), optional
+        Standard deviation of each pixel of ``im2``; weight zero where it is not a positive finite number.
+        None means 1, and the errors are then in the units of the images: see `register` for another way.
+    upsample_factor : float or "auto"
+        Samples per pixel of the returned χ² grid; "auto" fits its window to the region within
+        ``max_nsig``; static under jit.
+    boundary : {"wrap", "fill"}
+        ``im1`` is periodic, or zero outside its frame; static under jit.
+    zeromean : bool
+        Subtract from each image the plain mean of its finite pixels first; static under jit.
+    nfitted : int
+        Number of parameters that the errors are joint for: 2 for the region of both shifts, 1.52 times as
+        wide as the marginal errors, which 1 gives; static under jit.
+    verbose : bool
+        Print the result (outside ``jit`` only).
+    return_error, return_chi2array : bool
+        What to return; static under jit.
+    max_auto_size : int
+        Samples along each axis of the χ² grid for "auto"; static under jit.
+    max_nsig : float
+        Standard deviations that this grid shows at least; static under jit.
+
+    Returns
+    -------
+    dx, dy : Array
+        Shift in pixels, positive towards larger indices. NaN where χ² has no minimum.
+    errx, erry : Array
+        Half the extent of the region Δχ² < ``delta_chi2(1, nfitted)``. Only with ``return_error``.
+    (x, y, chi2) : tuple of Array
+        χ² around the best pixel and its coordinates, all two-dimensional; the coordinates are *minus* the
+        shift, as in `image_registration`. Only with ``return_chi2array``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For unlike or unfit shapes, complex dtypes, unknown options.
+
+    Notes
+    -----
+    Unlike `image_registration`: shift and errors are not quantised; the grid is centred on the best pixel
+    on even axes too, always holds the minimum, and its χ² is exact between pixels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> scene = rng.normal(size=(32, 32))
+    >>> image = np.roll(scene, (2, -3), (0, 1)) + rng.normal(scale=0.1, size=scene.shape)
+    >>> dx, dy, errx, erry = chi2_shift(scene, image, 0.1)
+    >>> print(f"{dx:.3f} ± {errx:.3f}, {dy:.3f} ± {erry:.3f}")
+    -3.000 ± 0.003, 1.995 ± 0.003
+    """
+    pair = _pair(im1, im2, err, boundary, zeromean)
+    if upsample_factor != "auto":
+        upsample_factor = _positive(upsample_factor, "upsample_factor")
+    max_auto_size, max_nsig = int(_positive(max_auto_size, "max_auto_size")), _positive(max_nsig, "max_nsig")
+    result, grid = _shift_and_grid(
+        pair,
+        is_known_clean(*pair, boundary),
+        boundary,
+        nfitted,
+        UpsampledGrid(upsample_factor, max_auto_size, max_nsig, nfitted) if return_chi2array else None,
+    )
+    return _in_order(result, grid, return_error, verbose)
+
+
+@accept_obsolete(nthreads=5, use_numpy_fft=6)
+def chi2_shift_iterzoom(
+    im1: ArrayLike,
+    im2: ArrayLike,
+    err: ArrayLike | None = None,
+    upsample_factor: float | str = "auto",
+    boundary: str = "wrap",
+    zeromean: bool = False,
+    verbose: bool = False,
+    return_error: bool = True,
+    return_chi2array: bool = False,
+    zoom_shape: Sequence[int] = (10, 10),
+    rezoom_shape: Sequence[int] = (100, 100),
+    rezoom_factor: float = 5,
+    mindiff: float = 1,
+    zoomstep: float = 2,
+) -> tuple:
+    """Measure the shift of ``im2`` from ``im1`` as `chi2_shift` does, with a χ² grid found by zooming in.
+
+    The zoom factor grows by ``zoomstep`` from one until the two lowest points of a ``zoom_shape`` grid
+    around the minimum differ in χ² by less than ``mindiff``. The returned grid has ``rezoom_shape`` points
+    at ``rezoom_factor`` times that zoom.
+
+    Parameters
+    ----------
+    im1, im2, err, boundary, zeromean, verbose, return_error, return_chi2array
+        As for `chi2_shift`.
+    upsample_factor
+        Has no effect, here as in `image_registration`: the zoom sets the spacing.
+    zoom_shape, rezoom_shape : sequence of two int
+        Shapes ``(ny, nx)`` of the grids that are zoomed in on and returned; static under jit.
+    rezoom_factor : float
+        Zoom of the returned grid over the last level's; static under jit.
+    mindiff : float
+        Difference in χ² at which zooming stops, positive; static under jit.
+    zoomstep : float
+        Factor between levels, above one; static under jit.
+
+    Returns
+    -------
+    dx, dy, errx, erry : Array
+        As for `chi2_shift`, with ``nfitted=2``.
+    (x, y, chi2) : tuple of Array
+        χ² around the minimum and its coordinates; here *plus* the shift, and falling with the index.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For unlike or unfit shapes, complex dtypes, unknown options.
+
+    Notes
+    -----
+    Unlike `image_registration` 0.2.10: it can be called; the shift is the minimum itself, not the centre of
+    the last level but one; even axes are not off by half a pixel; it stops after at most 60 levels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> scene = rng.normal(size=(32, 32))
+    >>> image = np.roll(scene, (2, -3), (0, 1)) + rng.normal(scale=0.1, size=scene.shape)
+    >>> dx, dy, errx, erry = chi2_shift_iterzoom(scene, image, 0.1)
+    >>> print(f"{dx:.3f} ± {errx:.3f}, {dy:.3f} ± {erry:.3f}")
+    -3.000 ± 0.003, 1.995 ± 0.003
+    """
+    del upsample_factor
+    pair = _pair(im1, im2, err, boundary, zeromean)
+    levels = (
+        _pair_of_sizes(zoom_shape, "zoom_shape"),
+        _pair_of_sizes(rezoom_shape, "rezoom_shape"),
+        _positive(rezoom_factor, "rezoom_factor"),
+        _positive(mindiff, "mindiff"),
+        _above_one(zoomstep),
+    )
+    result, grid = _shift_and_grid(
+        pair,
+        is_known_clean(*pair, boundary),
+        boundary,
+        2,
+        RezoomedGrid(*levels) if return_chi2array else None,
+    )
+    return _in_order(result, grid, return_error, verbose)
+
+
+def _pair(im1: ArrayLike, im2: ArrayLike, err: ArrayLike | None, boundary: str, zeromean: bool) -> Pair:
+    pair = check_pair(im1, im2, err, boundary, 1, names=("im1", "im2"))
+    if pair.image.ndim != 2:
+        raise ValueError(
+            f"im1 and im2 must have two axes, not {pair.image.ndim}; register() takes one to three"
+        )
+    if zeromean:
+        centred = (x - jnp.mean(x, where=jnp.isfinite(x)) for x in pair[:2])
+        pair = Pair(*centred, pair.err)
+    return pair
+
+
+def _positive(value: float | str, name: str) -> float:
+    if isinstance(value, str) or not value > 0:
+        raise ValueError(f"{name} must be a positive number, not {value!r}")
+    return value
+
+
+def _above_one(zoomstep: float) -> float:
+    if not zoomstep > 1:
+        raise ValueError(f"zoomstep must be above one, not {zoomstep!r}")
+    return zoomstep
+
+
+def _pair_of_sizes(shape: Sequence[int], name: str) -> tuple[int, ...]:
+    sizes = tuple(int(n) for n in shape)
+    if len(sizes) != 2 or min(sizes) < 2:
+        raise ValueError(f"{name} must hold two sizes of at least 2, not {shape!r}")
+    return sizes
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _shift_and_grid(
+    pair: Pair, clean: bool, boundary: str, nfitted: int, grid: UpsampledGrid | RezoomedGrid | None
+) -> tuple[Registration, Chi2Grid | None]:
+    nsigma = jnp.sqrt(delta_chi2(1.0, nfitted)).astype(pair.image.dtype)
+    max_shift = None if boundary == "wrap" else tuple(n / 2 for n in pair.image.shape)
+
+    def both(terms: Chi2Terms) -> tuple[Registration, Chi2Grid | None]:
+        result = solve(terms, nsigma, True, max_shift)
+        return result, None if grid is None else grid(terms, result, max_shift)
+
+    return with_terms(both, *pair, boundary, 1, clean)
+
+
+def _in_order(result: Registration, grid: Chi2Grid | None, return_error: bool, verbose: bool) -> tuple:
+    errors = (result.interval[:, 1] - result.interval[:, 0]) / 2
+    if verbose and not isinstance(result.shift, Tracer):
+        print(f"dx = {result.dx:.6g} ± {errors[1]:.2g}, dy = {result.dy:.6g} ± {errors[0]:.2g}, {result!r}")
+    returned = (result.dx, result.dy)
+    if return_error:
+        returned += (errors[1], errors[0])
+    return returned if grid is None else (*returned, grid)
+
+
+def _grid_around(
+    terms: Chi2Terms, whole: Array, fraction: Array, step: Array, shape: tuple[int, ...]
+) -> tuple[list[Array], Array]:
+    """Displacements from ``whole + fraction`` that *fall* by ``step`` with the index, and χ² there."""
+    steps = [jnp.asarray((m - 1) / 2 - np.arange(m), fraction.dtype) * step for m in shape]
+    return steps, terms.residual_chi2(whole, fraction) + terms.differences(whole, fraction, steps)
+
+
+@dataclass(frozen=True)
+class UpsampledGrid:
+    """χ² in a window around the best pixel; its coordinates are minus the shift and grow with the index."""
+
+    factor: float | str
+    size: int
+    nsigma: float
+    nfitted: int
+
+    def __call__(
+        self, terms: Chi2Terms, result: Registration, max_shift: tuple[float, ...] | None
+    ) -> Chi2Grid:
+        """Coordinates along x and y, and χ²."""
+        whole, start = best_pixel(terms, max_shift)
+        dtype = start.dtype
+        if isinstance(self.factor, str):
+            shape = (self.size, self.size)
+            extent = _extent_in_pixels(terms.grid, whole, delta_chi2(self.nsigma, self.nfitted).astype(dtype))
+            step = 1 / jnp.maximum(1, self.size / 2 / jnp.maximum(1, extent).astype(dtype))
+        else:
+            # Two pixels hold the minimum wherever it lies in the best one; where the frame's worth of samples
+            # spans less on either axis, take as many as span two.
+            enough = min(terms.frame) >= 2 * self.factor
+            shape = terms.frame if enough else (round(2 * self.factor),) * 2
+            step = jnp.asarray(1 / self.factor, dtype)
+        steps, chi2 = _grid_around(terms, whole, start, step, shape)
+        period = jnp.asarray(terms.shape, dtype)
+        center = whole + jnp.round((result.shift - whole) / period) * period
+        y, x = (-(center[a] + steps[a]) for a in (0, 1))
+        y, x = jnp.meshgrid(y, x, indexing="ij")
+        return x, y, chi2
+
+
+def _extent_in_pixels(grid: Array, whole: Array, threshold: Array) -> Array:
+    """Larger extent along an axis of the grid's region below ``threshold`` above its minimum."""
+    inside = grid - jnp.min(grid) < threshold
+    extents = []
+    for axis, n in enumerate(grid.shape):
+        others = tuple(a for a in range(grid.ndim) if a != axis)
+        distance = (harmonics(n) - whole[axis] + n // 2) % n - n // 2
+        seen = jnp.any(inside, others)
+        extents.append(jnp.max(jnp.where(seen, distance, 0)) - jnp.min(jnp.where(seen, distance, 0)))
+    return jnp.max(jnp.stack(extents))
+
+
+@dataclass(frozen=True)
+class RezoomedGrid:
+    """χ² around the minimum at the zoom that ``mindiff`` asks for; its coordinates are the shift."""
+
+    zoom_shape: tuple[int, ...]
+    rezoom_shape: tuple[int, ...]
+    rezoom_factor: float
+    mindiff: float
+    zoomstep: float
+
+    def __call__(
+        self, terms: Chi2Terms, result: Registration, max_shift: tuple[float, ...] | None
+    ) -> Chi2Grid:
+        """Coordinates along x and y, and χ²."""
+        whole, start = best_pixel(terms, max_shift)
+
+        def level(center: Array, factor: Array) -> Array:
+            steps = [jnp.asarray(np.arange(m) - (m - 1) / 2, center.dtype) / factor for m in self.zoom_shape]
+            return terms.differences(whole, center, steps)
+
+        factor = _zoom_in(level, terms.grid, start, self.zoom_shape, self.mindiff, self.zoomstep)[0]
+        turns = jnp.round((result.shift - whole) / jnp.asarray(terms.shape, start.dtype))
+        fraction = result.shift - whole - turns * jnp.asarray(terms.shape, start.dtype)
+        steps, chi2 = _grid_around(
+            terms, whole, fraction, 1 / (factor * self.rezoom_factor), self.rezoom_shape
+        )
+        y, x = (result.shift[a] + steps[a] for a in (0, 1))
+        y, x = jnp.meshgrid(y, x, indexing="ij")
+        return x, y, chi2
+
+
+def _zoom_in(
+    level: Callable[[Array, Array], Array],
+    values: Array,
+    center: Array,
+    shape: tuple[int, ...],
+    mindiff: float,
+    zoomstep: float,
+) -> tuple[Array, Array, Array]:
+    """Zoom on a minimum until the two lowest values of a level differ by less than ``mindiff``.
+
+    ``level(center, factor)`` gives a grid of the given shape at spacing ``1/factor`` around ``center``.
+    Returns the factor, the centre of the last level, and the minimum within it.
+    """
+
+    def gap(values: Array) -> Array:
+        lowest = jnp.min(values)
+        return jnp.min(jnp.where(values > lowest, values, jnp.inf)) - lowest
+
+    middle = jnp.asarray([(m - 1) / 2 for m in shape], center.dtype)
+
+    def zoom(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        factor, _, best, _, count = state
+        factor = factor * zoomstep
+        grid = level(best, factor)
+        found = best + (grid_minimum(grid).astype(best.dtype) - middle) / factor
+        return factor, best, found, gap(grid), count + 1
+
+    def unresolved(state: tuple[Array, ...]) -> Array:
+        # A plateau has no second value: its gap is infinite, and zooming on would not end.
+        return (state[3] > mindiff) & jnp.isfinite(state[3]) & (state[4] < MAX_LEVELS)
+
+    state = (jnp.ones_like(center[0]), center, center, gap(values), jnp.zeros((), jnp.int32))
+    factor, center, position, _, _ = lax.while_loop(unresolved, zoom, state)
+    return factor, center, position
+
+
+@accept_obsolete(ploteach=7)
+def iterative_zoom(
+    image: ArrayLike,
+    mindiff: float = 1.0,
+    zoomshape: Sequence[int] = (10, 10),
+    return_zoomed: bool = False,
+    zoomstep: float = 2,
+    verbose: bool = False,
+    minmax: Callable | str = "min",
+    return_center: bool = True,
+) -> Array | tuple[Array, Array, Array]:
+    """Zoom in on the minimum of an image by Fourier interpolation until its neighbours differ too little.
+
+    The zoom factor grows by ``zoomstep`` from one until the two lowest points of a ``zoomshape`` grid
+    around the minimum differ by less than ``mindiff``. The image is read as periodic.
+
+    Parameters
+    ----------
+    image : array_like, shape (n,), (ny, nx) or (nz, ny, nx)
+        An array with one minimum to zoom in on.
+    mindiff : float
+        Difference at which zooming stops, positive; static under jit.
+    zoomshape : sequence of int
+        Shape of the zoomed grids; static under jit.
+    return_zoomed : bool
+        Also return the last grid and its zoom factor; static under jit.
+    zoomstep : float
+        Factor between levels, above one; static under jit.
+    verbose : bool
+        Print the result (outside ``jit`` only).
+    minmax : "min", "max", numpy.min or numpy.max
+        Which extremum to zoom in on; static under jit.
+    return_center : bool
+        Return the position in pixels of the image, or else its offset from the pixel ``(n − 1) // 2``
+        of each axis, the zero of `chi2n_map`; static under jit.
+
+    Returns
+    -------
+    position : Array, shape (D,)
+        Where the extremum of the last grid lies, in axis order. Good to the spacing of that grid.
+    zoomed, factor, position : Array
+        With ``return_zoomed``: the last grid, of shape ``zoomshape``, its points per pixel, the position.
+
+    Raises
+    ------
+    ValueError
+        For a ``mindiff`` that is not positive, a ``zoomstep`` not above one, unfit shapes.
+
+    Notes
+    -----
+    Unlike `image_registration`: the position belongs to the returned grid, not to the level before it; it
+    works if no zoom is needed, on a constant, and in any number of dimensions; it stops after at most 60
+    levels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> y, x = np.indices((20, 23))
+    >>> bowl = -100 * np.cos(2 * np.pi * (y - 8.34) / 20) - 100 * np.cos(2 * np.pi * (x - 12.77) / 23)
+    >>> print(iterative_zoom(bowl, mindiff=1e-3))
+    [ 8.34375  12.765625]
+    """
+    image = as_real_array(image, "image")
+    shape = tuple(int(n) for n in np.atleast_1d(zoomshape))
+    if len(shape) != image.ndim or min(shape) < 2:
+        raise ValueError(f"zoomshape must hold {image.ndim} sizes of at least 2, not {zoomshape!r}")
+    mindiff, zoomstep = _positive(mindiff, "mindiff"), _above_one(zoomstep)
+    sign = -1 if minmax in ("max", np.max) else 1
+    if sign == 1 and minmax not in ("min", np.min):
+        raise ValueError(f"minmax must be 'min', 'max', numpy.min or numpy.max, not {minmax!r}")
+    zoomed, factor, position = _iterative_zoom(image, shape, mindiff, zoomstep, sign)
+    if verbose and not isinstance(position, Tracer):
+        print(f"zoom factor {factor:.6g}, extremum at {position}")
+    if not return_center:
+        position = position - np.asarray([(n - 1) // 2 for n in image.shape], position.dtype)
+    return (zoomed, factor, position) if return_zoomed else position
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _iterative_zoom(
+    image: Array, shape: tuple[int, ...], mindiff: float, zoomstep: float, sign: int
+) -> tuple[Array, Array, Array]:
+    middle = jnp.asarray([(n - 1) / 2 for n in image.shape], image.dtype)
+
+    def level(center: Array, factor: Array) -> Array:
+        return zoomnd(image, offsets=center - middle, usfac=factor, outshape=shape) * sign
+
+    start = grid_minimum(image * sign).astype(image.dtype)
+    factor, center, position = _zoom_in(level, image * sign, start, shape, mindiff, zoomstep)
+    return level(center, factor) * sign, factor, position
+
+
+@accept_obsolete()
+def iterative_zoom_1d(
+    data: ArrayLike,
+    mindiff: float = 1.0,
+    zoomshape: Sequence[int] = (10,),
+    return_zoomed: bool = False,
+    zoomstep: float = 2,
+    verbose: bool = False,
+    minmax: Callable | str = "min",
+    return_center: bool = True,
+) -> Array | tuple[Array, Array, Array]:
+    """Zoom in on the minimum of a one-dimensional array: `iterative_zoom`, with a scalar position.
+
+    Parameters, errors and options as for `iterative_zoom`.
+
+    Returns
+    -------
+    position : Array
+        A scalar; with ``return_zoomed`` after the last grid and its points per pixel.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> print(iterative_zoom_1d(-100 * np.cos(2 * np.pi * (np.arange(20) - 8.34) / 20), mindiff=1e-3))
+    8.34375
+    """
+    data = as_real_array(data, "data")
+    if data.ndim != 1:
+        raise ValueError(f"data must have one axis, not {data.ndim}")
+    zoomed, factor, position = iterative_zoom(
+        data, mindiff, zoomshape, True, zoomstep, verbose, minmax=minmax, return_center=return_center
+    )
+    return (zoomed, factor, position[0]) if return_zoomed else position[0]
+
+
+def chi2map_to_errors(
+    chi2map: ArrayLike, zoomfactor: ArrayLike = 1.0, nsigma: ArrayLike = 1, nfitted: int = 2
+) -> tuple[Array, Array, Array, Array]:
+    """Errors from a χ² map: how far the region Δχ² < ``delta_chi2(nsigma, nfitted)`` reaches.
+
+    Parameters
+    ----------
+    chi2map : array_like, shape (ny, nx)
+        χ² with its minimum inside and the whole region around it.
+    zoomfactor : array_like
+        Samples per pixel of the map.
+    nsigma : array_like
+        Confidence in standard deviations, any positive number.
+    nfitted : int
+        Number of parameters that the region is joint for; static under jit.
+
+    Returns
+    -------
+    x_low, x_high, y_low, y_high : Array
+        Distances in pixels from the minimum to the lower and the upper edge along x, then y. NaN where the
+        map ends inside the region or has no finite minimum.
+
+    Raises
+    ------
+    ValueError
+        For a map without two axes of at least 3 samples, or an unfit ``nfitted``.
+
+    Notes
+    -----
+    Unlike `image_registration`: edges and minimum are interpolated between the samples (√Δχ² linearly, the
+    minimum by a parabola), so they are not quantised to one; thresholds are right at any ``nsigma``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> y, x = np.indices((81, 91)) - np.array([40, 45])[:, None, None]
+    >>> print(np.round(chi2map_to_errors((y / 6) ** 2 + (x / 9) ** 2, nfitted=1), 2))
+    [9. 9. 6. 6.]
+    """
+    chi2map = as_real_array(chi2map, "chi2map")
+    if chi2map.ndim != 2 or min(chi2map.shape) < 3:
+        raise ValueError(f"chi2map must have two axes of at least 3 samples, not shape {chi2map.shape}")
+    threshold = delta_chi2(nsigma, nfitted).astype(chi2map.dtype)
+    x, y = (_extent_of_profile(jnp.min(chi2map, axis), threshold) / zoomfactor for axis in (0, 1))
+    return x[0], x[1], y[0], y[1]
+
+
+def _extent_of_profile(profile: Array, threshold: Array) -> Array:
+    """Distance in samples from a profile's minimum to where it passes ``threshold``, below and above."""
+    n = len(profile)
+    best = jnp.clip(jnp.argmin(profile), 1, n - 2)
+    left, middle, right = (profile[best + i] for i in (-1, 0, 1))
+    curvature = left - 2 * middle + right
+    offset = jnp.where(curvature > 0, 0.5 * (left - right) / jnp.where(curvature > 0, curvature, 1.0), 0.0)
+    lowest = middle - 0.25 * (left - right) * offset
+    root = jnp.sqrt(jnp.maximum(profile - lowest, 0.0))
+    outside = root >= jnp.sqrt(threshold)
+    index = np.arange(n)
+
+    def edge(side: int) -> Array:
+        beyond = outside & ((index - best) * side > 0)
+        first = jnp.argmin(jnp.where(beyond, jnp.abs(index - best), n))
+        a, b = root[first - side], root[first]
+        # Next to the minimum √Δχ² has changed sign on the way.
+        a = jnp.where((first - side == best) & (offset * side > 0), -a, a)
+        crossing = first - side + side * (jnp.sqrt(threshold) - a) / (b - a)
+        return jnp.where(jnp.any(beyond), side * (crossing - best - offset), jnp.nan)
+
+    return jnp.where(jnp.isfinite(lowest), jnp.stack([edge(-1), edge(1)]), jnp.nan)

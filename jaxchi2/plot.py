@@ -1,0 +1,280 @@
+"""Pictures of a registration: the images, their difference before and after, and χ² around its minimum.
+
+Everything is drawn on a matplotlib ``Figure`` of its own: pyplot and its global state are not touched and no
+display is needed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .registration import Registration
+
+__all__ = ["plot_registration"]
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10.0,
+    "axes.titlesize": 11.0,
+    "axes.labelsize": 10.0,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "0.25",
+    "xtick.labelsize": 9.0,
+    "ytick.labelsize": 9.0,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "figure.facecolor": "white",
+    "axes.formatter.useoffset": False,
+}
+_NEEDED = 'pictures need matplotlib, which is not installed: pip install "jaxchi2[plot]"'
+# Line width of the contour of so many sigma.
+_CONTOURS = {1: 2.2, 2: 1.7, 3: 1.2}
+_POINTS = 121
+# The contour of three sigma for two parameters reaches 3.44 standard errors.
+_HALF_WIDTH = 4.3
+
+
+def plot_registration(
+    reference: ArrayLike,
+    image: ArrayLike,
+    err: ArrayLike | None = None,
+    result: Registration | None = None,
+    *,
+    boundary: str = "wrap",
+    labels: tuple[str, str] = ("reference", "image"),
+    origin: Literal["lower", "upper"] = "lower",
+) -> Figure:
+    """Show how well a shift aligns two images, and how well it is known.
+
+    Five panels: the two images; image minus reference before and after the shift is undone, on one colour
+    scale; and Δχ² = χ² − χ²_min around the minimum with the joint 1, 2 and 3σ regions of both shifts
+    (68.3, 95.4 and 99.7 %) and a cross for the shift with its marginal errors.
+
+    Parameters
+    ----------
+    reference, image : array_like, shape (ny, nx)
+        The two images.
+    err : array_like, scalar or shape (ny, nx), optional
+        Standard deviation of each pixel, as given to `register`. Without it χ² is scaled so that its minimum
+        equals the degrees of freedom, as the errors in ``result`` are.
+    result : Registration, optional
+        What `register` returned for these images; computed here if not given.
+    boundary : {"wrap", "fill"}
+        The boundary rule that ``result`` was found with.
+    labels : tuple of str
+        Titles of the two images, such as their file names.
+    origin : {"lower", "upper"}
+        Where row 0 of the images is drawn: ``"lower"`` as astronomers do, ``"upper"`` for photographs.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A figure on an Agg canvas: ``figure.savefig("picture.png")``.
+
+    Raises
+    ------
+    ValueError
+        If the images do not have two axes.
+    ImportError
+        If matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(_NEEDED) from error
+    from . import register
+
+    first, second = _float(reference), _float(image)
+    if first.ndim != 2 or first.shape != second.shape:
+        raise ValueError(
+            f"reference and image must have two axes and one shape to be drawn, not "
+            f"{first.shape} and {second.shape}"
+        )
+    if result is None:
+        result = register(reference, image, err, boundary=boundary)
+    shift = np.asarray(result.shift, dtype=float)
+    found = bool(np.all(np.isfinite(shift)))
+    aligned = undo_shift(second, shift) if found else np.full_like(second, np.nan)
+
+    with rc_context(_STYLE):
+        rows, columns = first.shape
+        height = float(np.clip(1.5 + 5.3 * rows / columns, 5.0, 9.0))
+        figure = Figure(figsize=(12.0, height), dpi=120)
+        FigureCanvasAgg(figure)
+        figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+        axes = figure.subplot_mosaic("RIC;BAC", width_ratios=(1, 1, 1.4))
+        figure.suptitle(_title(result), fontsize=13)
+
+        for key, pixels, label in (("R", first, labels[0]), ("I", second, labels[1])):
+            low, high = _limits(pixels)
+            axes[key].imshow(pixels, origin=origin, cmap="magma", vmin=low, vmax=high)
+            axes[key].set_title(_shortened(label))
+
+        before, after = second - first, aligned - first
+        limit = _symmetric_limit(before)
+        for key, pixels, label in (("B", before, "before"), ("A", after, "after")):
+            drawn = axes[key].imshow(pixels, origin=origin, cmap="RdBu_r", vmin=-limit, vmax=limit)
+            good = np.isfinite(pixels)
+            spread = f"rms {np.sqrt(np.mean(pixels[good] ** 2)):.3g}" if good.any() else "no shift to undo"
+            axes[key].set_title(f"difference {label}, {spread}")
+        _colour_bar(figure, axes["A"], drawn)
+        for key in "RB":
+            axes[key].set_ylabel("y (pixels)")
+        for key in "BA":
+            axes[key].set_xlabel("x (pixels)")
+        for key in "RI":
+            axes[key].tick_params(labelbottom=False)
+        for key in "IA":
+            axes[key].tick_params(labelleft=False)
+
+        _draw_chi2(figure, axes["C"], reference, image, err, result, boundary)
+    return figure
+
+
+def known_pictures() -> tuple[str, ...]:
+    """File types that a figure can be saved as, by suffix.
+
+    Returns
+    -------
+    tuple of str
+        Such as ``("jpg", "pdf", "png", "svg")``.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError as error:
+        raise ImportError(_NEEDED) from error
+    return tuple(sorted(FigureCanvasAgg.get_supported_filetypes()))
+
+
+def undo_shift(image: ArrayLike, shift: ArrayLike) -> np.ndarray:
+    """Align an image that may have bad pixels.
+
+    Pixels that are not finite are replaced by the median for the Fourier transform, which they would fill
+    with NaN altogether, and are NaN again at their new places, to the nearest pixel.
+
+    Parameters
+    ----------
+    image : array_like
+        The image.
+    shift : array_like, shape (D,)
+        Its displacement in pixels, in axis order.
+
+    Returns
+    -------
+    numpy.ndarray
+        The image moved by ``-shift``.
+    """
+    from . import align
+
+    image, shift = np.asarray(image), np.asarray(shift)
+    bad = ~np.isfinite(image)
+    if not bad.any():
+        return np.asarray(align(image, shift))
+    filled = np.where(bad, 0.0 if bad.all() else np.median(image[~bad]), image)
+    moved = np.roll(bad, tuple(-np.rint(shift).astype(int)), axis=tuple(range(image.ndim)))
+    return np.where(moved, np.nan, np.asarray(align(filled.astype(image.dtype), shift)))
+
+
+def _float(pixels: ArrayLike) -> np.ndarray:
+    """Convert to float64 with NaN for everything that is bad: masked, infinite or NaN."""
+    if isinstance(pixels, np.ma.MaskedArray):
+        pixels = np.ma.filled(pixels.astype(float), np.nan)
+    values = np.asarray(pixels).astype(float)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _limits(pixels: np.ndarray) -> tuple[float, float]:
+    good = pixels[np.isfinite(pixels)]
+    if good.size == 0:
+        return 0.0, 1.0
+    low, high = np.percentile(good, (1, 99.7))
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _symmetric_limit(pixels: np.ndarray) -> float:
+    good = np.abs(pixels[np.isfinite(pixels)])
+    limit = float(np.percentile(good, 99.5)) if good.size else 0.0
+    return limit or 1.0
+
+
+def _shortened(label: str, longest: int = 36) -> str:
+    return label if len(label) <= longest else f"…{label[1 - longest :]}"
+
+
+def _colour_bar(figure: Figure, axes: Axes, drawn: Any, **options: Any) -> None:
+    # Beside the panel, not from its space: panels with and without a bar stay the same size.
+    bar = figure.colorbar(drawn, cax=axes.inset_axes((1.03, 0.0, 0.045, 1.0)), **options)
+    bar.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
+
+
+def _draw_chi2(
+    figure: Figure, axes: Axes, reference: Any, image: Any, err: Any, result: Registration, boundary: str
+) -> None:
+    import jax
+    from matplotlib.colors import PowerNorm
+
+    from . import chi2_surface, delta_chi2
+
+    shift, sigma = (np.asarray(values, dtype=float) for values in (result.shift, result.stderr))
+    axes.set_title("Δχ² around the minimum, joint 1, 2 and 3σ regions")
+    axes.set_xlabel("shift in x (pixels)")
+    axes.set_ylabel("shift in y (pixels)")
+    if not (np.all(np.isfinite(shift)) and np.all(np.isfinite(sigma)) and np.all(sigma > 0)):
+        axes.text(0.5, 0.5, "no minimum with error bars", ha="center", va="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[], box_aspect=1)
+        return
+    unit = 1.0 if err is not None else float(np.sqrt(result.reduced_chi2))
+    surface = chi2_surface(reference, image, unit if err is None else err, boundary=boundary)
+    half = _HALF_WIDTH * sigma
+    # Nearly equal errors share one scale, so that the ellipse is seen in its true shape.
+    if max(half) < 3 * min(half):
+        half[:] = max(half)
+    # One program instead of one per operation: the first picture comes in a fraction of the time.
+    zoom_of = jax.jit(lambda surface, center, spacing: surface.zoom(center, spacing, (_POINTS, _POINTS)))
+    zoom = np.asarray(zoom_of(surface, result.shift, 2 * half / (_POINTS - 1)), dtype=float)
+    excess = zoom - zoom.min()
+    y, x = (shift[axis] + half[axis] * np.linspace(-1, 1, _POINTS) for axis in (0, 1))
+    drawn = axes.imshow(
+        excess,
+        origin="lower",
+        extent=(x[0], x[-1], y[0], y[-1]),
+        cmap="viridis",
+        # In √Δχ², the distance from the minimum in standard errors, the valley is as visible as its walls.
+        norm=PowerNorm(0.5, vmin=0.0, vmax=25.0),
+        aspect="auto",
+        interpolation="bilinear",
+    )
+    levels = [float(delta_chi2(float(n), nfitted=2)) for n in _CONTOURS]
+    lines = axes.contour(x, y, excess, levels=levels, colors="white", linewidths=_CONTOURS.values())
+    # Labels on the tops of the curves: there they stay apart, however thin the ellipse.
+    tops = [max(np.concatenate(curves), key=lambda point: point[1]) for curves in lines.allsegs if curves]
+    names = {level: f"{n}σ" for level, n in zip(levels, _CONTOURS, strict=True)}
+    axes.clabel(lines, fmt=names, fontsize=10, manual=[tuple(top) for top in tops])
+    axes.errorbar(shift[1], shift[0], sigma[0], sigma[1], fmt="none", color="white", lw=1.4, capsize=3)
+    axes.set_box_aspect(1)
+    axes.locator_params(nbins=6)
+    _colour_bar(figure, axes, drawn, extend="max", ticks=[0, 1, 4, 9, 16, 25])
+
+
+def _title(result: Registration) -> str:
+    from .registration import Status, digits
+
+    status = Status(int(result.status))
+    shift, sigma = (np.asarray(values, dtype=float) for values in (result.shift, result.stderr))
+    if not np.all(np.isfinite(shift)):
+        return f"no shift found: {status.message}"
+    parts = [
+        f"{name} = {value:+.{digits(error)}f} ± {error:.{digits(error)}f}".replace("-", "−")
+        for name, value, error in zip("yx", shift, sigma, strict=True)
+    ]
+    title = f"shift  {',  '.join(parts)} pixels      χ²/dof = {float(result.reduced_chi2):.4g}"
+    return title if status == Status.OK else f"{title}\n{status.message}"

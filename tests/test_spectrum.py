@@ -1,0 +1,170 @@
+"""The Fourier series against explicit sums."""
+
+from functools import partial
+from math import prod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import enable_x64
+from direct import interpolate, shifted
+
+from jaxchi2.spectrum import (
+    FourierSeries,
+    cycle_phase,
+    harmonics,
+    nyquist_power,
+    shift_spectrum,
+    split_nyquist,
+    square,
+    tiled,
+)
+
+SHAPES = [(8,), (7,), (8, 6), (8, 7), (7, 8), (2, 3), (4, 5, 6), (3, 4, 5)]
+
+
+class Case:
+    """An array of full bandwidth, a shift, displacements from it, and all that is computed from them."""
+
+    def __init__(self, shape):
+        rng = np.random.default_rng(sum(shape))
+        self.shape, self.ndim = shape, len(shape)
+        self.array, self.weights = rng.normal(size=shape), rng.uniform(0.5, 2.0, shape)
+        self.shift = rng.uniform(-9, 9, self.ndim)
+        self.displacements = [np.linspace(-1.3, 0.7, 2 + a) for a in range(self.ndim)]
+        whole = np.round(self.shift).astype(np.int32)
+        self.split = whole, self.shift - whole
+        with enable_x64(True):
+            self.found = jax.tree.map(np.asarray, self.compute(self.array, self.weights, *self.split))
+
+    @partial(jax.jit, static_argnums=0)
+    def compute(self, array, weights, whole, fraction):
+        shape, spectrum = self.shape, jnp.fft.rfftn(array)
+        series = split_nyquist(spectrum / array.size, shape)
+        squared = square(series, spectrum, shape)
+        power = FourierSeries(jnp.conj(squared.coefficients) * tiled(weights), shape)
+        displacements = [jnp.asarray(d) for d in self.displacements]
+        return {
+            "coefficients": series.coefficients,
+            "derivatives": series.derivatives(whole, fraction, 2),
+            "differences": series.differences(whole, fraction, displacements),
+            "tiny": series.differences(whole, fraction, [1e-9 * d for d in displacements]),
+            "sampled": [series.sampled(oversample) for oversample in (1, 2, 3)],
+            "shifted": jnp.fft.irfftn(shift_spectrum(spectrum, shape, whole, fraction), shape),
+            "squared": squared.derivatives(whole, fraction, 0),
+            "squared sampled": squared.sampled(2),
+            "weighted power": power.derivatives(whole, fraction, 0),
+            "tiled": tiled(weights),
+        }
+
+    def value(self, position):
+        return interpolate(self.array, [[p] for p in position]).item()
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=str)
+def case(request):
+    return Case(request.param)
+
+
+def test_series_of_an_image_is_its_interpolant(case):
+    expected = case.value(case.shift)
+    np.testing.assert_allclose(case.found["derivatives"].flat[0], expected, atol=1e-12)
+    at_zero = case.found["coefficients"].real
+    np.testing.assert_allclose(at_zero[..., 0].sum() + 2 * at_zero[..., 1:].sum(), case.array.flat[0], atol=1e-12)
+
+
+def test_derivatives_are_those_of_the_interpolant(case):
+    step = 1e-4
+
+    def difference(orders, position):
+        """Central difference of the given order on each axis."""
+        for axis, order in enumerate(orders):
+            if order:
+                unit = step * np.eye(case.ndim)[axis]
+                left = [*orders[:axis], 0, *orders[axis + 1 :]]
+                up, down = difference(left, position + unit), difference(left, position - unit)
+                if order == 1:
+                    return (up - down) / (2 * step)
+                return (up - 2 * difference(left, position) + down) / step**2
+        return case.value(position)
+
+    assert case.found["derivatives"].shape == (3,) * case.ndim
+    for orders in np.ndindex(case.found["derivatives"].shape):
+        if sum(orders) <= 2:
+            expected = difference(orders, case.shift)
+            np.testing.assert_allclose(case.found["derivatives"][orders], expected, rtol=2e-6, atol=3e-6)
+
+
+def test_differences(case):
+    positions = [s + d for s, d in zip(case.shift, case.displacements, strict=True)]
+    expected = interpolate(case.array, positions) - case.value(case.shift)
+    np.testing.assert_allclose(case.found["differences"], expected, atol=1e-12)
+
+
+def test_differences_keep_their_precision_when_tiny(case):
+    grid = np.meshgrid(*case.displacements, indexing="ij")
+    slopes = [case.found["derivatives"][tuple(unit)] for unit in np.eye(case.ndim, dtype=int)]
+    expected = 1e-9 * sum(slope * d for slope, d in zip(slopes, grid, strict=True))
+    np.testing.assert_allclose(case.found["tiny"], expected, rtol=0, atol=1e-7 * np.max(np.abs(expected)))
+
+
+def test_sampled(case):
+    for oversample, found in zip((1, 2, 3), case.found["sampled"], strict=True):
+        grid = [np.arange(oversample * n) / oversample for n in case.shape]
+        np.testing.assert_allclose(found, interpolate(case.array, grid), atol=1e-12)
+
+
+def test_shift_spectrum(case):
+    np.testing.assert_allclose(case.found["shifted"], shifted(case.array, case.shift), atol=1e-12)
+
+
+def test_nyquist_power_is_what_a_shift_loses(case):
+    with enable_x64(True):
+        series = nyquist_power(jnp.fft.rfftn(case.array), case.shape)
+        found = series.derivatives(*map(jnp.asarray, case.split), 0).item()
+    lost = np.sum(shifted(case.array, case.shift) ** 2) - np.sum(case.array**2)
+    np.testing.assert_allclose(found, lost, atol=1e-11)
+    assert found < 0 or all(n % 2 for n in case.shape)
+
+
+def test_square_is_the_series_of_the_squared_interpolant(case):
+    np.testing.assert_allclose(case.found["squared"].item(), case.value(case.shift) ** 2, atol=1e-11)
+    grid = [np.arange(2 * n) / 2 for n in case.shape]
+    np.testing.assert_allclose(case.found["squared sampled"], interpolate(case.array, grid) ** 2, atol=1e-11)
+
+
+def test_tiled_is_the_spectrum_of_the_weights_repeated(case):
+    axes = [harmonics(2 * n + 1) for n in case.shape[:-1]] + [np.arange(case.shape[-1] + 1)]
+    pixels = np.indices(case.shape).reshape(case.ndim, -1)
+    modes = np.stack(np.meshgrid(*axes, indexing="ij"), -1) / np.array(case.shape)
+    expected = (np.exp(-2j * np.pi * modes @ pixels) * case.weights.ravel()).sum(-1)
+    np.testing.assert_allclose(case.found["tiled"], expected, atol=1e-11)
+
+
+def test_weighted_power_of_the_shifted_image(case):
+    expected = np.sum(case.weights * shifted(case.array, case.shift) ** 2)
+    np.testing.assert_allclose(case.found["weighted power"].item(), expected, rtol=1e-11)
+
+
+def test_series_is_periodic(x64):
+    array = np.random.default_rng(0).normal(size=(6, 5))
+    series = split_nyquist(jnp.fft.rfftn(array) / prod(array.shape), array.shape)
+    fraction = jnp.asarray([0.3, -0.2])
+    here = series.derivatives(jnp.asarray([1, 2]), fraction, 0)
+    there = series.derivatives(jnp.asarray([1 - 6, 2 + 15]), fraction, 0)
+    np.testing.assert_allclose(there, here, rtol=1e-13)
+
+
+def test_phase_is_exact_at_large_shifts_in_float32():
+    whole, fraction = jnp.asarray(1_000_003, jnp.int32), jnp.asarray(0.25, jnp.float32)
+    indices, period = harmonics(1024), 1024
+    found = cycle_phase(indices, period, whole, fraction)
+    assert found.dtype == np.float32
+    turns = indices * (1_000_003.25 % period) / period
+    np.testing.assert_allclose(np.exp(1j * np.asarray(found, float)), np.exp(2j * np.pi * turns), atol=2e-6)
+
+
+def test_harmonics_are_in_the_order_of_fftfreq():
+    for n in range(1, 10):
+        np.testing.assert_array_equal(harmonics(n), np.round(np.fft.fftfreq(n) * n))
