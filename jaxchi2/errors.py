@@ -19,9 +19,9 @@ from jax import Array, lax
 from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 
-from .minimum import TAYLOR_ORDER, Minimum, inverse, is_positive_definite, value_gradient_hessian
+from .minimum import TAYLOR_ORDER, Minimum, apply, inverse, is_positive_definite, value_gradient_hessian
 from .spectrum import along, contract
-from .terms import Chi2Terms
+from .terms import Chi2Terms, any_in_batch
 
 MAX_STEPS = 40
 
@@ -72,12 +72,12 @@ def delta_chi2(nsigma: ArrayLike, nfitted: int = 1) -> Array:
         terms += [p * jnp.log(x / 2) - x / 2 - np.asarray(lgamma(p + 1), x.dtype) for p in powers.tolist()]
         return jax.scipy.special.logsumexp(jnp.stack(terms), axis=0)
 
-    def newton(_: int, x: Array) -> Array:
+    def newton(_: ArrayLike, x: Array) -> Array:
         log_pdf = (nfitted / 2 - 1) * jnp.log(x / 2) - x / 2 - lgamma(nfitted / 2) - np.log(2.0)
         value = log_sf(x)
         return jnp.maximum(x + (value - target) * jnp.exp(value - log_pdf), x / 4)
 
-    return lax.fori_loop(0, 30, newton, nsigma**2 + nfitted)
+    return lax.fori_loop(0, 30, newton, jnp.asarray(nsigma**2 + nfitted))
 
 
 def covariance_of(hessian: Array) -> Array:
@@ -116,7 +116,7 @@ def contour_points(terms: Chi2Terms, minimum: Minimum, threshold: Array, n: int)
     angle = np.asarray(2 * np.pi * np.arange(n) / n, covariance.dtype)
     first = jnp.sin(angle)
     second = cosine * first + jnp.sqrt(1 - cosine**2) * jnp.cos(angle)
-    starts = jnp.stack([first, second], axis=1) * sigma
+    starts = jnp.stack([first, second], axis=1) * sigma[None, :]
     points, found = level_points("ray", terms, minimum, starts, threshold)
     return LevelPoints(points, found)
 
@@ -126,30 +126,53 @@ def _powers(x: Array) -> Array:
     return jnp.stack([x**p for p in range(TAYLOR_ORDER + 1)])
 
 
-def _conditions(
-    kind: str, start: Array, point: Array, gradient: Array, hessian: Array
-) -> tuple[Array, Array]:
-    """The D − 1 conditions that single out a point of the level surface, and their derivatives.
-
-    ``start`` is a unit-level point of the ellipsoid. "profile": the gradient vanishes along every axis but
-    the one that ``start`` is the extreme of. "ray": the point lies on the ray through ``start``.
-    Returned as D rows, of which `_solve_row` replaces one by Δχ² = level.
-    """
-    if kind == "profile":
-        return gradient, hessian
-    across = jnp.stack([-start[1], start[0]])
-    across = across / jnp.sqrt(jnp.sum(across**2))
-    rows = jnp.stack([across, across])
-    return jnp.sum(rows * point, axis=1), rows
-
-
 def _system(
     kind: str, start: Array, axis: Array, point: Array, delta: Array, gradient: Array, hessian: Array
 ) -> tuple[Array, Array]:
-    """Residuals and Jacobian of the D equations for one point; ``delta`` is Δχ² less its target."""
-    residual, jacobian = _conditions(kind, start, point, gradient, hessian)
+    """Residuals and Jacobian of the D equations that a level point solves.
+
+    One is ``delta``, Δχ² less its target. The others single the point out; ``start`` is its place on the
+    ellipsoid of unit level. "profile": the gradient vanishes along every axis but ``axis``, which
+    ``start`` is the extreme of. "ray": the point lies on the ray through ``start``, in two dimensions.
+    """
+    if kind == "profile":
+        residual, jacobian = gradient, hessian
+    else:
+        across = jnp.stack([-start[1], start[0]]) / jnp.sqrt(jnp.sum(start**2))
+        residual, jacobian = jnp.sum(across * point)[None], across[None, :]
     level = jnp.arange(len(start)) == axis
-    return jnp.where(level, delta, residual), jnp.where(level[:, None], gradient, jacobian)
+    return jnp.where(level, delta, residual), jnp.where(level[:, None], gradient[None, :], jacobian)
+
+
+def _level_axes(kind: str, starts: Array) -> Array:
+    """Which of its equations each point gives up for Δχ² = level."""
+    count, ndim = starts.shape
+    return jnp.asarray(np.arange(count) % ndim if kind == "profile" else np.zeros(count, int), jnp.int32)
+
+
+def _polynomial(minimum: Minimum, sigma: Array, threshold: Array) -> Array:
+    """Taylor coefficients of Δχ² / threshold in displacements in units of ``√threshold · sigma``.
+
+    Without the terms of order zero and one, so there is no cancellation, and a threshold of zero (a
+    perfect match) leaves the quadratic.
+    """
+    threshold = jnp.maximum(threshold, 1e-30)
+    ndim = minimum.taylor.ndim
+    order = np.indices(minimum.taylor.shape).sum(0)
+    polynomial = jnp.where(order >= 2, minimum.taylor / threshold, 0.0)
+    factorials = np.array([factorial(p) for p in range(TAYLOR_ORDER + 1)], sigma.dtype)
+    for axis in range(ndim):
+        column = _powers(jnp.sqrt(threshold) * sigma[axis]) / factorials
+        polynomial = polynomial * along(column, axis, ndim)
+    return polynomial
+
+
+def _monomials(x: Array) -> Array:
+    """Powers of x and their first and second derivatives, one column each."""
+    powers = _powers(x)
+    counts = np.arange(TAYLOR_ORDER + 1)
+    first = jnp.roll(powers, 1) * counts
+    return jnp.stack([powers, first, jnp.roll(first, 1) * counts], axis=1)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -162,70 +185,49 @@ def level_points(
     extremes of axes 0 … D−1, then the upper ones. Returns displacements and whether each was found.
     """
     ndim = starts.shape[1]
-    axes = jnp.arange(len(starts)) % ndim if kind == "profile" else jnp.zeros(len(starts), int)
+    axes = _level_axes(kind, starts)
     sigma = jnp.max(jnp.abs(starts), axis=0)
     scale = jnp.sqrt(threshold) * sigma
-    # Δχ² / threshold in units of ``scale``. A threshold of zero (a perfect match) leaves the quadratic.
-    positive = jnp.maximum(threshold, 1e-30)
-    powers = np.arange(TAYLOR_ORDER + 1)
-    order = np.indices(minimum.taylor.shape).sum(0)
-    polynomial = jnp.where(order >= 2, minimum.taylor / positive, 0.0)
-    for axis in range(ndim):
-        column = _powers(jnp.sqrt(positive) * sigma[axis]) / np.array([factorial(p) for p in powers])
-        polynomial = polynomial * along(column.astype(sigma.dtype), axis, ndim)
+    units = starts / sigma[None, :]
+    eps = jnp.finfo(units.dtype).eps
 
-    def monomials(x: Array) -> Array:
-        """Powers of x and their first and second derivatives, one column each."""
-        p = _powers(x)
-        zeros = jnp.zeros_like(p[:1])
-        first = powers * jnp.concatenate([zeros, p[:-1]])
-        return jnp.stack([p, first, powers * jnp.concatenate([zeros, first[:-1]])], axis=1)
+    polynomial = _polynomial(minimum, sigma, threshold)
+    order = np.indices(polynomial.shape).sum(0)
+    # Terms of order 4 and 5 are x²/12 and less of the quadratic where those left out are x⁴/360: small
+    # ones vouch for the polynomial. Frames that need the series take their batch with them.
+    tail = jnp.sum(jnp.where((order == 4) | (order == 5), jnp.abs(polynomial), 0.0))
+    needs_series = any_in_batch(tail > 4 * eps ** (1 / 3))
 
-    def on_polynomial(u: Array) -> tuple[Array, Array, Array]:
-        return value_gradient_hessian(contract(polynomial, [monomials(u[a]) for a in range(ndim)]))
+    def on_polynomial(u: Array) -> Array:
+        return contract(polynomial, [_monomials(u[a]) for a in range(ndim)])
 
-    def newton_step(start: Array, axis: Array, u: Array, expansion: tuple) -> Array:
-        value, gradient, hessian = expansion
-        residual, jacobian = _system(kind, start, axis, u, value - 1, gradient, hessian)
-        step = -jnp.sum(inverse(jacobian) * residual, axis=-1)
-        return step * jnp.minimum(1.0, 0.5 / jnp.max(jnp.abs(step)))
+    def on_series(u: Array) -> Array:
+        tensor = terms.derivatives(minimum.whole, minimum.fraction + u * scale, 2)
+        tensor = tensor - jnp.where(np.indices(tensor.shape).sum(0) == 0, minimum.taylor[(0,) * ndim], 0.0)
+        for axis in range(ndim):
+            tensor = tensor * along(_powers(scale[axis])[:3], axis, ndim)
+        return tensor / threshold
 
-    units = starts / sigma
-
-    def improve(_: int, us: Array) -> Array:
-        return jax.vmap(lambda s, a, u: u + newton_step(s, a, u, on_polynomial(u)))(units, axes, us)
-
-    solution = lax.fori_loop(0, 6, improve, units)
-
-    # Terms of order 4 and 5 small at the solution means that those left out are negligible.
-    last = jnp.where((order == 4) | (order == 5), jnp.abs(polynomial), 0.0)
-    tail = jax.vmap(lambda u: contract(last, [_powers(jnp.abs(u[a]))[:, None] for a in range(ndim)]))(
-        solution
-    )
-    tail = tail.reshape(len(starts))
-    enough = (tail < 0.02) & jnp.all(jnp.isfinite(solution), axis=1)
-
-    base = minimum.taylor[(0,) * ndim]
-
-    def on_series(u: Array) -> tuple[Array, Array, Array]:
-        value, gradient, hessian = value_gradient_hessian(
-            terms.derivatives(minimum.whole, minimum.fraction + u * scale, 2)
-        )
-        outer = scale[:, None] * scale[None, :]
-        return (value - base) / threshold, gradient * scale / threshold, hessian * outer / threshold
-
-    def refine_all(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def improve(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         us, done, count = state
-        steps = jax.vmap(lambda s, a, u: newton_step(s, a, u, on_series(u)))(units, axes, us)
-        us = jnp.where(done[:, None], us, us + steps)
+        tensors = lax.cond(needs_series, jax.vmap(on_series), jax.vmap(on_polynomial), us)
+
+        def newton_step(start: Array, axis: Array, u: Array, tensor: Array) -> Array:
+            value, gradient, hessian = value_gradient_hessian(tensor)
+            residual, jacobian = _system(kind, start, axis, u, value - 1, gradient, hessian)
+            step = apply(inverse(jacobian), residual)
+            return step * jnp.minimum(1.0, 0.5 / jnp.max(jnp.abs(step)))
+
+        steps = jax.vmap(newton_step)(units, axes, us, tensors)
+        us = jnp.where(done[:, None], us, us - steps)
         # On the right side of the minimum, or it is the way out of another one.
-        settled = (jnp.max(jnp.abs(steps), axis=1) < 1e-3) & (jnp.sum(us * units, axis=1) > 0)
+        settled = (jnp.max(jnp.abs(steps), axis=1) < jnp.sqrt(eps)) & (jnp.sum(us * units, axis=1) > 0)
         return us, done | settled, count + 1
 
     hopeless = ~jnp.all(jnp.isfinite(units), axis=1)
-    state = (jnp.where(enough[:, None], solution, units), enough | hopeless, jnp.zeros((), int))
-    solution, found, _ = lax.while_loop(lambda s: ~jnp.all(s[1]) & (s[2] < MAX_STEPS), refine_all, state)
-    return solution * scale, found & ~hopeless
+    state = (units, hopeless, jnp.zeros((), jnp.int32))
+    solution, found, _ = lax.while_loop(lambda s: ~jnp.all(s[1]) & (s[2] < MAX_STEPS), improve, state)
+    return solution * scale[None, :], found & ~hopeless
 
 
 @level_points.defjvp
@@ -235,7 +237,6 @@ def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple:
     whole, fraction, d_fraction = minimum.whole, minimum.fraction, d_minimum.fraction
     points, found = level_points(kind, terms, minimum, starts, threshold)
     ndim = starts.shape[1]
-    axes = jnp.arange(len(starts)) % ndim if kind == "profile" else jnp.zeros(len(starts), int)
 
     def expansion(terms: Chi2Terms, fraction: Array) -> tuple[Array, Array, Array]:
         return value_gradient_hessian(terms.derivatives(whole, fraction, 2))
@@ -251,10 +252,10 @@ def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple:
             kind, start, axis, point, d_value - d_base - d_threshold, gradient, hessian
         )
         change = jnp.where(jnp.arange(ndim) == axis, change, d_gradient if kind == "profile" else 0.0)
-        return -jnp.sum(inverse(jacobian) * change, axis=-1)
+        return -apply(inverse(jacobian), change)
 
     return (points, found), (
-        jax.vmap(tangent)(starts, axes, points),
+        jax.vmap(tangent)(starts, _level_axes(kind, starts), points),
         np.zeros(found.shape, jax.dtypes.float0),
     )
 
@@ -268,12 +269,12 @@ def profile_values(terms: Chi2Terms, minimum: Minimum, axis: int, displacements:
     slope = slope / slope[axis]
 
     def at(displacement: Array) -> Array:
-        def improve(_: int, d: Array) -> Array:
+        def improve(_: ArrayLike, d: Array) -> Array:
             _, gradient, hessian = value_gradient_hessian(terms.derivatives(whole, fraction + d, 2))
             ridge = jnp.where(is_positive_definite(hessian), 0.0, 1.5 * jnp.sqrt(jnp.sum(hessian**2)))
             hessian = hessian + ridge * jnp.eye(ndim, dtype=d.dtype)
             hessian = jnp.where(free[:, None] & free[None, :], hessian, jnp.eye(ndim, dtype=d.dtype))
-            step = -jnp.sum(inverse(hessian) * jnp.where(free, gradient, 0.0), axis=-1)
+            step = -apply(inverse(hessian), jnp.where(free, gradient, 0.0))
             length = jnp.sqrt(jnp.sum(step**2))
             return d + step * jnp.minimum(1.0, 0.5 / jnp.where(length > 0, length, 1.0))
 

@@ -250,7 +250,7 @@ def _shift(data: Array, offset: Array, phase: Array, return_abs: bool, return_re
     spectrum = jnp.fft.fftn(jnp.where(jnp.isfinite(data), data, 0))
     for axis, n in enumerate(data.shape):
         factor = _phases(_split(-offset[axis, None]), n)[0]
-        spectrum = spectrum * jnp.expand_dims(factor, [a for a in range(data.ndim) if a != axis])
+        spectrum = spectrum * jnp.expand_dims(factor, tuple(a for a in range(data.ndim) if a != axis))
     result = jnp.fft.ifftn(spectrum) * lax.complex(jnp.cos(phase), -jnp.sin(phase))
     if return_real:
         return result.real
@@ -380,7 +380,7 @@ def zoomnd(
     return_xouts : bool
         Return ``(positions, zoomed)``, ``positions`` laid out as by `numpy.indices`, ``(ndim, *outshape)``.
     return_real : bool
-        Return the real part; otherwise the complex sum, which differs from it by the Nyquist frequency.
+        Return the real part; otherwise the complex sum, with Nyquist at +1/2 as `image_registration` has it.
     """
     data = _data(inp, "inp")
     shape = _output_shape(outshape, "outshape", data.shape)
@@ -518,7 +518,7 @@ def fourier_interp1d(
         pixels by linear interpolation, the first and last spacing continued outside, where
         `image_registration` repeats the end values.
     return_real : bool
-        Return the real part; otherwise the complex sum.
+        Return the real part; otherwise the complex sum, as in `zoomnd`.
     """
     samples = _data(data, "data", 1)
     out = _data(out_x, "out_x", 1).astype(samples.dtype)
@@ -551,7 +551,7 @@ def fourier_interpnd(data: ArrayLike, outinds: Any, *, return_real: bool = True)
         product per axis. Arrays of one shape with two axes or more, as from `numpy.indices`, are the
         coordinates of single points, at the cost of a sum over all of `data` for each.
     return_real : bool
-        Return the real part; otherwise the complex sum.
+        Return the real part; otherwise the complex sum, as in `zoomnd`.
 
     Returns
     -------

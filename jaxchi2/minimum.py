@@ -41,11 +41,11 @@ class Minimum(NamedTuple):
 
 def value_gradient_hessian(derivatives: Array) -> tuple[Array, Array, Array]:
     """Pick value, gradient and Hessian from a tensor of partial derivatives ``[a, b, …]``."""
-    ndim = derivatives.ndim
+    ndim, shape = derivatives.ndim, derivatives.shape
     unit = np.eye(ndim, dtype=int)
-    gradient = jnp.stack([derivatives[tuple(unit[a])] for a in range(ndim)])
-    hessian = jnp.stack([derivatives[tuple(unit[a] + unit[b])] for a in range(ndim) for b in range(ndim)])
-    return derivatives[(0,) * ndim], gradient, hessian.reshape(ndim, ndim)
+    orders = [np.zeros(ndim, int), *unit, *(unit[:, None] + unit[None, :]).reshape(-1, ndim)]
+    picked = derivatives.reshape(-1)[np.ravel_multi_index(np.transpose(orders), shape)]
+    return picked[0], picked[1 : ndim + 1], picked[ndim + 1 :].reshape(ndim, ndim)
 
 
 def inverse(matrix: Array) -> Array:
@@ -85,8 +85,9 @@ def is_positive_definite(matrix: Array) -> Array:
     return positive
 
 
-def _apply(matrix: Array, vector: Array) -> Array:
-    return jnp.sum(matrix * vector, axis=-1)
+def apply(matrix: Array, vector: Array) -> Array:
+    """Product of a small matrix and a vector, in plain arithmetic that no backend rounds to bfloat16."""
+    return jnp.sum(matrix * vector[None, :], axis=1)
 
 
 def best_pixel(terms: Chi2Terms, max_shift: tuple[float, ...] | None) -> tuple[Array, Array]:
@@ -122,7 +123,7 @@ def refine(terms: Chi2Terms, whole: Array, start: Array) -> tuple[Array, Array]:
         radius = jnp.where(accept, radius, radius / 4)
         # Where χ² is not convex, enough of the identity makes the step a descent.
         ridge = jnp.where(is_positive_definite(hessian), 0.0, 1.5 * jnp.sqrt(jnp.sum(hessian**2)))
-        step = -_apply(inverse(hessian + ridge * jnp.eye(len(best), dtype=best.dtype)), gradient)
+        step = -apply(inverse(hessian + ridge * jnp.eye(len(best), dtype=best.dtype)), gradient)
         length = jnp.sqrt(jnp.sum(step**2))
         step = step * jnp.minimum(1.0, radius / jnp.where(length > 0, length, 1.0))
         # Newton squares the error: after a step of √eps nothing is left to gain.
@@ -156,7 +157,7 @@ def _refine_jvp(primals: tuple, tangents: tuple) -> tuple:
         return value_gradient_hessian(terms.derivatives(whole, fraction, 2))
 
     (_, _, hessian), (_, change, _) = jax.jvp(expansion, (terms,), (tangents[0],))
-    tangent = -_apply(inverse(hessian), change)
+    tangent = -apply(inverse(hessian), change)
     return (fraction, converged), (tangent, np.zeros(converged.shape, jax.dtypes.float0))
 
 

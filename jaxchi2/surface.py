@@ -77,6 +77,7 @@ class Chi2Surface:
 
     terms: Chi2Terms
 
+    @jax.jit
     def __call__(self, shift: ArrayLike) -> Array:
         """χ² at one shift, shape ``(D,)`` in, a scalar out; differentiable in the shift and the images.
 
@@ -84,6 +85,7 @@ class Chi2Surface:
         """
         return self.terms.residual_chi2(*self._split(shift))
 
+    @jax.jit
     def map(self) -> Array:
         """χ² at the whole-pixel shifts (every half pixel with ``oversample=2``), shape of the images.
 
@@ -125,17 +127,15 @@ class Chi2Surface:
         if len(shape) != ndim or min(shape) < 1:
             raise ValueError(f"shape must hold {ndim} positive sizes, not {shape}")
         steps = jnp.broadcast_to(jnp.asarray(spacing, fraction.dtype), (ndim,))
-        displacements = [
-            (jnp.arange(m) - (m - 1) / 2).astype(fraction.dtype) * steps[a] for a, m in enumerate(shape)
-        ]
-        differences = self.terms.differences(whole, fraction, displacements)
-        return self.terms.residual_chi2(whole, fraction) + differences
+        return _zoom(self.terms, whole, fraction, steps, shape)
 
+    @jax.jit
     def minimum(self) -> Array:
         """Shift of the minimum, shape ``(D,)``; its derivatives are those of the exact minimum."""
         found = find_minimum(self.terms, None)
         return found.whole + found.fraction
 
+    @partial(jax.jit, static_argnames="nfitted")
     def interval(self, nsigma: ArrayLike = 1.0, nfitted: int = 1) -> Array:
         """Extremes of each axis over Δχ² < ``delta_chi2(nsigma, nfitted)``, as positions, shape ``(D, 2)``.
 
@@ -146,6 +146,7 @@ class Chi2Surface:
         points = interval_points(self.terms, found, self._threshold(nsigma, nfitted))
         return found.whole[:, None] + found.fraction[:, None] + extremes(points.displacement, points.found)
 
+    @partial(jax.jit, static_argnames=("n", "nfitted"))
     def contour(self, nsigma: ArrayLike = 1.0, n: int = 64, nfitted: int = 2) -> Array:
         """Polygon of n points on Δχ² = ``delta_chi2(nsigma, nfitted)``, shape ``(n, 2)``, two axes only.
 
@@ -158,8 +159,9 @@ class Chi2Surface:
         found = find_minimum(self.terms, None)
         points = contour_points(self.terms, found, self._threshold(nsigma, nfitted), n)
         displacement = jnp.where(points.found[:, None], points.displacement, jnp.nan)
-        return found.whole + found.fraction + displacement
+        return (found.whole + found.fraction)[None, :] + displacement
 
+    @partial(jax.jit, static_argnames="axis")
     def profile(self, axis: int, positions: ArrayLike) -> Array:
         """Δχ² above the minimum at given shifts along one axis, minimised over the other axes.
 
@@ -185,6 +187,12 @@ class Chi2Surface:
 
     def _threshold(self, nsigma: ArrayLike, nfitted: int) -> Array:
         return delta_chi2(nsigma, nfitted).astype(self.terms.constant.dtype)
+
+
+@partial(jax.jit, static_argnames="shape")
+def _zoom(terms: Chi2Terms, whole: Array, fraction: Array, steps: Array, shape: tuple[int, ...]) -> Array:
+    offsets = [jnp.asarray(np.arange(m) - (m - 1) / 2, steps.dtype) * steps[a] for a, m in enumerate(shape)]
+    return terms.residual_chi2(whole, fraction) + terms.differences(whole, fraction, offsets)
 
 
 def extremes(displacement: Array, found: Array) -> Array:
