@@ -24,10 +24,10 @@ from jax.typing import ArrayLike
 from .errors import delta_chi2
 from .fourier import accept_obsolete, as_real_array, correlate2d, zoomnd
 from .minimum import best_pixel
-from .registration import Registration, solve
+from .registration import Registration, Status, solve
 from .spectrum import harmonics
 from .surface import Pair, check_pair
-from .terms import Chi2Terms, grid_minimum, is_known_clean, prepare, with_terms
+from .terms import Chi2Terms, grid_minimum, is_quick, prepare, with_terms
 
 MAX_LEVELS = 60
 
@@ -198,13 +198,8 @@ def chi2_shift(
     if upsample_factor != "auto":
         upsample_factor = _positive(upsample_factor, "upsample_factor")
     max_auto_size, max_nsig = int(_positive(max_auto_size, "max_auto_size")), _positive(max_nsig, "max_nsig")
-    result, grid = _shift_and_grid(
-        pair,
-        is_known_clean(*pair, boundary),
-        boundary,
-        nfitted,
-        UpsampledGrid(upsample_factor, max_auto_size, max_nsig, nfitted) if return_chi2array else None,
-    )
+    window = UpsampledGrid(upsample_factor, max_auto_size, max_nsig, nfitted) if return_chi2array else None
+    result, grid = _shift_and_grid(pair, boundary, nfitted, window)
     return _in_order(result, grid, return_error, verbose)
 
 
@@ -282,13 +277,8 @@ def chi2_shift_iterzoom(
         _positive(mindiff, "mindiff"),
         _above_one(zoomstep),
     )
-    result, grid = _shift_and_grid(
-        pair,
-        is_known_clean(*pair, boundary),
-        boundary,
-        2,
-        RezoomedGrid(*levels) if return_chi2array else None,
-    )
+    window = RezoomedGrid(*levels) if return_chi2array else None
+    result, grid = _shift_and_grid(pair, boundary, 2, window)
     return _in_order(result, grid, return_error, verbose)
 
 
@@ -299,8 +289,8 @@ def _pair(im1: ArrayLike, im2: ArrayLike, err: ArrayLike | None, boundary: str, 
             f"im1 and im2 must have two axes, not {pair.image.ndim}; register() takes one to three"
         )
     if zeromean:
-        centred = (x - jnp.mean(x, where=jnp.isfinite(x)) for x in pair[:2])
-        pair = Pair(*centred, pair.err)
+        reference, image = (x - jnp.mean(x, where=jnp.isfinite(x)) for x in pair[:2])
+        pair = Pair(reference, image, pair.err)
     return pair
 
 
@@ -323,8 +313,18 @@ def _pair_of_sizes(shape: Sequence[int], name: str) -> tuple[int, ...]:
     return sizes
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _shift_and_grid(
+    pair: Pair, boundary: str, nfitted: int, grid: UpsampledGrid | RezoomedGrid | None
+) -> tuple[Registration, Chi2Grid | None]:
+    if is_quick(*pair, boundary=boundary):
+        found = _compiled(pair, True, boundary, nfitted, grid)
+        if found[0].status != Status.FLAT:
+            return found
+    return _compiled(pair, False, boundary, nfitted, grid)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _compiled(
     pair: Pair, clean: bool, boundary: str, nfitted: int, grid: UpsampledGrid | RezoomedGrid | None
 ) -> tuple[Registration, Chi2Grid | None]:
     nsigma = jnp.sqrt(delta_chi2(1.0, nfitted)).astype(pair.image.dtype)

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from .errors import covariance_of, interval_points
 from .minimum import find_minimum, is_positive_definite
 from .surface import check_pair, extremes
-from .terms import Chi2Terms, is_known_clean, with_terms
+from .terms import Chi2Terms, is_quick, with_terms
 
 
 class Status(IntFlag):
@@ -179,8 +179,12 @@ def register(
     nsigma = jnp.asarray(nsigma, pair.image.dtype)
     if nsigma.ndim or (not isinstance(nsigma, Tracer) and not nsigma > 0):
         raise ValueError(f"nsigma must be a positive scalar, not {nsigma}")
-    clean = is_known_clean(*pair, boundary)
-    return _register(*pair, nsigma, err is not None, clean, boundary, oversample, limits)
+    options = (err is not None, boundary, oversample, limits)
+    if is_quick(*pair, boundary=boundary):
+        result = _register(*pair, nsigma, True, *options)
+        if result.status != Status.FLAT:
+            return result
+    return _register(*pair, nsigma, False, *options)
 
 
 def check_max_shift(max_shift: float | tuple[float, ...] | None, ndim: int) -> tuple[float, ...] | None:
@@ -201,8 +205,8 @@ def _register(
     image: Array,
     err: Array,
     nsigma: Array,
-    known_err: bool,
     clean: bool,
+    known_err: bool,
     boundary: str,
     oversample: int,
     max_shift: tuple[float, ...] | None,

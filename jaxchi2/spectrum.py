@@ -51,6 +51,16 @@ def contract(tensor: Array, columns: list[Array]) -> Array:
     return jnp.transpose(tensor)
 
 
+def scaled(z: Array, factor: Array | float) -> Array:
+    """``z · factor`` for a real factor, which XLA would first make complex."""
+    return lax.complex(z.real * factor, z.imag * factor)
+
+
+def conj_product(a: Array, b: Array) -> Array:
+    """``conj(a) · b`` in real arithmetic; XLA's complex product is several times slower on a CPU."""
+    return lax.complex(a.real * b.real + a.imag * b.imag, a.real * b.imag - a.imag * b.real)
+
+
 def cycle_phase(indices: np.ndarray, period: int, whole: Array, fraction: Array) -> Array:
     """``2π k (whole + fraction) / period`` modulo 2π, the whole pixels reduced in exact integers.
 
@@ -175,21 +185,25 @@ def split_nyquist(spectrum: Array, shape: Shape) -> FourierSeries:
     count = reduce(jnp.add, map(jnp.abs, signs))
     aligned = jnp.abs(reduce(jnp.add, signs)) == count
     factor = jnp.where(count == 0, 1.0, jnp.where(aligned, 0.5, 0.0)).astype(spectrum.real.dtype)
-    return FourierSeries(spectrum * factor, shape)
+    return FourierSeries(scaled(spectrum, factor), shape)
 
 
 def shift_spectrum(spectrum: Array, shape: Shape, whole: Array, fraction: Array) -> Array:
     """Half-plane spectrum of ``M(x − whole − fraction)``, the Nyquist terms by the convention above."""
     ndim = len(shape)
-    regular, nyquist = [], []
+    re, im, nyquist_re, nyquist_im = 1.0, 0.0, 1.0, 0.0
     for axis, n in enumerate(shape):
         indices = harmonics(n)[: spectrum.shape[axis]]
         phase = -cycle_phase(indices, n, whole[axis], fraction[axis])
-        wave = lax.complex(jnp.cos(phase), jnp.sin(phase))
-        at_nyquist = 2 * indices == -n
-        regular.append(along(jnp.where(at_nyquist, 1, wave), axis, ndim))
-        nyquist.append(along(jnp.where(at_nyquist, wave, 1), axis, ndim))
-    return spectrum * reduce(jnp.multiply, regular) * reduce(jnp.multiply, nyquist).real
+        # The barrier keeps XLA from computing the sine anew for every element of the product below.
+        cos, sin = (along(x, axis, ndim) for x in lax.optimization_barrier((jnp.cos(phase), jnp.sin(phase))))
+        at_nyquist = along(2 * indices == -n, axis, ndim)
+        c, s = jnp.where(at_nyquist, 1.0, cos), jnp.where(at_nyquist, 0.0, sin)
+        re, im = re * c - im * s, re * s + im * c
+        c, s = jnp.where(at_nyquist, cos, 1.0), jnp.where(at_nyquist, sin, 0.0)
+        nyquist_re, nyquist_im = nyquist_re * c - nyquist_im * s, nyquist_re * s + nyquist_im * c
+    re, im = re * nyquist_re, im * nyquist_re
+    return lax.complex(spectrum.real * re - spectrum.imag * im, spectrum.real * im + spectrum.imag * re)
 
 
 def nyquist_power(spectrum: Array, shape: Shape) -> FourierSeries:

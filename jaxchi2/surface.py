@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from .errors import contour_points, delta_chi2, interval_points, profile_values
 from .fourier import as_real_array
 from .minimum import find_minimum
-from .terms import BOUNDARIES, Chi2Terms, is_known_clean, uniform_terms, weighted_terms
+from .terms import BOUNDARIES, Chi2Terms, is_quick, uniform_terms, weighted_terms
 
 
 class Pair(NamedTuple):
@@ -252,8 +252,10 @@ def chi2_surface(
     0.000
     """
     pair = check_pair(reference, image, err, boundary, oversample)
-    if is_known_clean(*pair, boundary):
-        return Chi2Surface(_uniform(*pair, oversample))
+    if is_quick(*pair, boundary=boundary):
+        terms = _uniform(*pair, oversample)
+        if jnp.isfinite(terms.constant):
+            return Chi2Surface(terms)
     return Chi2Surface(_weighted(*pair, boundary, oversample))
 
 

@@ -29,9 +29,11 @@ from .spectrum import (
     FourierSeries,
     Shape,
     along,
+    conj_product,
     half_weights,
     harmonics,
     nyquist_power,
+    scaled,
     shift_spectrum,
     split_nyquist,
     square,
@@ -102,9 +104,9 @@ class Chi2Terms:
         """χ² at one shift as a sum of squares, which float32 can resolve where the series cannot."""
         model = shift_spectrum(self.reference, self.shape, whole, fraction)
         if self.weights is None:
-            residual = self.image - model
-            weight = along(half_weights(self.shape[-1]), model.ndim - 1, model.ndim).astype(model.real.dtype)
-            return jnp.sum((residual.real**2 + residual.imag**2) * weight) / prod(self.shape)
+            power = (self.image.real - model.real) ** 2 + (self.image.imag - model.imag) ** 2
+            columns = jnp.sum(power, axis=tuple(range(power.ndim - 1)))
+            return jnp.sum(columns * half_weights(self.shape[-1]).astype(columns.dtype)) / prod(self.shape)
         return jnp.sum(self.weights * (self.image - jnp.fft.irfftn(model, self.shape)) ** 2)
 
 
@@ -158,17 +160,13 @@ def is_clean(reference: Array, image: Array, err: Array) -> Array:
     return jnp.isfinite(jnp.sum(reference)) & jnp.isfinite(jnp.sum(image)) & is_valid_error(err)
 
 
-_is_clean = jax.jit(is_clean)
+def is_quick(*arrays: Array, boundary: str) -> bool:
+    """Whether the cheap way is worth trying first: one error for all pixels, and values that are there.
 
-
-def is_known_clean(reference: Array, image: Array, err: Array, boundary: str) -> bool:
-    """Whether the cheap way is open and the values say so already now; never of traced values.
-
-    Saves compiling both ways when the function is called outside ``jit``.
+    A bad pixel makes everything NaN in that way, so its result says whether it was right to try. That
+    saves compiling and asking for both outside ``jit``; of traced values nothing can be asked.
     """
-    if err.ndim or boundary != "wrap" or any(isinstance(x, Tracer) for x in (reference, image, err)):
-        return False
-    return bool(_is_clean(reference, image, err))
+    return boundary == "wrap" and arrays[-1].ndim == 0 and not any(isinstance(x, Tracer) for x in arrays)
 
 
 def is_valid_error(err: Array) -> Array:
@@ -181,11 +179,12 @@ def uniform_terms(reference: Array, image: Array, err: Array, oversample: int) -
     shape = reference.shape
     # A common pedestal cancels in χ²; kept, it would cost float32 its digits.
     pedestal = lax.stop_gradient(jnp.mean(reference))
-    reference, image = (reference - pedestal) / err, (image - pedestal) / err
+    scale = 1 / jnp.where(is_valid_error(err), err, jnp.nan)
+    reference, image = (reference - pedestal) * scale, (image - pedestal) * scale
     spectrum, image_spectrum = jnp.fft.rfftn(reference), jnp.fft.rfftn(image)
-    correlation = jnp.conj(spectrum) * image_spectrum
+    correlation = conj_product(spectrum, image_spectrum)
     energy, image_energy = jnp.sum(reference**2), jnp.sum(image**2)
-    cross = split_nyquist(correlation * (-2 / prod(shape)), shape)
+    cross = split_nyquist(scaled(correlation, -2 / prod(shape)), shape)
     power = nyquist_power(spectrum, shape)
     if oversample == 1:
         grid = jnp.fft.irfftn(correlation, shape) * -2
@@ -263,14 +262,14 @@ def weighted_terms(reference: Array, image: Array, err: Array, boundary: str, ov
     reference, image, weights, _, _ = prepare(reference, image, err, boundary)
     shape, size = reference.shape, prod(reference.shape)
     spectrum = jnp.fft.rfftn(reference)
-    correlation = jnp.conj(spectrum) * jnp.fft.rfftn(weights * image)
+    correlation = conj_product(spectrum, jnp.fft.rfftn(weights * image))
     image_energy = jnp.sum(weights * image**2)
-    cross = split_nyquist(correlation * (-2 / size), shape)
-    squared = square(split_nyquist(spectrum / size, shape), spectrum, shape)
-    power = FourierSeries(jnp.conj(squared.coefficients) * tiled(weights), shape)
+    cross = split_nyquist(scaled(correlation, -2 / size), shape)
+    squared = square(split_nyquist(scaled(spectrum, 1 / size), shape), spectrum, shape)
+    power = FourierSeries(conj_product(squared.coefficients, tiled(weights)), shape)
     if oversample == 1:
-        power_on_grid = jnp.conj(jnp.fft.rfftn(reference**2)) * jnp.fft.rfftn(weights)
-        grid = jnp.fft.irfftn(power_on_grid - 2 * correlation, shape)
+        power_on_grid = conj_product(jnp.fft.rfftn(reference**2), jnp.fft.rfftn(weights))
+        grid = jnp.fft.irfftn(power_on_grid - scaled(correlation, 2.0), shape)
     else:
         grid = cross.sampled(2) + power.sampled(2)
     return Chi2Terms(

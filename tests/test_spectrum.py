@@ -71,7 +71,9 @@ def test_series_of_an_image_is_its_interpolant(case):
     expected = case.value(case.shift)
     np.testing.assert_allclose(case.found["derivatives"].flat[0], expected, atol=1e-12)
     at_zero = case.found["coefficients"].real
-    np.testing.assert_allclose(at_zero[..., 0].sum() + 2 * at_zero[..., 1:].sum(), case.array.flat[0], atol=1e-12)
+    np.testing.assert_allclose(
+        at_zero[..., 0].sum() + 2 * at_zero[..., 1:].sum(), case.array.flat[0], atol=1e-12
+    )
 
 
 def test_derivatives_are_those_of_the_interpolant(case):

@@ -25,7 +25,10 @@ def pair(shape, kind, noise=0.3, seed=0, amplitude=3.0):
 
 def tolerance(dtype, scale):
     """1e-9 relative in float64; in float32 the same number of units in the last place and some."""
-    return {"rtol": 1e-9 if dtype == np.float64 else 1e-5, "atol": scale * (1e-12 if dtype == np.float64 else 1e-6)}
+    return {
+        "rtol": 1e-9 if dtype == np.float64 else 1e-5,
+        "atol": scale * (1e-12 if dtype == np.float64 else 1e-6),
+    }
 
 
 @pytest.mark.parametrize("boundary", ["wrap", "fill"])
@@ -58,8 +61,10 @@ def test_map_is_the_double_sum(shape, oversample, kind, boundary, x64):
     values, shifts = surface.map(), surface.shifts()
     assert values.shape == tuple(oversample * n for n in shape)
     assert [s[oversample * (n // 2)] for s, n in zip(shifts, shape, strict=True)] == [0.0] * len(shape)
-    expected = [chi2(reference, image, err, at, boundary) for at in np.stack(np.meshgrid(*shifts, indexing="ij"), -1)
-                .reshape(-1, len(shape))]
+    expected = [
+        chi2(reference, image, err, at, boundary)
+        for at in np.stack(np.meshgrid(*shifts, indexing="ij"), -1).reshape(-1, len(shape))
+    ]
     np.testing.assert_allclose(values.ravel(), expected, rtol=1e-9)
 
 
@@ -162,7 +167,9 @@ def test_profile_is_the_minimum_over_the_other_axis(x64):
 
         around = best[1 - axis] + np.array([-0.5, 0.5])
         for position, delta in zip(positions, found, strict=True):
-            lowest = minimize_scalar(value, bounds=around, args=(position,), method="bounded", options={"xatol": 1e-9})
+            lowest = minimize_scalar(
+                value, bounds=around, args=(position,), method="bounded", options={"xatol": 1e-9}
+            )
             np.testing.assert_allclose(delta, lowest.fun - floor, rtol=1e-7, atol=1e-9)
         np.testing.assert_allclose(surface.profile(axis - 2, positions), found, rtol=1e-12)
 

@@ -1,0 +1,137 @@
+"""align: an inverse of the shift that register measures, and scipy's interpolation for the other orders."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+from direct import scene
+from jax.test_util import check_grads
+
+from jaxchi2 import align, register
+from jaxchi2.fourier import shiftnd
+
+SHAPES = {(15,): (2.3,), (12, 13): (-3.4, 1.7), (5, 6, 7): (0.6, -1.3, 2.2)}
+# scipy interpolates towards the pixels outside the frame in these two modes only under other names.
+SCIPY_MODES = {
+    "wrap": "grid-wrap",
+    "constant": "grid-constant",
+    "nearest": "nearest",
+    "reflect": "reflect",
+    "mirror": "mirror",
+}
+
+
+def scipy_align(image, shift, order, mode):
+    points = np.meshgrid(*(np.arange(n) + s for n, s in zip(image.shape, shift, strict=True)), indexing="ij")
+    return scipy.ndimage.map_coordinates(image, points, order=order, mode=SCIPY_MODES[mode], cval=0.0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fourier_undoes_shift(shape, dtype):
+    image = scene(shape, slope=1, smooth=True).astype(dtype)
+    aligned = align(shiftnd(image, SHAPES[shape]), SHAPES[shape])
+    assert aligned.dtype == dtype
+    np.testing.assert_allclose(aligned, image, rtol=0, atol=20 * np.finfo(dtype).eps * abs(image).max())
+
+
+def test_whole_pixels_roll(x64):
+    image = np.random.default_rng(0).normal(size=(8, 9))
+    expected = np.roll(image, (-2, 3), (0, 1))
+    np.testing.assert_allclose(align(image, (2, -3)), expected, rtol=0, atol=1e-13)
+    for order in (0, 1):
+        np.testing.assert_array_equal(align(image, (2, -3), order=order), expected)
+
+
+def test_aligns_what_register_measured(x64):
+    reference = scene((17, 18), slope=2, smooth=True)
+    noise = 1e-3 * np.random.default_rng(1).normal(size=(17, 18))
+    image = shiftnd(reference, (2.4, -3.7)) + noise
+    result = register(reference, image, 1e-3)
+    np.testing.assert_allclose(result.shift, (2.4, -3.7), rtol=0, atol=1e-2)
+    np.testing.assert_allclose(align(image, result.shift), reference, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("mode", SCIPY_MODES)
+@pytest.mark.parametrize("order", [0, 1])
+def test_equals_scipy(order, mode, x64):
+    image = np.random.default_rng(2).normal(size=(7, 9))
+    # Up to more than the frame, so that what lies outside is seen more than once.
+    for shift in [(0.3, -0.2), (-2.6, 3.9), (8.2, -20.7)]:
+        expected = scipy_align(image, shift, order, mode)
+        np.testing.assert_allclose(align(image, shift, order=order, mode=mode), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(15,), (5, 6, 7)])
+@pytest.mark.parametrize("order", [0, 1])
+def test_equals_scipy_in_other_dimensions(order, shape, x64):
+    image = np.random.default_rng(3).normal(size=shape)
+    for mode in ("wrap", "nearest"):
+        expected = scipy_align(image, SHAPES[shape], order, mode)
+        found = align(image, SHAPES[shape], order=order, mode=mode)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_bad_pixels(x64):
+    image = np.random.default_rng(4).normal(size=(9, 10))
+    broken, zeroed = image.copy(), image.copy()
+    broken[4, 5], zeroed[4, 5] = np.nan, 0.0
+    shift = (1.3, -2.4)
+    np.testing.assert_allclose(align(broken, shift), align(zeroed, shift), rtol=0, atol=1e-13)
+    # image(4, 5) is read at i = 4 − 1.3 and 5 + 2.4: the two pixels beside each for linear interpolation.
+    bad = np.isnan(align(broken, shift, order=1))
+    assert np.array_equal(np.argwhere(bad), [[2, 7], [2, 8], [3, 7], [3, 8]])
+    np.testing.assert_array_equal(
+        align(broken, shift, order=1)[~bad], np.asarray(align(image, shift, order=1))[~bad]
+    )
+    assert np.array_equal(np.argwhere(np.isnan(align(broken, shift, order=0))), [[3, 7]])
+
+
+@pytest.mark.parametrize("order", ["fourier", 0, 1])
+def test_dtypes(order, dtype):
+    image = np.arange(12).reshape(3, 4)
+    assert align(image.astype(dtype), (0.5, 0.5), order=order).dtype == dtype
+    # Integers become the default float, which the fixture sets.
+    assert align(image.astype(np.uint8), (0.4, 0.4), order=order).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        ((np.ones((3, 4)), [1.0]), {}, ValueError, ("shift", r"\(2,\)", r"\(1,\)")),
+        ((np.ones((3, 4)), 1.0), {}, ValueError, ("shift", r"\(2,\)")),
+        ((1.0, []), {}, ValueError, ("shift|image",)),
+        ((np.ones((3, 4), complex), [1, 1]), {}, TypeError, ("image", "complex")),
+        ((np.ones((3, 4)), [1, 1]), {"order": 3}, ValueError, ("order", "3", "fourier")),
+        ((np.ones((3, 4)), [1, 1]), {"order": True}, ValueError, ("order", "True")),
+        ((np.ones((3, 4)), [1, 1]), {"order": "linear"}, ValueError, ("order", "linear")),
+        ((np.ones((3, 4)), [1, 1]), {"order": 1, "mode": "fill"}, ValueError, ("mode", "fill", "nearest")),
+        ((np.ones((3, 4)), [1, 1]), {"mode": "nearest"}, ValueError, ("mode", "nearest", "wrap")),
+    ],
+)
+def test_bad_inputs_are_named(arguments, options, error, words):
+    with pytest.raises(error) as caught:
+        align(*arguments, **options)
+    for word in words:
+        assert caught.match(word)
+
+
+@pytest.mark.parametrize("order", ["fourier", 0, 1])
+def test_jit_and_vmap(order, x64):
+    images = jnp.asarray(np.random.default_rng(5).normal(size=(3, 7, 9)))
+    shifts = jnp.asarray([(0.3, -1.2), (2.2, 0.7), (-4.6, 3.4)])
+    function = partial(align, order=order)
+    expected = jnp.stack([function(i, s) for i, s in zip(images, shifts, strict=True)])
+    np.testing.assert_allclose(jax.jit(jax.vmap(function))(images, shifts), expected, rtol=0, atol=1e-13)
+    expected = jnp.stack([function(images[0], s) for s in shifts])
+    found = jax.jit(jax.vmap(function, in_axes=(None, 0)))(images[0], shifts)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("order", ["fourier", 1])
+def test_gradients(order, x64):
+    # Odd axes: an even one's Nyquist frequency is a cosine of the shift, no less differentiable.
+    image = np.random.default_rng(6).normal(size=(5, 6))
+    check_grads(partial(align, order=order), (image, np.array([0.3, -1.2])), 1, ["fwd", "rev"])

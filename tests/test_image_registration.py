@@ -1,0 +1,824 @@
+"""The functions with image_registration's names: against its arrays, and where it is wrong, the definition."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import enable_x64
+from direct import chi2, scene, shifted
+
+from jaxchi2 import (
+    chi2_shift,
+    chi2_shift_iterzoom,
+    chi2map_to_errors,
+    chi2n_map,
+    iterative_zoom,
+    iterative_zoom_1d,
+)
+
+MAP_CASES = {
+    "scalar_even": {},
+    "errmap_oddxeven": {},
+    "errmap_fill": {"boundary": "fill"},
+    "mask_inf": {},
+}
+SHIFT_CASES = {
+    "chi2_shift_auto_odd": {},
+    "chi2_shift_auto_even": {},
+    "chi2_shift_auto_lowsnr": {"max_auto_size": 128},
+    "chi2_shift_auto_errmap": {},
+    "chi2_shift_us10": {"upsample_factor": 10},
+    "chi2_shift_us15_even": {"upsample_factor": 15},
+    "chi2_shift_us100": {"upsample_factor": 100},
+}
+ITERZOOM_CASES = {
+    "iterzoom_odd": {},
+    "iterzoom_odd_mindiff.01": {"mindiff": 0.01},
+    "iterzoom_odd_map": {"zoom_shape": [12, 14], "rezoom_shape": [90, 80], "rezoom_factor": 4},
+}
+ZOOM_CASES = {
+    "default": {},
+    "mindiff.01": {"mindiff": 0.01},
+    "step3_shape12x9": {"zoomstep": 3, "zoomshape": [12, 9]},
+}
+ERROR_CASES = {
+    "z1": {},
+    "z10": {"zoomfactor": 10},
+    "nsig2": {"nsigma": 2},
+    "nfit1": {"nfitted": 1},
+    "z4_nsig1.5_nfit3": {"zoomfactor": 4.0, "nsigma": 1.5, "nfitted": 3},
+}
+# Half-width of the joint region of two parameters over the marginal error: image_registration's error bar.
+JOINT = np.sqrt(scipy.stats.chi2.ppf(2 * scipy.stats.norm.cdf(1) - 1, 2))
+# Tests that need no options of their own share these and a 33×33 pair, which is compiled once.
+SHARED = {"upsample_factor": 10, "return_chi2array": True}
+
+
+def pair(reference, case):
+    return tuple(reference[f"{case}/{name}"] for name in ("im1", "im2", "err"))
+
+
+def exact_sum(im1, im2, err, weights, boundary="wrap"):
+    """χ² over the pixels with a weight at every whole shift, in the layout of chi2n_map."""
+    ny, nx = im1.shape
+    if boundary == "fill":
+        im1 = np.pad(im1, ((ny, ny), (nx, nx)))
+    out = np.empty((ny, nx))
+    for k, j in np.ndindex(ny, nx):
+        model = np.roll(im1, ((ny - 1) // 2 - k, (nx - 1) // 2 - j), (0, 1))
+        if boundary == "fill":
+            model = model[ny : 2 * ny, nx : 2 * nx]
+        out[k, j] = np.sum(np.where(weights, (im2 - model) ** 2 / np.where(weights, err, 1) ** 2, 0))
+    return out
+
+
+def same(results, expected, rtol=0.0, atol=0.0):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), results, expected)
+
+
+def check_grid(grid, images, sign, number=24):
+    """χ² of a returned grid by its definition at some of its points; ``sign`` turns coordinates to shifts."""
+    x, y, values = (np.asarray(a) for a in grid)
+    assert x.shape == y.shape == values.shape
+    rng = np.random.default_rng(0)
+    for index in zip(*(rng.integers(0, n, number) for n in values.shape), strict=True):
+        expected = chi2(*images, (sign * y[index], sign * x[index]))
+        np.testing.assert_allclose(values[index], expected, rtol=1e-9)
+
+
+# chi2n_map
+
+
+@pytest.mark.parametrize("case", MAP_CASES)
+def test_map_equals_stored(case, reference, dtype):
+    images = [x.astype(dtype) for x in pair(reference, f"chi2n_map_{case}")]
+    terms = chi2n_map(*images, return_all=True, **MAP_CASES[case])
+    for name, term in zip(("chi2", "term1", "term2", "term3"), terms, strict=True):
+        stored = reference[f"chi2n_map_{case}/{name}"]
+        assert term.dtype == dtype
+        assert term.shape == stored.shape
+        # A few roundings of the largest sums; the inputs are rounded too in float32.
+        atol = {"float64": 1e-13, "float32": 2e-6}[dtype.name] * abs(stored).max()
+        np.testing.assert_allclose(term, stored, rtol=1e-10 if dtype == np.float64 else 1e-4, atol=atol)
+
+
+@pytest.mark.parametrize("case", ["scalar_even", "errmap_fill"])
+def test_map_reduced_leaves_terms(case, reference, x64):
+    prefix = f"chi2n_map_{case}"
+    reduced, *terms = chi2n_map(*pair(reference, prefix), return_all=True, reduced=True, **MAP_CASES[case])
+    np.testing.assert_allclose(reduced, reference[f"{prefix}/chi2_reduced"], rtol=1e-10)
+    for name, term in zip(("term1", "term2", "term3"), terms, strict=True):
+        np.testing.assert_allclose(term, reference[f"{prefix}/{name}"], rtol=1e-10, atol=1e-9)
+
+
+def test_map_zeromean(reference, x64):
+    images = pair(reference, "chi2n_map_zeromean")
+    stored = reference["chi2n_map_zeromean/chi2"]
+    found = chi2n_map(*images, zeromean=True)
+    np.testing.assert_allclose(found, stored, rtol=1e-10, atol=1e-13 * stored.max())
+    assert abs(chi2n_map(*images) - stored).max() > 1e-3 * stored.max()
+
+
+@pytest.mark.parametrize("boundary", ["wrap", "fill"])
+def test_map_gives_bad_pixels_no_weight(boundary, x64):
+    rng = np.random.default_rng(3)
+    im1, im2 = rng.normal(size=(2, 9, 12))
+    err = rng.uniform(0.5, 2, size=(9, 12))
+    weights = np.ones((9, 12), bool)
+    for row, (array, value) in enumerate(
+        [(im2, np.nan), (im2, np.inf), (err, np.nan), (err, 0.0), (err, np.inf), (err, -1.0)]
+    ):
+        array[row, 2 * row] = value
+        weights[row, 2 * row] = False
+    expected = exact_sum(im1, im2, err, weights, boundary)
+    np.testing.assert_allclose(chi2n_map(im1, im2, err, boundary), expected, rtol=1e-11)
+
+
+def test_map_leaves_out_what_bad_model_pixels_cover(x64):
+    model = scene((15, 17), smooth=True)
+    data = np.roll(model, (2, -3), (0, 1)) + 0.1 * np.random.default_rng(1).normal(size=model.shape)
+    broken = model.copy()
+    broken[4, 5] = np.nan
+    found = np.asarray(chi2n_map(broken, data, 0.1))
+    assert np.all(np.isfinite(found))
+    best = np.unravel_index(found.argmin(), found.shape)
+    assert best == ((15 - 1) // 2 - 2, (17 - 1) // 2 + 3)
+    # At the best shift no pixel of the model is made up, and at most the nine around the bad one are lost.
+    residuals = ((data - np.roll(model, (2, -3), (0, 1))) / 0.1) ** 2
+    around = (slice(4 + 2 - 1, 4 + 2 + 2), slice(5 - 3 - 1, 5 - 3 + 2))
+    np.testing.assert_allclose(found[best], residuals.sum() - residuals[around].sum(), rtol=1e-9)
+
+
+def test_map_fill_sums_the_overlap_alone(x64):
+    im1, im2 = np.random.default_rng(4).normal(size=(2, 8, 11))
+    expected = exact_sum(im1, im2, np.full((8, 11), 0.5), np.ones((8, 11), bool), "fill")
+    np.testing.assert_allclose(chi2n_map(im1, im2, 0.5, "fill"), expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", ">f4", "bool"])
+def test_map_of_any_real_type(kind, x64):
+    # image_registration squares in the integer type: 200² is 64 in uint8.
+    limits = {"uint8": (0, 256), "int16": (-30000, 30001), "bool": (0, 2)}.get(kind, (-5, 5))
+    im1, im2 = np.random.default_rng(5).integers(*limits, size=(2, 9, 12)).astype(kind)
+    expected = chi2n_map(im1.astype(float), im2.astype(float), 2.0)
+    np.testing.assert_allclose(chi2n_map(im1, im2, 2.0), expected, rtol=1e-6)
+    brute = exact_sum(im1.astype(float), im2.astype(float), 2.0, True)
+    np.testing.assert_allclose(expected, brute, rtol=1e-10, atol=1e-9)
+
+
+def test_map_of_masked_array(x64):
+    im1, im2 = np.random.default_rng(6).normal(size=(2, 9, 12))
+    mask = np.zeros((9, 12), bool)
+    mask[2:4, 5:9] = True
+    expected = exact_sum(im1, im2, 1.0, ~mask)
+    np.testing.assert_allclose(chi2n_map(im1, np.ma.masked_array(im2, mask)), expected, rtol=1e-11)
+
+
+# chi2_shift
+
+
+@pytest.mark.parametrize("case", SHIFT_CASES)
+def test_shift_equals_stored(case, reference, x64):
+    images = pair(reference, case)
+    dx, dy, ex, ey, grid = chi2_shift(*images, return_chi2array=True, **SHIFT_CASES[case])
+    x, y, values = (np.asarray(a) for a in grid)
+    true_dx, true_dy, sx, sy, _, lowest = reference[f"{case}/exact_dx_dy_sx_sy_corr_chi2min"]
+    stored = reference[f"{case}/dx_dy_ex_ey"]
+    even = np.array([n % 2 == 0 for n in images[0].shape])
+    step = x[0, 1] - x[0, 0]
+
+    np.testing.assert_allclose([dx, dy], [true_dx, true_dy], rtol=0, atol=1e-9)
+    np.testing.assert_allclose([dx, dy], stored[:2], rtol=0, atol=step)
+    # The low S/N region reaches where χ² is no parabola any more.
+    np.testing.assert_allclose([ex, ey], JOINT * np.array([sx, sy]), rtol=0.06 if "lowsnr" in case else 0.03)
+    assert np.all(np.abs([ex, ey] - stored[2:]) < step)
+
+    # Coordinates: those stored, less the half pixel by which its window is off on even axes.
+    assert step > 0
+    np.testing.assert_allclose(x[0], reference[f"{case}/xvals"] - 0.5 * even[1], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(y[:, 0], reference[f"{case}/yvals"] - 0.5 * even[0], rtol=0, atol=1e-9)
+    assert np.ptp(x, axis=0).max() == np.ptp(y, axis=1).max() == 0
+    check_grid(grid, images, sign=-1)
+    # Stored in part: every 2nd, 3rd or 8th sample of the larger grids.
+    stored_grid = reference[f"{case}/chi2_zoom"]
+    every = max(1, len(x) // 64)
+    if not even.any():
+        # With an error map, image_registration's χ² is aliased between the pixels.
+        rtol = 1e-9 if images[2].ndim == 0 else 1e-6
+        np.testing.assert_allclose(values[::every, ::every], stored_grid, rtol=rtol, atol=1e-8)
+    elif "auto" in case:
+        # Half a pixel is a whole number of samples; the rest is the Nyquist frequency.
+        moved = round(0.5 / step) // every
+        here, there = slice(moved, None), slice(None, -moved)
+        ours = values[::every, ::every][here, here]
+        np.testing.assert_allclose(ours, stored_grid[there, there], rtol=1e-5)
+
+    best = np.unravel_index(values.argmin(), values.shape)
+    np.testing.assert_allclose([x[best], y[best]], [-dx, -dy], rtol=0, atol=step)
+    assert lowest - 1e-6 < values[best] < lowest + (step / min(sx, sy)) ** 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "factor", "stated"),
+    [((200, 20), 100, (200, 200)), ((101, 31), 100, (200, 200)), ((32, 32), 31, (62, 62))],
+)
+def test_shift_window_holds_minimum(shape, factor, stated, x64):
+    # Here image_registration is off by up to 0.9 px: its window ends before the minimum.
+    model = scene(shape, slope=3, smooth=True)
+    for shift in [(3.49, -2.49), (-7.51, 4.5), (0.02, 0.98)]:
+        data = shifted(model, shift)
+        dx, dy, (x, y, values) = chi2_shift(
+            model, data, 0.1, factor, return_error=False, return_chi2array=True
+        )
+        np.testing.assert_allclose([dy, dx], shift, rtol=0, atol=1e-9)
+        assert values.shape == stated
+        row, column = np.unravel_index(np.argmin(values), values.shape)
+        assert 0 < row < stated[0] - 1
+        assert 0 < column < stated[1] - 1
+        np.testing.assert_allclose([y[row, 0], x[0, column]], [-dy, -dx], rtol=0, atol=0.5001 / factor)
+
+
+def test_shift_options_of_auto_window_and_marginal_errors(reference, x64):
+    case = "chi2_shift_auto_lowsnr"
+    images = pair(reference, case)
+    *_, sx, sy, _, _ = reference[f"{case}/exact_dx_dy_sx_sy_corr_chi2min"]
+    dx, dy, ex, ey, grid = chi2_shift(*images, nfitted=1, max_nsig=3, max_auto_size=96, return_chi2array=True)
+    np.testing.assert_allclose([ex, ey], [sx, sy], rtol=0.04)
+    # The window: twice the larger extent, in whole pixels, of the region of the whole-pixel map.
+    whole = exact_sum(*images, True)
+    inside = np.argwhere(whole - whole.min() < 3**2)
+    extent = np.ptp(inside, axis=0).max()
+    x, y, values = grid
+    assert extent > 1
+    assert values.shape == (96, 96)
+    np.testing.assert_allclose(np.diff(x[0]), 2 * extent / 96, rtol=1e-9)
+    assert np.all(abs(x[0, [0, -1]] + dx) > 3 * sx)
+    assert np.all(abs(y[[0, -1], 0] + dy) > 3 * sy)
+    check_grid(grid, images, sign=-1)
+
+
+def test_shift_returns_what_is_asked_for(reference, x64, capsys):
+    images = pair(reference, "chi2_shift_us10")
+    full = chi2_shift(*images, **SHARED)
+    assert len(full) == 5
+    same(chi2_shift(*images, return_error=False, **SHARED), (*full[:2], full[4]))
+    assert not capsys.readouterr().out
+    same(chi2_shift(*images, verbose=True, **SHARED), full)
+    assert f"dx = {full[0]:.6g}" in capsys.readouterr().out
+
+
+def test_shift_without_grid_is_the_same(reference, x64):
+    images = pair(reference, "chi2_shift_us10")
+    full = chi2_shift(*images, **SHARED)
+    same(chi2_shift(*images), full[:4], rtol=1e-12)
+    same(chi2_shift(*images, return_error=False), full[:2], rtol=1e-12)
+    # Resolution does not quantise: nothing of the result depends on the factor.
+    same(chi2_shift(*images, upsample_factor=3), full[:4], rtol=1e-12)
+
+
+def test_shift_of_zero_is_zero(dtype):
+    model = scene((33, 33), slope=2).astype(dtype)
+    dx, dy, *_, (x, y, values) = chi2_shift(model, model, 0.1, **SHARED)
+    assert dx == dy == 0
+    best = np.unravel_index(np.argmin(values), values.shape)
+    assert abs(x[best]) < 1e-6
+    assert abs(y[best]) < 1e-6
+
+
+def test_shift_of_zero_is_zero_on_even_axes(x64):
+    model = scene((32, 40), slope=2)
+    assert chi2_shift(model, model, 0.1, return_error=False, return_chi2array=True)[:2] == (0, 0)
+
+
+def test_shift_in_single_precision(reference):
+    images = pair(reference, "chi2_shift_us10")
+    with enable_x64(False):
+        *found, (x, y, values) = chi2_shift(*(a.astype(np.float32) for a in images), **SHARED)
+    assert {a.dtype for a in (*found, x, y, values)} == {np.dtype(np.float32)}
+    with enable_x64(True):
+        *expected, (x64, y64, values64) = chi2_shift(*images, **SHARED)
+    np.testing.assert_allclose(found[:2], expected[:2], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(found[2:], expected[2:], rtol=1e-4)
+    np.testing.assert_allclose([x, y], [x64, y64], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(values, values64, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16"])
+def test_shift_of_integer_images(kind, x64):
+    top = {"uint8": 255, "int16": 30000}[kind]
+    model = scene((33, 33), slope=3, smooth=True)
+    model = np.rint((model - model.min()) / np.ptp(model) * top)
+    data = np.roll(model, (4, -6), (0, 1))
+    found = chi2_shift(model.astype(kind), data.astype(kind), 0.01 * top, **SHARED)
+    same(found, chi2_shift(model, data, 0.01 * top, **SHARED))
+    np.testing.assert_allclose(found[:2], (-6, 4), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", ["err 0", "err nan", "err negative", "image nan", "image inf", "masked"])
+def test_shift_ignores_bad_pixels(bad, reference, x64):
+    im1, im2, err = pair(reference, "chi2_shift_us10")
+    lost = np.random.default_rng(8).random(im1.shape) < 0.1
+    expected = chi2_shift(im1, im2, np.where(lost, np.inf, err), **SHARED)
+    errors, images = np.full(im1.shape, err), im2 + 100.0 * lost
+    where, _, value = bad.rpartition(" ")
+    if where == "err":
+        errors = np.where(lost, {"0": 0.0, "nan": np.nan, "negative": -err}[value], err)
+    elif where == "image":
+        images = np.where(lost, float(value), im2)
+    else:
+        images = np.ma.masked_array(images, lost)
+    same(chi2_shift(im1, images, errors, **SHARED), expected, rtol=1e-9)
+    true_dx, true_dy = reference["chi2_shift_us10/exact_dx_dy_sx_sy_corr_chi2min"][:2]
+    np.testing.assert_allclose(expected[:2], (true_dx, true_dy), rtol=0, atol=0.05)
+
+
+def test_shift_ignores_bad_pixels_of_model(reference, x64):
+    im1, im2, err = pair(reference, "chi2_shift_us10")
+    broken = np.where(np.random.default_rng(9).random(im1.shape) < 0.03, np.nan, im1)
+    found = chi2_shift(broken, im2, err, **SHARED)
+    exact = reference["chi2_shift_us10/exact_dx_dy_sx_sy_corr_chi2min"]
+    # A quarter of the pixels and their noise are left out.
+    np.testing.assert_allclose(found[:2], exact[:2], rtol=0, atol=3 * found[2])
+    assert np.all(np.asarray(found[2:4]) > JOINT * exact[2:4])
+    assert np.all(np.asarray(found[2:4]) < 2 * JOINT * exact[2:4])
+
+
+def test_shift_zeromean_removes_a_background(reference, x64):
+    im1, im2, _ = pair(reference, "chi2_shift_us10")
+    err = np.full(im1.shape, 0.05)
+    err[:, 20:] = 0.1
+    centred = chi2_shift(im1 - im1.mean(), im2 - im2.mean(), err, **SHARED)
+    same(chi2_shift(im1, im2 + 100, err, zeromean=True, **SHARED), centred, rtol=1e-6)
+    plain = chi2_shift(im1, im2 + 100, err, **SHARED)
+    assert not abs(plain[0] - centred[0]) < 0.1
+
+
+def test_shift_boundary_fill(x64):
+    field = scene((60, 60), slope=3, smooth=True, seed=2)
+    rng = np.random.default_rng(10)
+    model, data = field[10:30, 12:33], field[7:27, 17:38] + 0.02 * rng.normal(size=(20, 21))
+    err = 0.5 + rng.random((20, 21))
+    *found, grid = chi2_shift(model, data, err, 20, boundary="fill", return_chi2array=True)
+    here = np.array(found[1::-1])
+    # A parabola through the definition has its lowest point there.
+    h = 1e-3
+    for unit in h * np.eye(2):
+        low, middle, high = (chi2(model, data, err, here + k * unit, "fill") for k in (-1, 0, 1))
+        assert abs(0.5 * h * (low - high) / (low - 2 * middle + high)) < 1e-7
+    index = (3, -2)
+    at = [-float(grid[1][index]), -float(grid[0][index])]
+    np.testing.assert_allclose(grid[2][index], chi2(model, data, err, at, "fill"), rtol=1e-9)
+
+
+def hopeless_images(kind):
+    """Pairs from which no shift can be read."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(33, 33))
+    return {
+        "constant": (np.ones((33, 33)), np.full((33, 33), 3.0)),
+        "zero": (np.zeros((33, 33)), np.zeros((33, 33))),
+        "flat model": (np.ones((33, 33)), noise),
+        "nan": (np.full((33, 33), np.nan), noise),
+        "infinite": (noise, np.full((33, 33), np.inf)),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["constant", "zero", "flat model", "nan", "infinite"])
+def test_shift_of_hopeless_images_is_nan(kind, x64):
+    found = chi2_shift(*hopeless_images(kind), 0.1, **SHARED)
+    assert np.all(np.isnan(found[:4]))
+
+
+def test_shift_of_perfect_match(dtype):
+    # χ² of 1e19 and more; without noise the error is that of err.
+    model = scene((33, 33), slope=3, smooth=True)
+    dx, dy, ex, ey, _ = chi2_shift(model.astype(dtype), shifted(model, (2, -3)).astype(dtype), 1e-9, **SHARED)
+    np.testing.assert_allclose([dx, dy], [-3, 2], rtol=0, atol=1e-6 if dtype == np.float32 else 1e-12)
+    assert 0 < ex < 1e-9
+    assert 0 < ey < 1e-9
+
+
+# chi2_shift_iterzoom
+
+
+@pytest.mark.parametrize("case", ITERZOOM_CASES)
+def test_iterzoom_equals_stored(case, reference, x64):
+    images, options = pair(reference, case), ITERZOOM_CASES[case]
+    dx, dy, ex, ey, grid = chi2_shift_iterzoom(*images, return_chi2array=True, **options)
+    x, y, values = (np.asarray(a) for a in grid)
+    true_dx, true_dy, sx, sy, _, lowest = reference[f"{case}/exact_dx_dy_sx_sy_corr_chi2min"]
+    stored_x, stored_y = reference[f"{case}/xvals"], reference[f"{case}/yvals"]
+    step = x[0, 0] - x[0, 1]
+
+    np.testing.assert_allclose([dx, dy], [true_dx, true_dy], rtol=0, atol=1e-9)
+    np.testing.assert_allclose([ex, ey], JOINT * np.array([sx, sy]), rtol=0.03)
+    # What is stored is the minimum of the level before the last, in steps of two of the last level.
+    stored = reference[f"{case}/dx_dy_ex_ey"]
+    np.testing.assert_allclose([dx, dy], stored[:2], rtol=0, atol=options.get("rezoom_factor", 5) * step)
+    if options.get("mindiff", 1) == 1:
+        # Else its window is narrower than the error.
+        assert np.all(np.abs([ex, ey] - stored[2:]) < step)
+
+    # The same grid around the minimum instead of that point: plus the shift, falling.
+    assert step > 0
+    np.testing.assert_allclose(np.diff(x, axis=1), stored_x[1] - stored_x[0], rtol=1e-9)
+    np.testing.assert_allclose(np.diff(y, axis=0), stored_y[1] - stored_y[0], rtol=1e-9)
+    assert values.shape == reference[f"{case}/chi2_zoom"].shape
+    np.testing.assert_allclose([x.mean(), y.mean()], [dx, dy], rtol=0, atol=1e-9)
+    check_grid(grid, images, sign=1)
+    assert lowest - 1e-6 < values.min() < lowest + (step / min(sx, sy)) ** 2
+
+
+def zoom_factor(images, zoom_shape=(10, 10), zoomstep=2, mindiff=1):
+    """Zoom by which the two lowest points of a grid around the minimum differ by less than ``mindiff``."""
+    whole = exact_sum(*images, True)
+    best = np.array([(n - 1) // 2 for n in whole.shape]) - np.unravel_index(whole.argmin(), whole.shape)
+    two, factor = np.sort(whole, axis=None)[:2], 1
+    while two[1] - two[0] > mindiff:
+        factor *= zoomstep
+        axes = [b + (np.arange(m) - (m - 1) / 2) / factor for b, m in zip(best, zoom_shape, strict=True)]
+        level = np.array([[chi2(*images, (y, x)) for x in axes[1]] for y in axes[0]])
+        row, column = np.unravel_index(level.argmin(), level.shape)
+        best, two = np.array([axes[0][row], axes[1][column]]), np.sort(level, axis=None)[:2]
+    return factor
+
+
+def test_iterzoom_options_on_even_axes(x64):
+    model = scene((16, 18), slope=2, smooth=True)
+    data = shifted(model, (2.3, -4.6)) + 0.1 * np.random.default_rng(11).normal(size=model.shape)
+    images = (model, data, 0.1)
+    options = {"zoom_shape": (3, 5), "zoomstep": 3, "mindiff": 0.05}
+    factor = zoom_factor(images, **options)
+    for left_out in options:
+        assert zoom_factor(images, **{k: v for k, v in options.items() if k != left_out}) != factor
+    dx, dy, ex, ey, grid = chi2_shift_iterzoom(
+        *images, return_chi2array=True, rezoom_shape=(7, 9), rezoom_factor=2.5, **options
+    )
+    assert grid[2].shape == (7, 9)
+    np.testing.assert_allclose(np.diff(grid[0][0]), -1 / (2.5 * factor), rtol=1e-9)
+    assert np.argmin(grid[2]) == 7 * 9 // 2
+    check_grid(grid, images, sign=1)
+    assert abs(dx + 4.6) < 3 * ex
+    assert abs(dy - 2.3) < 3 * ey
+
+
+def test_iterzoom_where_image_registration_hangs_or_gives_up(reference, x64, capsys):
+    shape, options = (33, 35), {"return_chi2array": True}
+    model = scene(shape, slope=3, smooth=True)
+    found = chi2_shift_iterzoom(model, model, 1e-9, **options)
+    assert found[:2] == (0, 0)
+    found = chi2_shift_iterzoom(model, shifted(model, (2, -3)), 1e-9, **options)
+    np.testing.assert_allclose(found[:2], [-3, 2], rtol=0, atol=1e-9)
+    # So noisy that a second pixel lies within mindiff of the best: it returns (0, 0) there.
+    im1, im2, _ = pair(reference, "iterzoom_odd")
+    *expected, _ = chi2_shift_iterzoom(im1, im2, verbose=True, **options)
+    assert f"dx = {expected[0]:.6g}" in capsys.readouterr().out
+    exact = reference["iterzoom_odd/exact_dx_dy_sx_sy_corr_chi2min"]
+    np.testing.assert_allclose(expected[:2], exact[:2], rtol=0, atol=1e-9)
+    found = chi2_shift_iterzoom(np.ones(shape), np.ones(shape), 0.1, **options)
+    assert np.all(np.isnan(found[:4]))
+
+
+@pytest.mark.parametrize("kind", ["match", "noise", "constant", "nan", "flat model"])
+def test_iterzoom_returns_in_single_precision(kind):
+    # mindiff is below every rounding error: no difference is that small but zero.
+    model = scene((33, 33), slope=3, smooth=True)
+    noise = np.random.default_rng(12).normal(size=(33, 33))
+    images = {"match": (model, shifted(model, (2, -3))), "noise": (model, noise)}
+    im1, im2 = images[kind] if kind in images else hopeless_images(kind)
+    im1, im2 = np.float32(im1), np.float32(im2)
+    with enable_x64(False):
+        found = chi2_shift_iterzoom(im1, im2, 1e-9, mindiff=1e-30, return_chi2array=True)
+    if kind == "match":
+        np.testing.assert_allclose(found[:2], [-3, 2], rtol=0, atol=2e-6)
+    elif kind != "noise":
+        assert np.all(np.isnan(found[:4]))
+
+
+# chi2map_to_errors
+
+
+@pytest.mark.parametrize("case", ERROR_CASES)
+def test_errors_equal_stored(case, reference, x64):
+    options = ERROR_CASES[case]
+    found = np.array(chi2map_to_errors(reference["chi2map_to_errors/map"], **options))
+    zoom, nsigma = options.get("zoomfactor", 1), options.get("nsigma", 1)
+    # Stored are the last whole samples inside.
+    stored = reference[f"chi2map_to_errors/{case}"]
+    assert np.all(found >= stored)
+    assert np.all(found < stored + 1 / zoom)
+    level = scipy.stats.chi2.ppf(2 * scipy.stats.norm.cdf(nsigma) - 1, options.get("nfitted", 2))
+    np.testing.assert_allclose(found, np.sqrt(level) * np.array([9, 9, 6, 6]) / zoom, rtol=1e-2)
+
+
+@pytest.mark.parametrize("nfitted", [1, 2, 3])
+@pytest.mark.parametrize("nsigma", [1, 5, 10, 30])
+def test_errors_at_any_confidence(nsigma, nfitted, dtype):
+    # image_registration is 1 % low at 8 σ, 19 % at 30 σ.
+    y, x = np.indices((81, 91)) - np.array([40.2, 44.7])[:, None, None]
+    level = scipy.stats.chi2.isf(2 * scipy.stats.norm.sf(nsigma), nfitted)
+    scale = np.sqrt(level) / 35
+    values = ((y * scale) ** 2 + (x * scale) ** 2).astype(dtype)
+    found = chi2map_to_errors(values, nsigma=nsigma, nfitted=nfitted)
+    np.testing.assert_allclose(found, 35, rtol=1e-4)
+
+
+def test_errors_of_lopsided_map(x64):
+    y, x = np.indices((81, 91)) - np.array([30, 50])[:, None, None]
+    widths = [np.where(x > 0, 9.0, 12.0), np.where(y > 0, 5.0, 7.0)]
+    values = 1000 + (x / widths[0]) ** 2 + (y / widths[1]) ** 2
+    np.testing.assert_allclose(chi2map_to_errors(values, 2, nfitted=1), [6, 4.5, 3.5, 2.5], rtol=1e-2)
+
+
+def test_errors_are_nan_at_the_edge(x64):
+    y, x = np.indices((41, 51)) - np.array([20, 6])[:, None, None]
+    found = chi2map_to_errors((x / 9) ** 2 + (y / 7) ** 2, nfitted=1)
+    assert np.isnan(found[0])
+    np.testing.assert_allclose(found[1:], [9, 7, 7], rtol=1e-2)
+    assert np.all(np.isnan(chi2map_to_errors(np.ones((5, 6)))))
+    assert np.all(np.isnan(chi2map_to_errors(np.full((5, 6), np.nan))))
+
+
+# iterative_zoom
+
+
+@pytest.mark.parametrize("case", ZOOM_CASES)
+@pytest.mark.parametrize("parity", ["odd", "even", "mixed"])
+def test_zoom_equals_stored(parity, case, reference, x64):
+    prefix, options = f"iterative_zoom_{parity}", ZOOM_CASES[case]
+    zoomed, factor, position = iterative_zoom(reference[f"{prefix}/map"], return_zoomed=True, **options)
+    stored = reference[f"{prefix}/{case}_zoomed"]
+    stored_factor, *center = reference[f"{prefix}/{case}_zf_cy_cx"]
+    np.testing.assert_allclose(zoomed, stored, rtol=1e-9, atol=1e-9)
+    assert factor == stored_factor
+    assert np.all(abs(position - reference[f"{prefix}/true_min_yx"]) < 1 / factor)
+    # The stored centre is that of the grid; the position is the grid's lowest point.
+    lowest = np.unravel_index(stored.argmin(), stored.shape)
+    middle = (np.array(stored.shape) - 1) / 2
+    np.testing.assert_allclose(position, center + (lowest - middle) / factor, rtol=0, atol=1e-9)
+
+
+def test_zoom_options(reference, x64, capsys):
+    bowl = reference["iterative_zoom_mixed/map"]
+    expected = zoomed, factor, position = iterative_zoom(bowl, 0.01, return_zoomed=True)
+    np.testing.assert_array_equal(iterative_zoom(bowl, 0.01), position)
+    for least in ("min", np.min):
+        same(iterative_zoom(bowl, 0.01, return_zoomed=True, minmax=least), expected)
+    for most in ("max", np.max):
+        found = iterative_zoom(-bowl, 0.01, return_zoomed=True, minmax=most)
+        same(found, (-zoomed, factor, position))
+    offset = iterative_zoom(bowl, 0.01, return_center=False)
+    np.testing.assert_allclose(offset, position - np.array([9, 11]), rtol=0, atol=1e-12)
+    assert not capsys.readouterr().out
+    iterative_zoom(bowl, 0.01, verbose=True)
+    assert f"{factor:.6g}" in capsys.readouterr().out
+
+
+def test_zoom_needs_none(reference, x64):
+    # image_registration has no centre to return here.
+    bowl = reference["iterative_zoom_odd/map"]
+    zoomed, factor, position = iterative_zoom(bowl, 1e9, return_zoomed=True)
+    assert factor == 1
+    np.testing.assert_array_equal(position, np.unravel_index(bowl.argmin(), bowl.shape))
+    np.testing.assert_allclose(zoomed.min(), bowl.min(), rtol=0.1)
+
+
+def test_zoom_in_one_and_three_dimensions(x64):
+    line = -100 * np.cos(2 * np.pi * (np.arange(20) - 8.34) / 20)
+    zoomed, factor, position = iterative_zoom_1d(line, 1e-3, return_zoomed=True)
+    assert position.shape == ()
+    assert zoomed.shape == (10,)
+    assert abs(position - 8.34) < 1 / factor < 0.1
+    same(iterative_zoom(line, 1e-3, (10,), True), (zoomed, factor, position[None]))
+    np.testing.assert_allclose(
+        iterative_zoom_1d(-line, 1e-3, minmax="max", return_center=False), position - 9, rtol=0, atol=1e-12
+    )
+    box = sum(
+        -100 * np.cos(2 * np.pi * (axis - at) / n)
+        for axis, at, n in zip(np.indices((8, 9, 10)), (3.2, 4.6, 7.1), (8, 9, 10), strict=True)
+    )
+    zoomed, factor, position = iterative_zoom(box, 0.1, (4, 5, 6), True)
+    assert zoomed.shape == (4, 5, 6)
+    assert np.all(abs(position - np.array([3.2, 4.6, 7.1])) < 1 / factor)
+
+
+@pytest.mark.parametrize("mindiff", [1.0, 1e-30])
+@pytest.mark.parametrize("kind", ["constant", "plateau", "nan", "bowl"])
+def test_zoom_returns(kind, mindiff, dtype):
+    y, x = np.indices((12, 13)) - np.array([5, 7])[:, None, None]
+    values = {
+        "constant": np.ones((12, 13)),
+        "plateau": np.where(abs(x) + abs(y) < 3, 0.0, 100.0),
+        "nan": np.where((x == 2) & (y == 2), np.nan, x**2 + y**2),
+        "bowl": x**2 + y**2,
+    }[kind]
+    zoomed, factor, position = iterative_zoom(values.astype(dtype), mindiff, return_zoomed=True)
+    assert zoomed.shape == (10, 10)
+    assert position.shape == (2,)
+    assert factor <= 2.0**60
+    if kind == "constant":
+        assert factor == 1
+
+
+# What every function of the older package does the same.
+
+
+SCRIPTS = [
+    (chi2_shift, "chi2_shift_us10", SHARED, ("nthreads", "use_numpy_fft", "allow_huge")),
+    (chi2_shift_iterzoom, "iterzoom_odd", {"return_chi2array": True}, ("nthreads", "use_numpy_fft")),
+    (chi2n_map, "chi2n_map_scalar_even", {"return_all": True}, ("nthreads", "use_numpy_fft", "allow_huge")),
+]
+
+
+@pytest.mark.parametrize(("function", "case", "options", "dead"), SCRIPTS)
+def test_obsolete_arguments_warn(function, case, options, dead, reference, x64):
+    images = pair(reference, case)
+    expected = function(*images, **options)
+    for name in dead:
+        with pytest.warns(DeprecationWarning, match=f"{function.__name__}.*{name}"):
+            found = function(*images, **options, **{name: 1})
+        same(found, expected)
+
+
+def test_obsolete_arguments_keep_their_places(reference, x64):
+    """Calls with every argument in the order of image_registration 0.2.10."""
+    images = pair(reference, "chi2_shift_us10")
+    expected = chi2_shift(*images, **SHARED)
+    with pytest.warns(DeprecationWarning, match="nthreads, use_numpy_fft, allow_huge"):
+        found = chi2_shift(*images, 10, "wrap", 1, False, False, 2, False, True, True, 512, 1.1, False)
+    same(found, expected)
+    images = pair(reference, "iterzoom_odd")
+    expected = chi2_shift_iterzoom(*images, return_chi2array=True)
+    with pytest.warns(DeprecationWarning, match="nthreads, use_numpy_fft"):
+        found = chi2_shift_iterzoom(
+            *images, "auto", "wrap", 1, False, False, False, True, True, [10, 10], [100, 100], 5, 1
+        )
+    same(found, expected)
+    images = pair(reference, "chi2n_map_scalar_even")
+    expected = chi2n_map(*images, return_all=True)
+    with pytest.warns(DeprecationWarning, match="nthreads, use_numpy_fft, allow_huge"):
+        found = chi2n_map(*images, "wrap", 1, False, False, True, False, False)
+    same(found, expected)
+    bowl = reference["iterative_zoom_odd/map"]
+    expected = iterative_zoom(bowl, return_zoomed=True)
+    with pytest.warns(DeprecationWarning, match="ploteach"):
+        found = iterative_zoom(bowl, 1.0, [10, 10], True, 2, False, np.min, False, True)
+    same(found, expected)
+    with pytest.warns(DeprecationWarning, match="ploteach"):
+        same(iterative_zoom(bowl, return_zoomed=True, ploteach=True), expected)
+    line = bowl[8]
+    expected = iterative_zoom_1d(line, return_zoomed=True)
+    same(iterative_zoom_1d(line, 1.0, (10,), True, 2, False, np.min, True), expected)
+    chi2map = reference["chi2map_to_errors/map"]
+    same(chi2map_to_errors(chi2map, 1.0, 1, 2), chi2map_to_errors(chi2map))
+
+
+@pytest.mark.parametrize(
+    ("function", "options"), [(chi2_shift, SHARED), (chi2_shift_iterzoom, {}), (chi2n_map, {})]
+)
+def test_inputs_are_not_modified(function, options, x64):
+    rng = np.random.default_rng(13)
+    arrays = [rng.normal(size=(33, 33)), rng.normal(size=(33, 33)), rng.uniform(1, 2, size=(33, 33))]
+    for array, value in zip(arrays, (np.nan, np.inf, 0.0), strict=True):
+        array[3, 4] = value
+    copies = [a.copy() for a in arrays]
+    for array in arrays:
+        array.flags.writeable = False
+    jax.block_until_ready(function(*arrays, zeromean=True, **options))
+    for array, copy in zip(arrays, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_zoom_and_errors_do_not_modify(reference, x64):
+    for function, name in [
+        (iterative_zoom, "iterative_zoom_odd/map"),
+        (chi2map_to_errors, "chi2map_to_errors/map"),
+    ]:
+        values = reference[name].copy()
+        values.flags.writeable = False
+        jax.block_until_ready(function(values))
+        np.testing.assert_array_equal(values, reference[name])
+
+
+@pytest.mark.parametrize("function", [chi2_shift, chi2_shift_iterzoom, chi2n_map])
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"im1": np.ones((8, 9))}, ValueError, ("im1", "im2", r"\(8, 9\)", r"\(8, 8\)")),
+        ({"im1": np.ones(8), "im2": np.ones(8)}, ValueError, ("im1", "im2", "two axes")),
+        ({"im1": np.ones((2, 3, 4)), "im2": np.ones((2, 3, 4))}, ValueError, ("im1", "im2", "two axes")),
+        ({"im1": np.ones((1, 8)), "im2": np.ones((1, 8))}, ValueError, ("im1", "im2", r"\(1, 8\)")),
+        ({"im1": np.ones((0, 8)), "im2": np.ones((0, 8))}, ValueError, ("im1", "im2", r"\(0, 8\)")),
+        ({"im2": np.ones((8, 8), complex)}, TypeError, ("im2", "complex")),
+        ({"im1": np.full((8, 8), "a")}, TypeError, ("im1",)),
+        ({"err": np.ones((8, 7))}, ValueError, ("err", r"\(8, 7\)")),
+        ({"err": 1j}, TypeError, ("err", "complex")),
+        ({"boundary": "reflect"}, ValueError, ("boundary", "reflect", "wrap", "fill")),
+    ],
+)
+def test_bad_inputs_are_named(function, changes, error, words, x64):
+    arguments = {"im1": np.ones((8, 8)), "im2": np.ones((8, 8)), "err": 1.0, **changes}
+    with pytest.raises(error) as caught:
+        function(**arguments)
+    for word in words:
+        assert caught.match(word)
+
+
+IMAGE = np.ones((8, 8))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (partial(chi2_shift, IMAGE, IMAGE, upsample_factor=0), ("upsample_factor", "0")),
+        (partial(chi2_shift, IMAGE, IMAGE, upsample_factor=-2.5), ("upsample_factor", "-2.5")),
+        (partial(chi2_shift, IMAGE, IMAGE, upsample_factor="best"), ("upsample_factor", "best")),
+        (partial(chi2_shift, IMAGE, IMAGE, nfitted=0), ("nfitted", "0")),
+        (partial(chi2_shift, IMAGE, IMAGE, max_auto_size=0), ("max_auto_size", "0")),
+        (partial(chi2_shift, IMAGE, IMAGE, max_nsig=-1), ("max_nsig", "-1")),
+        (partial(chi2_shift_iterzoom, IMAGE, IMAGE, mindiff=0), ("mindiff", "0")),
+        (partial(chi2_shift_iterzoom, IMAGE, IMAGE, zoomstep=1), ("zoomstep", "1")),
+        (partial(chi2_shift_iterzoom, IMAGE, IMAGE, zoom_shape=(10,)), ("zoom_shape",)),
+        (partial(chi2_shift_iterzoom, IMAGE, IMAGE, rezoom_shape=(1, 9)), ("rezoom_shape",)),
+        (partial(chi2_shift_iterzoom, IMAGE, IMAGE, rezoom_factor=0), ("rezoom_factor", "0")),
+        (partial(iterative_zoom, IMAGE, mindiff=-1), ("mindiff", "-1")),
+        (partial(iterative_zoom, IMAGE, zoomstep=0.5), ("zoomstep", "0.5")),
+        (partial(iterative_zoom, IMAGE, zoomshape=(5,)), ("zoomshape",)),
+        (partial(iterative_zoom, IMAGE, minmax="most"), ("minmax", "most")),
+        (partial(iterative_zoom_1d, IMAGE), ("data",)),
+        (partial(chi2map_to_errors, np.ones(8)), ("chi2map", r"\(8,\)")),
+        (partial(chi2map_to_errors, np.ones((2, 8))), ("chi2map", r"\(2, 8\)")),
+        (partial(chi2map_to_errors, IMAGE, nfitted=1.5), ("nfitted", "1.5")),
+    ],
+)
+def test_bad_options_are_named(call, words):
+    with pytest.raises(ValueError, match=words[0]) as caught:
+        call()
+    for word in words:
+        assert caught.match(word)
+
+
+# Transforms.
+
+
+def three_pairs(shape=(33, 33)):
+    model = scene(shape, slope=3, smooth=True)
+    rng = np.random.default_rng(14)
+    data = np.stack([shifted(model, s) for s in [(1.3, -2.6), (-4.0, 0.2), (7.7, 5.1)]])
+    return model, data + 0.1 * rng.normal(size=data.shape), rng.uniform(0.08, 0.12, size=data.shape)
+
+
+def test_jit_and_vmap_of_map(x64):
+    model, data, err = three_pairs((12, 13))
+    function = partial(chi2n_map, return_all=True)
+    found = jax.jit(jax.vmap(function, in_axes=(None, 0, 0)))(model, data, err)
+    for i in range(3):
+        same(jax.tree.map(lambda a, i=i: a[i], found), function(model, data[i], err[i]), atol=1e-8)
+
+
+def test_jit_and_vmap_of_shift(x64):
+    model, data, err = three_pairs()
+    function = partial(chi2_shift, **SHARED)
+    found = jax.jit(jax.vmap(function, in_axes=(None, 0, 0)))(model, data, err)
+    for i in range(3):
+        same(jax.tree.map(lambda a, i=i: a[i], found), function(model, data[i], err[i]), rtol=1e-9)
+
+
+def test_jit_and_vmap_of_iterzoom(x64):
+    model, data, err = three_pairs((33, 35))
+    function = partial(chi2_shift_iterzoom, return_chi2array=True)
+    found = jax.jit(jax.vmap(function, in_axes=(None, 0, None)))(model, data, 0.1)
+    for i in range(3):
+        same(jax.tree.map(lambda a, i=i: a[i], found), function(model, data[i], 0.1), rtol=1e-9)
+
+
+def test_jit_and_vmap_of_zoom_and_errors(reference, x64):
+    bowl, chi2map = reference["iterative_zoom_odd/map"], reference["chi2map_to_errors/map"]
+    both = jnp.stack([bowl, np.roll(bowl, 2, axis=0)])
+    found = jax.jit(jax.vmap(partial(iterative_zoom, mindiff=0.01)))(both)
+    same(found[1] - found[0], np.array([2.0, 0.0]), atol=1e-9)
+    same(found[0], iterative_zoom(bowl, 0.01), atol=1e-9)
+    found = jax.jit(jax.vmap(chi2map_to_errors, in_axes=(0, None)))(jnp.stack([chi2map, 2 * chi2map]), 2.0)
+    same([a[0] for a in found], list(chi2map_to_errors(chi2map, 2.0)), rtol=1e-12)
+    same([a[1] for a in found], [a[0] / np.sqrt(2) for a in found], rtol=1e-2)
+
+
+def test_gradient_of_shift(x64):
+    model, (data, *_), (err, *_) = three_pairs((9, 10))
+    arguments = (model, data, err)
+
+    @jax.jit
+    def dx(*arguments):
+        return chi2_shift(*arguments, return_error=False)[0]
+
+    gradient = jax.grad(dx, argnums=(0, 1, 2))(*arguments)
+    rng = np.random.default_rng(15)
+    h = 1e-5
+    for which in range(3):
+        direction = rng.normal(size=model.shape)
+        steps = [[a + (i == which) * k * h * direction for i, a in enumerate(arguments)] for k in (-1, 1)]
+        slope = (dx(*steps[1]) - dx(*steps[0])) / (2 * h)
+        np.testing.assert_allclose(np.vdot(gradient[which], direction), slope, rtol=1e-6)

@@ -1,0 +1,191 @@
+"""Derivatives of the shift and its errors: against central differences, forward against reverse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from direct import scene, shifted
+
+from jaxchi2 import chi2_surface, register
+
+SHAPE = (15, 16)
+ARGUMENTS = ["reference", "image", "err"]
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def pair(kind):
+    """A noisy pair at low S/N, where intervals are asymmetric and derivatives are far from trivial."""
+    rng = np.random.default_rng(0)
+    reference = 3 * scene(SHAPE, 2.0)
+    err = rng.uniform(0.5, 1.5, SHAPE) if kind == "map" else np.asarray(0.8)
+    image = shifted(reference, (2.3, -1.6)) + rng.normal(size=SHAPE) * err
+    return reference, image, err
+
+
+def flat(*args):
+    """Every real field of a registration, in one vector: shift, covariance, interval, χ²."""
+    found = register(*args)
+    return jnp.concatenate(
+        [jnp.ravel(x) for x in (found.shift, found.covariance, found.interval, found.chi2)]
+    )
+
+
+def flat_unknown(reference, image):
+    return flat(reference, image)
+
+
+PARTS = {"shift": slice(0, 2), "covariance": slice(2, 6), "interval": slice(6, 10), "chi2": slice(10, 11)}
+evaluate = jax.jit(flat)
+forward = jax.jit(lambda args, directions: jax.jvp(flat, args, directions)[1])
+backward = jax.jit(lambda args, weights: jax.vjp(flat, *args)[1](weights))
+
+
+def directions_of(args, which):
+    """A random direction in one argument, none in the others; an error changes by a share of itself."""
+    rng = np.random.default_rng(1)
+    random = [rng.normal(size=np.shape(x)) for x in args]
+    random[2:] = [r * x for r, x in zip(random[2:], args[2:], strict=True)]
+    return tuple(r if i == which else np.zeros_like(r) for i, r in enumerate(random))
+
+
+def central_difference(function, args, directions, step=2e-4):
+    """Fourth order: the error of a second-order one would be the tolerance."""
+    weights = {-2: 1 / 12, -1: -8 / 12, 1: 8 / 12, 2: -1 / 12}
+    moved = {k: function(*(x + k * step * d for x, d in zip(args, directions, strict=True))) for k in weights}
+    return sum(w * np.asarray(moved[k]) for k, w in weights.items()) / step
+
+
+def assert_derivative(found, expected):
+    for name, part in PARTS.items():
+        size = np.max(np.abs(expected[part]))
+        np.testing.assert_allclose(found[part], expected[part], atol=1e-6 * size, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "map"])
+@pytest.mark.parametrize("which", range(3), ids=ARGUMENTS)
+def test_forward_derivative_is_the_central_difference(kind, which):
+    args = pair(kind)
+    directions = directions_of(args, which)
+    found = forward(args, directions)
+    expected = central_difference(evaluate, args, directions)
+    if which == 2 and kind == "scalar":
+        # A common error moves nothing but the errors.
+        np.testing.assert_allclose(found[PARTS["shift"]], 0.0, atol=1e-9)
+        found, expected = found[2:], expected[2:]
+        np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max(), rtol=1e-6)
+    else:
+        assert_derivative(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["scalar", "map"])
+def test_reverse_is_the_transpose_of_forward(kind):
+    args = pair(kind)
+    rng = np.random.default_rng(2)
+    weights = rng.normal(size=11)
+    gradient = backward(args, weights)
+    for which in range(3):
+        directions = directions_of(args, which)
+        there = np.dot(weights, forward(args, directions))
+        back = np.sum(np.asarray(gradient[which]) * directions[which])
+        np.testing.assert_allclose(there, back, rtol=1e-9)
+
+
+def test_derivative_with_unknown_error():
+    args = pair("scalar")[:2]
+    directions = tuple(np.random.default_rng(1).normal(size=SHAPE) for _ in args)
+    found = jax.jit(lambda a, d: jax.jvp(flat_unknown, a, d)[1])(args, directions)
+    expected = central_difference(jax.jit(flat_unknown), args, directions)
+    assert_derivative(found, expected)
+
+
+def test_derivative_through_bad_pixels_is_finite():
+    reference, image, err = pair("map")
+    image, err = image.copy(), err.copy()
+    image[3, 4], err[7, 7] = np.nan, 0.0
+    gradient = backward((reference, image, err), np.ones(11))
+    for array, at in [(gradient[0], None), (gradient[1], (3, 4)), (gradient[2], (7, 7))]:
+        assert jnp.all(jnp.isfinite(array))
+        assert at is None or array[at] == 0
+
+
+def test_second_derivative_of_the_shift():
+    args = pair("map")
+    directions = tuple(np.random.default_rng(3).normal(size=SHAPE) * (1, 1, 0.1)[i] for i in range(3))
+
+    def along(t):
+        return register(*(x + t * d for x, d in zip(args, directions, strict=True))).shift
+
+    first = jax.jit(jax.jacfwd(along))
+    found = jax.jit(jax.jacfwd(jax.jacfwd(along)))(0.0)
+    step = 1e-4
+    expected = (
+        sum(w * first(k * step) for k, w in {-2: 1 / 12, -1: -8 / 12, 1: 8 / 12, 2: -1 / 12}.items()) / step
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * np.max(np.abs(expected)))
+
+
+def test_gradient_under_vmap_and_jit():
+    reference, image, err = pair("map")
+    images = np.stack([image, image + 0.1 * scene(SHAPE, 0.0, 5)])
+    errs = np.stack([err, 1.3 * err])
+
+    def loss(image, err):
+        found = register(reference, image, err)
+        return found.shift[0] + jnp.sum(found.stderr) + found.interval[1, 0]
+
+    gradient = jax.grad(loss, argnums=(0, 1))
+    batched = jax.jit(jax.vmap(gradient))(images, errs)
+    compiled = jax.jit(gradient)
+    for i in range(2):
+        for one, many in zip(compiled(images[i], errs[i]), batched, strict=True):
+            np.testing.assert_allclose(many[i], one, rtol=1e-9, atol=1e-9 * np.max(np.abs(one)))
+
+
+def test_gradient_does_not_see_another_frame_fail():
+    reference, image, err = pair("map")
+    images = np.stack([image, np.full(SHAPE, np.nan), np.full(SHAPE, 2.0)])
+    gradients = jax.jit(jax.vmap(jax.grad(lambda d: register(reference, d, err).shift[1])))(images)
+    alone = jax.jit(jax.grad(lambda d: register(reference, d, err).shift[1]))(image)
+    np.testing.assert_allclose(gradients[0], alone, rtol=1e-9, atol=1e-12)
+
+
+def test_surface_derivatives_in_the_images():
+    args = pair("map")
+    shift = jnp.array([1.7, -0.4])
+
+    def value(*args):
+        surface = chi2_surface(*args)
+        polygon = surface.contour(n=5)
+        zoomed = surface.zoom(shift, 0.3, (2, 2))
+        profile = surface.profile(0, shift[:1])
+        return jnp.concatenate(
+            [surface(shift)[None], zoomed.ravel(), polygon.ravel(), surface.minimum(), profile]
+        )
+
+    evaluate = jax.jit(value)
+    forward = jax.jit(lambda args, directions: jax.jvp(value, args, directions)[1])
+    for which in range(3):
+        directions = directions_of(args, which)
+        found = forward(args, directions)
+        expected = central_difference(evaluate, args, directions)
+        for part in (slice(0, 5), slice(5, 15), slice(15, 17), slice(17, 18)):
+            size = np.max(np.abs(expected[part]))
+            np.testing.assert_allclose(found[part], expected[part], atol=1e-6 * size)
+
+
+def test_derivative_in_the_threshold():
+    args = pair("map")
+    solve = jax.jit(lambda nsigma: register(*args, nsigma=nsigma).interval)
+    found = jax.jit(jax.jacfwd(solve))(1.3)
+    expected = (solve(1.3 + 1e-4) - solve(1.3 - 1e-4)) / 2e-4
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_float32_stays_float32():
+    args = tuple(np.asarray(x, np.float32) for x in pair("map"))
+    values, gradient = jax.jit(jax.value_and_grad(lambda r, d, e: flat(r, d, e)[:10].sum(), (0, 1, 2)))(*args)
+    assert values.dtype == np.float32
+    assert {g.dtype for g in gradient} == {np.dtype(np.float32)}
+    double = backward(pair("map"), np.r_[np.ones(10), 0.0])
+    for one, two in zip(gradient, double, strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-3 * np.max(np.abs(two)))
