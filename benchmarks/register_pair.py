@@ -95,9 +95,8 @@ def main() -> None:
     if args.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     device = jax.devices()[0]
-    print(
-        f"jax {jax.__version__} on {device.platform} ({device.device_kind}), {args.dtype}, {os.cpu_count()} cores"
-    )
+    host = f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores"
+    print(f"jax {jax.__version__} on {host}, {args.dtype}")
     header = None
     for n in args.sizes:
         a, b = scene(n, args.dtype)

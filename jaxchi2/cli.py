@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
@@ -257,7 +257,7 @@ def _write_outputs(
         from .plot import plot_registration
 
         # FITS counts its rows upwards, all other formats downwards.
-        origin = "lower" if image.meta.format == "FITS" else "upper"
+        origin: Literal["lower", "upper"] = "lower" if image.meta.format == "FITS" else "upper"
         labels = Path(arguments.reference).name, Path(arguments.image).name
         figure = plot_registration(
             reference.data, image.data, err, result, boundary=arguments.boundary, labels=labels, origin=origin

@@ -98,6 +98,8 @@ def as_real_array(x: Any, name: str) -> Array:
     Masked elements become NaN, byte order becomes native, integers and booleans take the default float,
     float16 and bfloat16 become float32. Anything but real numbers raises TypeError.
     """
+    if isinstance(x, jax.Array) and x.dtype in (np.float32, np.float64):
+        return x
     leaves = jax.tree.leaves(x) if isinstance(x, (list, tuple)) else [x]
     traced = any(isinstance(leaf, jax.Array) or hasattr(leaf, "__jax_array__") for leaf in leaves)
     array = jnp.asarray(x) if traced else np.ma.asarray(x)
@@ -109,7 +111,7 @@ def as_real_array(x: Any, name: str) -> Array:
     else:
         dtype = np.dtype(np.float32) if jnp.finfo(dtype).bits <= 32 else jnp.result_type(float)
     if isinstance(array, np.ma.MaskedArray):
-        array = np.ma.filled(array.astype(dtype), np.nan)
+        return jnp.asarray(np.ma.filled(array.astype(dtype), np.nan))
     return jnp.asarray(array, dtype=dtype)
 
 
@@ -173,7 +175,7 @@ def _product_modulo(a: Array, b: Array, n: int) -> Array:
 
 
 def _fast_length(n: int) -> int:
-    return int(next_fast_len(n, real=True))  # pyright: ignore[reportArgumentType]
+    return int(next_fast_len(n, real=True))
 
 
 def _phases(position: _Split, n: int) -> Array:
@@ -493,7 +495,7 @@ def upsample_image(
     data = _data(image, "image", 2)
     if output_size is None:
         try:
-            factor = float(upsample_factor)  # pyright: ignore[reportArgumentType]
+            factor = float(upsample_factor)  # type: ignore[arg-type]
         except jax.errors.ConcretizationTypeError as error:
             raise ValueError("output_size must be given where upsample_factor is traced, got None") from error
         output_size = [math.ceil(n * factor) for n in data.shape]

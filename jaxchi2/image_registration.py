@@ -32,6 +32,7 @@ from .terms import Chi2Terms, grid_minimum, is_quick, prepare, with_terms
 MAX_LEVELS = 60
 
 Chi2Grid = tuple[Array, Array, Array]
+Levels = tuple[Array, Array, Array, Array, Array]
 
 
 @accept_obsolete(nthreads=4, use_numpy_fft=6, allow_huge=9)
@@ -40,6 +41,7 @@ def chi2n_map(
     im2: ArrayLike,
     err: ArrayLike | None = None,
     boundary: str = "wrap",
+    *,
     zeromean: bool = False,
     return_all: bool = False,
     reduced: bool = False,
@@ -121,13 +123,14 @@ def _term3(model: Array, weights: Array, boundary: str) -> Array:
     return correlate2d(model**2, weights, boundary)
 
 
-@accept_obsolete(nthreads=5, use_numpy_fft=6, allow_huge=13)
+@accept_obsolete(nthreads=5, use_numpy_fft=6, allow_huge=14)
 def chi2_shift(
     im1: ArrayLike,
     im2: ArrayLike,
     err: ArrayLike | None = None,
     upsample_factor: float | str = "auto",
     boundary: str = "wrap",
+    *,
     zeromean: bool = False,
     nfitted: int = 2,
     verbose: bool = False,
@@ -210,6 +213,7 @@ def chi2_shift_iterzoom(
     err: ArrayLike | None = None,
     upsample_factor: float | str = "auto",
     boundary: str = "wrap",
+    *,
     zeromean: bool = False,
     verbose: bool = False,
     return_error: bool = True,
@@ -341,7 +345,7 @@ def _in_order(result: Registration, grid: Chi2Grid | None, return_error: bool, v
     errors = (result.interval[:, 1] - result.interval[:, 0]) / 2
     if verbose and not isinstance(result.shift, Tracer):
         print(f"dx = {result.dx:.6g} ± {errors[1]:.2g}, dy = {result.dy:.6g} ± {errors[0]:.2g}, {result!r}")
-    returned = (result.dx, result.dy)
+    returned: tuple[Array, ...] = (result.dx, result.dy)
     if return_error:
         returned += (errors[1], errors[0])
     return returned if grid is None else (*returned, grid)
@@ -371,7 +375,7 @@ class UpsampledGrid:
         whole, start = best_pixel(terms, max_shift)
         dtype = start.dtype
         if isinstance(self.factor, str):
-            shape = (self.size, self.size)
+            shape: tuple[int, ...] = (self.size, self.size)
             extent = _extent_in_pixels(terms.grid, whole, delta_chi2(self.nsigma, self.nfitted).astype(dtype))
             step = 1 / jnp.maximum(1, self.size / 2 / jnp.maximum(1, extent).astype(dtype))
         else:
@@ -451,14 +455,14 @@ def _zoom_in(
 
     middle = jnp.asarray([(m - 1) / 2 for m in shape], center.dtype)
 
-    def zoom(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def zoom(state: Levels) -> Levels:
         factor, _, best, _, count = state
         factor = factor * zoomstep
         grid = level(best, factor)
         found = best + (grid_minimum(grid).astype(best.dtype) - middle) / factor
         return factor, best, found, gap(grid), count + 1
 
-    def unresolved(state: tuple[Array, ...]) -> Array:
+    def unresolved(state: Levels) -> Array:
         # A plateau has no second value: its gap is infinite, and zooming on would not end.
         return (state[3] > mindiff) & jnp.isfinite(state[3]) & (state[4] < MAX_LEVELS)
 
@@ -476,6 +480,7 @@ def iterative_zoom(
     zoomstep: float = 2,
     verbose: bool = False,
     minmax: Callable | str = "min",
+    *,
     return_center: bool = True,
 ) -> Array | tuple[Array, Array, Array]:
     """Zoom in on the minimum of an image by Fourier interpolation until its neighbours differ too little.

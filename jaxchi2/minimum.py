@@ -20,6 +20,8 @@ from .terms import Chi2Terms, grid_minimum
 MAX_STEPS = 50
 TAYLOR_ORDER = 5
 
+Search = tuple[Array, Array, Array, Array, Array, Array, Array, Array]
+
 
 class Minimum(NamedTuple):
     """A stationary point of χ² and the Taylor terms of χ² around it."""
@@ -112,7 +114,7 @@ def refine(terms: Chi2Terms, whole: Array, start: Array) -> tuple[Array, Array]:
     # χ² differences below this are rounding of the series' largest terms.
     noise = 16 * eps * terms.constant
 
-    def body(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def body(state: Search) -> Search:
         best, value, gradient, hessian, candidate, radius, count, _ = state
         new = value_gradient_hessian(terms.derivatives(whole, candidate, 2))
         accept = new[0] <= value + noise

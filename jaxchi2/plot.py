@@ -213,7 +213,7 @@ def _shortened(label: str, longest: int = 36) -> str:
 def _colour_bar(figure: Figure, axes: Axes, drawn: Any, **options: Any) -> None:
     # Beside the panel, not from its space: panels with and without a bar stay the same size.
     bar = figure.colorbar(drawn, cax=axes.inset_axes((1.03, 0.0, 0.045, 1.0)), **options)
-    bar.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
+    bar.outline.set_linewidth(0.5)
 
 
 def _draw_chi2(

@@ -191,7 +191,8 @@ def split_nyquist(spectrum: Array, shape: Shape) -> FourierSeries:
 def shift_spectrum(spectrum: Array, shape: Shape, whole: Array, fraction: Array) -> Array:
     """Half-plane spectrum of ``M(x − whole − fraction)``, the Nyquist terms by the convention above."""
     ndim = len(shape)
-    re, im, nyquist_re, nyquist_im = 1.0, 0.0, 1.0, 0.0
+    re, nyquist_re = jnp.ones_like(fraction[0]), jnp.ones_like(fraction[0])
+    im, nyquist_im = jnp.zeros_like(fraction[0]), jnp.zeros_like(fraction[0])
     for axis, n in enumerate(shape):
         indices = harmonics(n)[: spectrum.shape[axis]]
         phase = -cycle_phase(indices, n, whole[axis], fraction[axis])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import types
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -121,7 +122,7 @@ def test_every_field_of_registration_is_documented():
     body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Registration").body
     documented = {
         field.target.id
-        for field, text in zip(body, body[1:], strict=False)
+        for field, text in pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
     assert documented == set(Registration._fields)
@@ -234,11 +235,14 @@ def source_files():
             yield pytest.param(module, path, id=str(path.relative_to(PACKAGE)))
 
 
+SOURCE_FILES = list(source_files())
+
+
 def test_every_module_has_a_place_in_the_order():
-    assert {p.values[0] for p in source_files()} == set(ORDER)
+    assert {p.values[0] for p in SOURCE_FILES} == set(ORDER)
 
 
-@pytest.mark.parametrize(("module", "path"), source_files())
+@pytest.mark.parametrize(("module", "path"), SOURCE_FILES)
 def test_imports_go_one_way(module, path):
     above = ORDER[: ORDER.index(module)]
     for target in imported(path):
