@@ -152,19 +152,15 @@ class FourierSeries:
         return jnp.fft.irfftn(spectrum, lengths) * prod(lengths)
 
 
-def _nyquist_signs(shape: Shape, doubled: bool) -> list[np.ndarray]:
-    """Per axis of a half-plane spectrum: +1 or −1 where a frequency is ±Nyquist, else 0.
-
-    ``doubled`` says that the full axes hold both signs (an odd grid), otherwise only −Nyquist.
-    """
+def _nyquist_signs(shape: Shape) -> list[np.ndarray]:
+    """Per axis of a half-plane spectrum that holds both Nyquist terms: +1 or −1 at these, else 0."""
     signs = []
     for axis, n in enumerate(shape):
         last = axis == len(shape) - 1
-        length = n // 2 + 1 if last else n + (doubled and n % 2 == 0)
-        sign = np.zeros(length, np.int32)
+        sign = np.zeros(n // 2 + 1 if last else n + (n % 2 == 0), np.int32)
         if n % 2 == 0:
             sign[n // 2] = 1
-            if doubled and not last:
+            if not last:
                 sign[n // 2 + 1] = -1
         signs.append(sign)
     return signs
@@ -181,11 +177,21 @@ def split_nyquist(spectrum: Array, shape: Shape) -> FourierSeries:
             positive = lax.slice_in_dim(spectrum, 0, n // 2 + 1, axis=axis)
             negative = lax.slice_in_dim(spectrum, n // 2, n, axis=axis)
             spectrum = jnp.concatenate([positive, negative], axis)
-    signs = [along(s, a, ndim) for a, s in enumerate(_nyquist_signs(shape, doubled=True))]
-    count = reduce(jnp.add, map(jnp.abs, signs))
-    aligned = jnp.abs(reduce(jnp.add, signs)) == count
-    factor = jnp.where(count == 0, 1.0, jnp.where(aligned, 0.5, 0.0)).astype(spectrum.real.dtype)
-    return FourierSeries(scaled(spectrum, factor), shape)
+    signs = [along(sign, a, ndim) for a, sign in enumerate(_nyquist_signs(shape))]
+    original = spectrum
+    for axis in range(ndim):
+        for position in np.flatnonzero(_nyquist_signs(shape)[axis]).tolist():
+            # On the planes alone: a factor for every element would cost a pass of its own.
+            plane = [
+                s if s.shape[axis] == 1 else s[(slice(None),) * axis + (slice(position, position + 1),)]
+                for s in signs
+            ]
+            count = reduce(jnp.add, map(jnp.abs, plane))
+            aligned = jnp.abs(reduce(jnp.add, plane)) == count
+            part = lax.slice_in_dim(original, position, position + 1, axis=axis)
+            halved = scaled(part, jnp.where(aligned, 0.5, 0.0).astype(part.real.dtype))
+            spectrum = lax.dynamic_update_slice_in_dim(spectrum, halved, position, axis)
+    return FourierSeries(spectrum, shape)
 
 
 def shift_spectrum(spectrum: Array, shape: Shape, whole: Array, fraction: Array) -> Array:
@@ -196,13 +202,17 @@ def shift_spectrum(spectrum: Array, shape: Shape, whole: Array, fraction: Array)
     for axis, n in enumerate(shape):
         indices = harmonics(n)[: spectrum.shape[axis]]
         phase = -cycle_phase(indices, n, whole[axis], fraction[axis])
-        # The barrier keeps XLA from computing the sine anew for every element of the product below.
-        cos, sin = (along(x, axis, ndim) for x in lax.optimization_barrier((jnp.cos(phase), jnp.sin(phase))))
-        at_nyquist = along(2 * indices == -n, axis, ndim)
-        c, s = jnp.where(at_nyquist, 1.0, cos), jnp.where(at_nyquist, 0.0, sin)
+        cos, sin, at_nyquist = jnp.cos(phase), jnp.sin(phase), 2 * indices == -n
+        vectors = (
+            jnp.where(at_nyquist, 1.0, cos),
+            jnp.where(at_nyquist, 0.0, sin),
+            jnp.where(at_nyquist, cos, 1.0),
+            jnp.where(at_nyquist, sin, 0.0),
+        )
+        # The barrier keeps XLA from computing the sine anew for every element of the products below.
+        c, s, cn, sn = (along(x, axis, ndim) for x in lax.optimization_barrier(vectors))
         re, im = re * c - im * s, re * s + im * c
-        c, s = jnp.where(at_nyquist, cos, 1.0), jnp.where(at_nyquist, sin, 0.0)
-        nyquist_re, nyquist_im = nyquist_re * c - nyquist_im * s, nyquist_re * s + nyquist_im * c
+        nyquist_re, nyquist_im = nyquist_re * cn - nyquist_im * sn, nyquist_re * sn + nyquist_im * cn
     re, im = re * nyquist_re, im * nyquist_re
     return lax.complex(spectrum.real * re - spectrum.imag * im, spectrum.real * im + spectrum.imag * re)
 

@@ -245,9 +245,10 @@ def test_every_module_has_a_place_in_the_order():
 @pytest.mark.parametrize(("module", "path"), SOURCE_FILES)
 def test_imports_go_one_way(module, path):
     above = ORDER[: ORDER.index(module)]
-    for target in imported(path):
-        # What is no module is an attribute of the package itself, which imports everything.
-        assert target in above or (target == module and path.parent != PACKAGE), target
+    # The package itself gathers the core, so what is not of the core may use it too.
+    if "image_registration" in above:
+        above += ["__version__", *jaxchi2.__all__]
+    assert set(imported(path)) <= set(above)
 
 
 # Results are pytrees

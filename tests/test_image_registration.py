@@ -253,17 +253,17 @@ def test_shift_window_holds_minimum(shape, factor, stated, x64):
 def test_shift_options_of_auto_window_and_marginal_errors(reference, x64):
     case = "chi2_shift_auto_lowsnr"
     images = pair(reference, case)
-    dx, dy, ex, ey, grid = chi2_shift(*images, nfitted=1, max_nsig=3, max_auto_size=96, return_chi2array=True)
+    dx, dy, ex, ey, grid = chi2_shift(*images, nfitted=1, max_nsig=5, max_auto_size=96, return_chi2array=True)
     # The window: twice the larger extent, in whole pixels, of the region of the whole-pixel map.
     whole = exact_sum(*images, True)
-    inside = np.argwhere(whole - whole.min() < 3**2)
+    inside = np.argwhere(whole - whole.min() < 5**2)
     extent = np.ptp(inside, axis=0).max()
     x, y, values = grid
     assert extent > 1
     assert values.shape == (96, 96)
     np.testing.assert_allclose(np.diff(x[0]), 2 * extent / 96, rtol=1e-9)
-    assert np.all(abs(x[0, [0, -1]] + dx) > 3 * ex)
-    assert np.all(abs(y[[0, -1], 0] + dy) > 3 * ey)
+    assert np.all(abs(x[0, [0, -1]] + dx) > 5 * ex)
+    assert np.all(abs(y[[0, -1], 0] + dy) > 5 * ey)
     check_grid(grid, images, sign=-1)
     # The region of one parameter, read off the grid.
     within = np.argwhere(values - values.min() < 1)
@@ -415,12 +415,13 @@ def test_errors_are_not_quantised_in_single_precision():
     # They are far below the spacing of float32 at the shift.
     model = scene((33, 33), slope=3, smooth=True)
     images = [a.astype(np.float32) for a in (model, shifted(model, (10.3, -13.6)))]
-    results = []
-    for x64 in (False, True):
-        with enable_x64(x64):
-            results.append(chi2_shift(*(a.astype(float) if x64 else a for a in images), 1e-5, **SHARED)[2:4])
-    assert max(results[1]) < np.spacing(np.float32(10))
-    np.testing.assert_allclose(*results, rtol=0.01)
+    results = {}
+    for name in ("float32", "float64"):
+        with enable_x64(name == "float64"):
+            found = chi2_shift(*(a.astype(name) for a in images), 1e-5, **SHARED)
+            results[name] = np.array(found[2:4])
+    assert np.all(results["float64"] < np.spacing(np.float32(10)))
+    np.testing.assert_allclose(results["float32"], results["float64"], rtol=0.01)
 
 
 # chi2_shift_iterzoom
