@@ -233,7 +233,7 @@ def level_points(
 @level_points.defjvp
 def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple:
     terms, minimum, starts, threshold = primals
-    d_terms, d_minimum, _, d_threshold = tangents
+    d_terms, d_minimum, d_starts, d_threshold = tangents
     whole, fraction, d_fraction = minimum.whole, minimum.fraction, d_minimum.fraction
     points, found = level_points(kind, terms, minimum, starts, threshold)
     ndim = starts.shape[1]
@@ -244,18 +244,24 @@ def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple:
     # At the minimum χ² does not depend on where the minimum is, to first order.
     (_, _, _), (d_base, _, _) = jax.jvp(lambda t: expansion(t, fraction), (terms,), (d_terms,))
 
-    def tangent(start: Array, axis: Array, point: Array) -> Array:
+    def tangent(start: Array, d_start: Array, axis: Array, point: Array) -> Array:
         (_, gradient, hessian), (d_value, d_gradient, _) = jax.jvp(
             expansion, (terms, fraction + point), (d_terms, d_fraction)
         )
         change, jacobian = _system(
             kind, start, axis, point, d_value - d_base - d_threshold, gradient, hessian
         )
-        change = jnp.where(jnp.arange(ndim) == axis, change, d_gradient if kind == "profile" else 0.0)
+        if kind == "profile":
+            others = d_gradient
+        else:
+            # The rays turn with the ellipse that spaces them.
+            turned = jnp.stack([-d_start[1], d_start[0]]) / jnp.sqrt(jnp.sum(start**2))
+            others = jnp.broadcast_to(jnp.sum(turned * point), (ndim,))
+        change = jnp.where(jnp.arange(ndim) == axis, change, others)
         return -apply(inverse(jacobian), change)
 
     return (points, found), (
-        jax.vmap(tangent)(starts, _level_axes(kind, starts), points),
+        jax.vmap(tangent)(starts, d_starts, _level_axes(kind, starts), points),
         np.zeros(found.shape, jax.dtypes.float0),
     )
 

@@ -101,7 +101,7 @@ def test_function_is_documented(name):
 @pytest.mark.parametrize("name", FOURIER)
 def test_fourier_function_is_documented(name):
     text = inspect.getdoc(FOURIER[name])
-    assert text.splitlines()[0].endswith((".", "periodic."))
+    assert text.splitlines()[0].endswith(".")
     assert "Parameters\n----------\n" in text or "`" in text
 
 

@@ -248,6 +248,7 @@ def test_shift_window_holds_minimum(shape, factor, stated, x64):
         assert 0 < row < stated[0] - 1
         assert 0 < column < stated[1] - 1
         np.testing.assert_allclose([y[row, 0], x[0, column]], [-dy, -dx], rtol=0, atol=0.5001 / factor)
+    assert chi2_shift(model, model, 0.1, factor, return_chi2array=True)[:2] == (0, 0)
 
 
 def test_shift_options_of_auto_window_and_marginal_errors(reference, x64):
@@ -267,8 +268,9 @@ def test_shift_options_of_auto_window_and_marginal_errors(reference, x64):
     check_grid(grid, images, sign=-1)
     # The region of one parameter, read off the grid.
     within = np.argwhere(values - values.min() < 1)
-    extents = np.ptp(within, axis=0) * (x[0, 1] - x[0, 0])
-    np.testing.assert_allclose([2 * ey, 2 * ex], extents + 0.5 * extent / 96, rtol=0, atol=1.5 * extent / 96)
+    step = x[0, 1] - x[0, 0]
+    beyond = 2 * np.array([ey, ex]) - np.ptp(within, axis=0) * step
+    assert np.all((beyond >= 0) & (beyond < 2 * step))
 
 
 def test_shift_returns_what_is_asked_for(reference, x64, capsys):
@@ -297,11 +299,6 @@ def test_shift_of_zero_is_zero(dtype):
     best = np.unravel_index(np.argmin(values), values.shape)
     assert abs(x[best]) < 1e-6
     assert abs(y[best]) < 1e-6
-
-
-def test_shift_of_zero_is_zero_on_even_axes(x64):
-    model = scene((32, 40), slope=2)
-    assert chi2_shift(model, model, 0.1, return_error=False, return_chi2array=True)[:2] == (0, 0)
 
 
 def test_shift_in_single_precision(reference):
@@ -418,7 +415,7 @@ def test_errors_are_not_quantised_in_single_precision():
     results = {}
     for name in ("float32", "float64"):
         with enable_x64(name == "float64"):
-            found = chi2_shift(*(a.astype(name) for a in images), 1e-5, **SHARED)
+            found = chi2_shift(*(a.astype(name) for a in images), 5e-6, **SHARED)
             results[name] = np.array(found[2:4])
     assert np.all(results["float64"] < np.spacing(np.float32(10)))
     np.testing.assert_allclose(results["float32"], results["float64"], rtol=0.01)
