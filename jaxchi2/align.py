@@ -32,7 +32,8 @@ def align(image: ArrayLike, shift: ArrayLike, *, order: str | int = "fourier", m
         which smooths noise by up to a factor 2 per axis in variance; a NaN spreads to its neighbours only.
     mode : {"wrap", "constant", "nearest", "reflect", "mirror"}
         What lies outside the frame, by scipy's names: "wrap" repeats the image with the period of its
-        shape (scipy's "grid-wrap"), "constant" is zero; static under jit. "fourier" takes "wrap" alone.
+        shape (scipy's "grid-wrap"), "constant" is zero and is interpolated towards (scipy's
+        "grid-constant"); static under jit. "fourier" takes "wrap" alone.
 
     Returns
     -------
@@ -48,7 +49,7 @@ def align(image: ArrayLike, shift: ArrayLike, *, order: str | int = "fourier", m
     --------
     >>> import numpy as np
     >>> scene = np.arange(6.0)
-    >>> print(np.round(align(np.roll(scene, 2), [2.0]), 3))
+    >>> print(np.round(np.asarray(align(np.roll(scene, 2), [2.0])), 3))
     [0. 1. 2. 3. 4. 5.]
     """
     image = as_real_array(image, "image")

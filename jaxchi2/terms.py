@@ -131,14 +131,14 @@ def with_terms(
     err: Array,
     boundary: str,
     oversample: int,
-    clean: bool,
+    clean: bool | None,
 ) -> Any:
     """Build the terms by the cheapest exact way and return ``function(terms)``.
 
-    One error for all pixels and no bad pixel needs a third of the work. ``clean`` says that this is known
-    to be so; otherwise the data decide at run time.
+    One error for all pixels and no bad pixel needs a third of the work. ``clean`` says whether to take it
+    that this is so; with None the data decide at run time.
     """
-    if err.ndim or boundary != "wrap":
+    if err.ndim or boundary != "wrap" or clean is False:
         return function(weighted_terms(reference, image, err, boundary, oversample))
     if clean:
         return function(uniform_terms(reference, image, err, oversample))

@@ -50,11 +50,11 @@ def test_delta_chi2_refuses(nfitted):
 # name: shape, S/N per pixel, spectral slope, error map, nsigma. "low" is just detected, "asymmetric" has
 # intervals whose two sides differ by tens of percent.
 CASES = {
-    "high": ((16, 17), 100.0, 0.0, False, 1.0),
-    "high map": ((16, 17), 100.0, 0.0, True, 1.0),
-    "steep map": ((16, 17), 10.0, 3.0, True, 2.0),
-    "low": ((16, 17), 0.7, 0.0, False, 1.0),
-    "low map": ((16, 17), 0.7, 0.0, True, 2.0),
+    "high": ((10, 11), 100.0, 0.0, False, 1.0),
+    "high map": ((10, 11), 100.0, 0.0, True, 1.0),
+    "steep map": ((10, 11), 10.0, 3.0, True, 2.0),
+    "low": ((10, 11), 1.2, 0.0, False, 1.0),
+    "low map": ((10, 11), 1.2, 0.0, True, 2.0),
     "asymmetric": ((10, 11), 0.5, 3.0, True, 1.0),
     "asymmetric 2": ((10, 11), 0.5, 3.0, True, 2.0),
     "line": ((31,), 2.0, 1.0, True, 2.0),

@@ -55,13 +55,23 @@ def test_identical_images_have_exactly_no_shift(mapped, slope, dtype):
     assert abs(found.chi2) < 1e-6
 
 
-@pytest.mark.parametrize("shape", [(21,), (20,), SHAPE, (20, 22), (6, 7, 8)], ids=str)
-@pytest.mark.parametrize("boundary", ["wrap", "fill"])
-def test_dimensions(shape, boundary, dtype):
+@pytest.mark.parametrize(
+    ("shape", "boundary", "mapped"),
+    [
+        ((21,), "wrap", True),
+        ((20,), "fill", False),
+        ((20, 22), "wrap", False),
+        ((6, 7, 8), "wrap", False),
+        ((6, 7, 8), "wrap", True),
+        ((6, 7, 8), "fill", False),
+    ],
+)
+def test_dimensions(shape, boundary, mapped):
     shift = np.array([1.4, -0.7, 2.2])[: len(shape)]
-    reference, err = scene(shape, 1.0, seed=4), 0.05
+    reference = scene(shape, 1.0, seed=4)
+    err = np.full(shape, 0.05) if mapped else 0.05
     image = shifted(reference, shift, boundary) + err * np.random.default_rng(5).normal(size=shape)
-    found = register(*cast(dtype, reference, image), err, boundary=boundary)
+    found = register(reference, image, err, boundary=boundary)
     assert found.status == Status.OK
     ndim = len(shape)
     assert found.shift.shape == found.stderr.shape == (ndim,)
@@ -127,13 +137,12 @@ def test_nsigma_widens_the_interval():
     np.testing.assert_allclose(np.diff(three.interval), 3 * np.diff(one.interval), rtol=0.01)
 
 
-@pytest.mark.parametrize("mapped", [False, True])
-def test_oversampling_finds_the_same_minimum(mapped, x64):
+def test_oversampling_finds_the_same_minimum():
     reference, image = noisy(shift=np.array([0.5, 2.5]))
-    err = np.full(SHAPE, 0.1) if mapped else 0.1
+    err = np.full(SHAPE, 0.1)
     one, two = register(reference, image, err), register(reference, image, err, oversample=2)
-    np.testing.assert_allclose(one.shift, two.shift, atol=1e-9)
-    np.testing.assert_allclose(one.covariance, two.covariance, rtol=1e-6)
+    np.testing.assert_allclose(one.shift, two.shift, atol=3e-6)
+    np.testing.assert_allclose(one.covariance, two.covariance, rtol=1e-3, atol=1e-8)
 
 
 def test_oversampling_finds_what_falls_between_the_pixels():
@@ -145,7 +154,7 @@ def test_oversampling_finds_what_falls_between_the_pixels():
 
     def hits(oversample):
         solve = jax.jit(jax.vmap(lambda image: register(0.42 * reference, image, 1.0, oversample=oversample)))
-        return np.sum(np.all(np.abs(solve(images).shift - shift) < 0.5, axis=1))
+        return np.sum(np.all(np.abs(np.asarray(solve(images).shift) - shift) < 0.5, axis=1))
 
     assert hits(2) > hits(1) + 15
 
@@ -153,77 +162,65 @@ def test_oversampling_finds_what_falls_between_the_pixels():
 def test_max_shift_holds_the_answer_inside():
     reference = scene(SHAPE)
     image = np.roll(reference, (7, 1), (0, 1)) + 0.5 * np.roll(reference, (-1, 2), (0, 1))
-    np.testing.assert_allclose(register(reference, image, 0.1).shift, (7, 1), atol=0.05)
-    for limit in (3, 3.5, (3, 9), np.array([3.0, 3.0])):
+    np.testing.assert_allclose(register(reference, image, 0.1).shift, (7, 1), atol=0.2)
+    for limit in (3, 3.0, (3, 3), np.array([3.0, 3.0])):
         near = register(reference, image, 0.1, max_shift=limit)
         assert near.status == Status.OK
-        np.testing.assert_allclose(near.shift, (-1, 2), atol=0.05)
+        np.testing.assert_allclose(near.shift, (-1, 2), atol=0.2)
     far = register(reference, image, 0.1, max_shift=(9, 3))
-    np.testing.assert_allclose(far.shift, (7, 1), atol=0.05)
+    np.testing.assert_allclose(far.shift, (7, 1), atol=0.2)
 
 
 def test_minimum_outside_the_window_is_a_status():
     reference = scene(SHAPE, 3.0)
-    found = register(reference, moved(reference, (5.4, 0.2)), 0.1, max_shift=(5, 5))
+    found = register(reference, moved(reference, (3.4, 0.2)), 0.1, max_shift=3)
     assert found.status & Status.OUT_OF_WINDOW
     assert jnp.all(jnp.isnan(found.shift))
     assert jnp.all(jnp.isnan(found.stderr))
 
 
-def test_fill_does_not_wrap(dtype):
+def test_fill_does_not_wrap():
     """An object that leaves the frame is not expected back on the other side."""
-    y, x = np.indices((24, 25))
-    reference = 10 * np.exp(-((y - 10) ** 2 + (x - 4) ** 2) / 8) + 8 * np.exp(
-        -((y - 12) ** 2 + (x - 15) ** 2) / 10
-    )
+    y, x = np.indices(SHAPE)
+
+    def blobs(dy, dx):
+        first = np.exp(-((y - 9 - dy) ** 2 + (x - 4 - dx) ** 2) / 8)
+        return 10 * first + 8 * np.exp(-((y - 11 - dy) ** 2 + (x - 14 - dx) ** 2) / 10)
+
     shift = np.array([1.25, -5.5])
-    image = 10 * np.exp(-((y - 11.25) ** 2 + (x + 1.5) ** 2) / 8)
-    image += 8 * np.exp(-((y - 13.25) ** 2 + (x - 9.5) ** 2) / 10)
-    image += 0.05 * np.random.default_rng(0).normal(size=image.shape)
-    fill = register(*cast(dtype, reference, image), 0.05, boundary="fill")
-    wrap = register(*cast(dtype, reference, image), 0.05)
+    reference = blobs(0, 0)
+    image = blobs(*shift) + 0.05 * np.random.default_rng(0).normal(size=SHAPE)
+    fill = register(reference, image, 0.05, boundary="fill")
+    wrap = register(reference, image, 0.05)
     assert np.all(np.abs(fill.shift - shift) < 0.03)
     assert fill.chi2 < 0.1 * wrap.chi2
 
 
 # --- values that no fit can be made of -------------------------------------------------------------------
 
+ERR = np.random.default_rng(8).uniform(0.1, 0.3, SHAPE)
+STRIPES = np.tile(np.sin(np.arange(SHAPE[1])), (SHAPE[0], 1))
+FIRST_TWO = np.arange(ERR.size).reshape(SHAPE) < 2
 FATAL = {
     "flat reference": (lambda m, d: (np.full_like(m, 3.0), d, 0.1), Status.FLAT),
     "flat image": (lambda m, d: (m, np.full_like(d, 3.0), 0.1), Status.FLAT),
+    "flat image, error map": (lambda m, d: (m, np.full_like(d, 3.0), ERR), Status.FLAT),
+    "flat image, two even axes": (lambda m, d: (m[:, 1:], np.full_like(d[:, 1:], 3.0), 0.1), Status.FLAT),
     "both flat": (lambda m, d: (np.zeros_like(m), np.zeros_like(d), 0.1), Status.FLAT),
     "both flat at 1e4": (lambda m, d: (np.full_like(m, 1e4), np.full_like(d, 1e4), 0.1), Status.FLAT),
-    "stripes": (
-        lambda m, d: (np.sin(np.arange(23.0)) + 0 * m, np.sin(np.arange(23.0)) + 0 * d, 0.1),
-        Status.FLAT,
-    ),
+    "stripes": (lambda m, d: (STRIPES, STRIPES, 0.1), Status.FLAT),
     "NaN image": (lambda m, d: (m, np.full_like(d, np.nan), 0.1), Status.NO_DATA),
     "NaN reference": (lambda m, d: (np.full_like(m, np.nan), d, 0.1), Status.NO_DATA),
     "no weight": (lambda m, d: (m, d, np.inf), Status.NO_DATA),
     "error zero": (lambda m, d: (m, d, 0.0), Status.NO_DATA),
     "error negative": (lambda m, d: (m, d, -1.0), Status.NO_DATA),
     "error NaN": (lambda m, d: (m, d, np.nan), Status.NO_DATA),
-    "two pixels": (
-        lambda m, d: (m, d, np.where(np.arange(m.size).reshape(m.shape) < 2, 0.1, 0.0)),
-        Status.NO_DATA,
-    ),
+    "error map NaN": (lambda m, d: (m, d, np.full_like(m, np.nan)), Status.NO_DATA),
+    "two pixels": (lambda m, d: (m, d, np.where(FIRST_TWO, 0.1, 0.0)), Status.NO_DATA),
 }
 
 
-ERRORS = ("no weight", "error zero", "error negative", "error NaN", "two pixels")
-
-
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("boundary", ["wrap", "fill"])
-@pytest.mark.parametrize("name", FATAL)
-def test_hopeless_values_are_a_status(name, boundary, known, dtype):
-    make, flag = FATAL[name]
-    reference, image, err = cast(dtype, *make(*noisy()))
-    if not known and name in ERRORS:
-        pytest.skip("the error is what is wrong")
-    if boundary == "fill" and name in ("flat reference", "both flat at 1e4", "stripes", "flat image"):
-        pytest.skip("within an empty surrounding a flat frame has edges")
-    found = register(reference, image, err if known else None, boundary=boundary)
+def assert_hopeless(found, flag):
     assert Status(int(found.status)) & flag
     for field in (found.shift, found.covariance, found.interval, found.stderr):
         assert jnp.all(jnp.isnan(field))
@@ -231,9 +228,29 @@ def test_hopeless_values_are_a_status(name, boundary, known, dtype):
     assert "status" in repr(found)
 
 
-def test_open_interval_is_a_status_that_keeps_the_shift(dtype):
+@pytest.mark.parametrize("name", FATAL)
+def test_hopeless_values_are_a_status(name):
+    make, flag = FATAL[name]
+    assert_hopeless(register(*make(*noisy())), flag)
+
+
+@pytest.mark.parametrize(
+    "name", [k for k in FATAL if "err" not in k and k not in ("no weight", "two pixels")]
+)
+def test_hopeless_values_without_an_error_are_a_status(name):
+    make, flag = FATAL[name]
+    assert_hopeless(register(*make(*noisy())[:2]), flag)
+
+
+@pytest.mark.parametrize("name", [k for k in FATAL if k not in ("stripes", "flat image, two even axes")])
+def test_hopeless_values_in_an_empty_surrounding_are_a_status(name):
+    make, flag = FATAL[name]
+    assert_hopeless(register(*make(*noisy()), boundary="fill"), flag)
+
+
+def test_open_interval_is_a_status_that_keeps_the_shift():
     reference, image = noisy(err=0.0)
-    found = register(*cast(dtype, reference, image + 0.01 * scene(SHAPE, seed=9)), 1.0, nsigma=1000.0)
+    found = register(reference, image + 0.01 * scene(SHAPE, seed=9), 1.0, nsigma=1000.0)
     assert found.status == Status.OPEN_INTERVAL
     assert jnp.all(jnp.isfinite(found.shift))
     assert jnp.all(jnp.isfinite(found.covariance))
@@ -246,7 +263,7 @@ def test_noise_alone_gives_no_crash():
     assert jnp.all(jnp.isfinite(found.shift)) or found.status != 0
 
 
-def test_bad_pixels_have_weight_zero(dtype):
+def test_bad_pixels_have_weight_zero():
     reference, image = noisy(err=0.05, slope=2.0)
     hole = np.zeros(SHAPE, bool)
     hole[3, 4:7] = hole[15, 20] = True
@@ -256,7 +273,7 @@ def test_bad_pixels_have_weight_zero(dtype):
         (reference, np.where(hole, 1e5, image), np.where(hole, np.inf, 0.05)),
         (reference, np.where(hole, 1e5, image), np.where(hole, 0.0, 0.05)),
     ):
-        found = register(*(x.astype(dtype) if np.ndim(x) else x for x in broken))
+        found = register(*broken)
         assert found.status == Status.OK
         assert found.dof == image.size - 4 - 2
         assert np.all(np.abs(found.shift - SHIFT) < 5 * found.stderr)
@@ -339,16 +356,15 @@ def test_inputs_are_not_modified():
         np.testing.assert_array_equal(old, new)
 
 
-def test_kinds_of_input(dtype):
+def test_kinds_of_input(x64):
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 200, SHAPE)
     moved_counts = np.roll(counts, (2, -3), (0, 1))
-    expected = register(*cast(dtype, counts, moved_counts), 2.0)
+    expected = register(*cast(np.float64, counts, moved_counts), 2.0)
     np.testing.assert_allclose(expected.shift, (2, -3), atol=1e-6)
     for kind in ("uint8", "int16", ">i4", "uint64", ">f4", ">f8", "<f8"):
         found = register(counts.astype(kind), moved_counts.astype(kind), 2)
-        wide = dtype == np.float64 and kind != ">f4"
-        assert found.shift.dtype == (np.float64 if wide else np.float32)
+        assert found.shift.dtype == (np.float32 if kind == ">f4" else np.float64)
         np.testing.assert_allclose(found.shift, expected.shift, atol=1e-6)
     found = register(counts.tolist(), moved_counts.tolist(), 2)
     np.testing.assert_array_equal(found.shift, expected.shift)
@@ -417,16 +433,26 @@ def test_jit():
         assert_close(jax.jit(register)(reference, images[0], err), register(reference, images[0], err))
 
 
-def test_vmap_over_images_and_errors_is_a_loop():
+solve = jax.jit(jax.vmap(register, (None, 0, 0)))
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_vmap_is_a_loop(mapped):
     reference, images, errs = batch()
+    if not mapped:
+        errs = np.linspace(0.05, 0.2, len(images)).astype(np.float32)
+    assert_close(solve(reference, images, errs), loop(reference, images, errs))
+
+
+def test_vmap_over_references():
+    reference, images, errs = batch()
+    references = np.stack([np.roll(reference, i, 0) for i in range(len(images))])
+    found = jax.vmap(register, (0, 0, 0))(references, images, errs)
     expected = loop(reference, images, errs)
-    assert_close(jax.vmap(register, (None, 0, 0))(reference, images, errs), expected)
-    references = np.stack([reference] * len(images))
-    assert_close(jax.jit(jax.vmap(register))(references, images, errs), expected)
-    scalars = np.linspace(0.05, 0.2, len(images)).astype(np.float32)
-    assert_close(
-        jax.vmap(register, (None, 0, 0))(reference, images, scalars), loop(reference, images, scalars)
-    )
+    rolled = expected.shift - np.stack([np.arange(len(images)), np.zeros(len(images))], axis=1)
+    rolled = (rolled + 10) % 20 * (1, 0) + rolled * (0, 1) - (10, 0)
+    np.testing.assert_allclose(found.shift, rolled, atol=5e-6)
+    np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-3, atol=1e-8)
 
 
 def test_lax_map_is_a_loop():
@@ -441,7 +467,6 @@ def test_one_bad_frame_leaves_the_others_alone(mapped):
     if not mapped:
         errs = np.full(len(images), 0.12, np.float32)
     expected = loop(reference, images, errs)
-    solve = jax.jit(jax.vmap(register, (None, 0, 0)))
     for bad, flag in [(np.nan, Status.NO_DATA), (7.0, Status.FLAT)]:
         broken = images.copy()
         broken[2] = bad

@@ -30,14 +30,12 @@ def flat(*args):
     )
 
 
-def flat_unknown(reference, image):
-    return flat(reference, image)
-
-
 PARTS = {"shift": slice(0, 2), "covariance": slice(2, 6), "interval": slice(6, 10), "chi2": slice(10, 11)}
-evaluate = jax.jit(flat)
 forward = jax.jit(lambda args, directions: jax.jvp(flat, args, directions)[1])
 backward = jax.jit(lambda args, weights: jax.vjp(flat, *args)[1](weights))
+batched_backward = jax.jit(
+    jax.vmap(lambda args, weights: jax.vjp(flat, *args)[1](weights), ((None, 0, 0), None))
+)
 
 
 def directions_of(args, which):
@@ -67,7 +65,7 @@ def test_forward_derivative_is_the_central_difference(kind, which):
     args = pair(kind)
     directions = directions_of(args, which)
     found = forward(args, directions)
-    expected = central_difference(evaluate, args, directions)
+    expected = central_difference(flat, args, directions)
     if which == 2 and kind == "scalar":
         # A common error moves nothing but the errors.
         np.testing.assert_allclose(found[PARTS["shift"]], 0.0, atol=1e-9)
@@ -77,11 +75,9 @@ def test_forward_derivative_is_the_central_difference(kind, which):
         assert_derivative(found, expected)
 
 
-@pytest.mark.parametrize("kind", ["scalar", "map"])
-def test_reverse_is_the_transpose_of_forward(kind):
-    args = pair(kind)
-    rng = np.random.default_rng(2)
-    weights = rng.normal(size=11)
+def test_reverse_is_the_transpose_of_forward():
+    args = pair("map")
+    weights = np.random.default_rng(2).normal(size=11)
     gradient = backward(args, weights)
     for which in range(3):
         directions = directions_of(args, which)
@@ -93,9 +89,7 @@ def test_reverse_is_the_transpose_of_forward(kind):
 def test_derivative_with_unknown_error():
     args = pair("scalar")[:2]
     directions = tuple(np.random.default_rng(1).normal(size=SHAPE) for _ in args)
-    found = jax.jit(lambda a, d: jax.jvp(flat_unknown, a, d)[1])(args, directions)
-    expected = central_difference(jax.jit(flat_unknown), args, directions)
-    assert_derivative(found, expected)
+    assert_derivative(forward(args, directions), central_difference(flat, args, directions))
 
 
 def test_derivative_through_bad_pixels_is_finite():
@@ -115,38 +109,25 @@ def test_second_derivative_of_the_shift():
     def along(t):
         return register(*(x + t * d for x, d in zip(args, directions, strict=True))).shift
 
-    first = jax.jit(jax.jacfwd(along))
     found = jax.jit(jax.jacfwd(jax.jacfwd(along)))(0.0)
-    step = 1e-4
-    expected = (
-        sum(w * first(k * step) for k, w in {-2: 1 / 12, -1: -8 / 12, 1: 8 / 12, 2: -1 / 12}.items()) / step
+    expected = central_difference(
+        lambda t: forward(tuple(x + t * d for x, d in zip(args, directions, strict=True)), directions)[:2],
+        (0.0,),
+        (1.0,),
     )
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * np.max(np.abs(expected)))
 
 
-def test_gradient_under_vmap_and_jit():
+def test_gradient_under_vmap_with_a_frame_that_fails():
     reference, image, err = pair("map")
-    images = np.stack([image, image + 0.1 * scene(SHAPE, 0.0, 5)])
-    errs = np.stack([err, 1.3 * err])
-
-    def loss(image, err):
-        found = register(reference, image, err)
-        return found.shift[0] + jnp.sum(found.stderr) + found.interval[1, 0]
-
-    gradient = jax.grad(loss, argnums=(0, 1))
-    batched = jax.jit(jax.vmap(gradient))(images, errs)
-    compiled = jax.jit(gradient)
+    images = np.stack([image, image + 0.1 * scene(SHAPE, 0.0, 5), np.full(SHAPE, np.nan)])
+    errs = np.stack([err, 1.3 * err, err])
+    weights = np.random.default_rng(2).normal(size=11)
+    batched = batched_backward((reference, images, errs), weights)
     for i in range(2):
-        for one, many in zip(compiled(images[i], errs[i]), batched, strict=True):
+        alone = backward((reference, images[i], errs[i]), weights)
+        for one, many in zip(alone, batched, strict=True):
             np.testing.assert_allclose(many[i], one, rtol=1e-9, atol=1e-9 * np.max(np.abs(one)))
-
-
-def test_gradient_does_not_see_another_frame_fail():
-    reference, image, err = pair("map")
-    images = np.stack([image, np.full(SHAPE, np.nan), np.full(SHAPE, 2.0)])
-    gradients = jax.jit(jax.vmap(jax.grad(lambda d: register(reference, d, err).shift[1])))(images)
-    alone = jax.jit(jax.grad(lambda d: register(reference, d, err).shift[1]))(image)
-    np.testing.assert_allclose(gradients[0], alone, rtol=1e-9, atol=1e-12)
 
 
 def test_surface_derivatives_in_the_images():
@@ -182,10 +163,8 @@ def test_derivative_in_the_threshold():
 
 
 def test_float32_stays_float32():
-    args = tuple(np.asarray(x, np.float32) for x in pair("map"))
-    values, gradient = jax.jit(jax.value_and_grad(lambda r, d, e: flat(r, d, e)[:10].sum(), (0, 1, 2)))(*args)
-    assert values.dtype == np.float32
-    assert {g.dtype for g in gradient} == {np.dtype(np.float32)}
-    double = backward(pair("map"), np.r_[np.ones(10), 0.0])
-    for one, two in zip(gradient, double, strict=True):
+    args, weights = tuple(np.asarray(x, np.float32) for x in pair("map")), np.r_[np.ones(10), 0.0]
+    single, double = backward(args, weights.astype(np.float32)), backward(pair("map"), weights)
+    for one, two in zip(single, double, strict=True):
+        assert one.dtype == np.float32
         np.testing.assert_allclose(one, two, atol=2e-3 * np.max(np.abs(two)))
