@@ -242,7 +242,7 @@ def _hyperplane_power(spectrum: Array, shape: Shape, at_nyquist: tuple[bool, ...
     plane = spectrum[tuple(n // 2 if u else slice(None) for n, u in zip(shape, at_nyquist, strict=True))]
     power = plane.real**2 + plane.imag**2
     if not at_nyquist[-1]:
-        power = power * half_weights(shape[-1]).astype(power.dtype)
+        power = power * along(half_weights(shape[-1]).astype(power.dtype), power.ndim - 1, power.ndim)
     return jnp.sum(power) / prod(shape)
 
 

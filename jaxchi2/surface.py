@@ -126,7 +126,10 @@ class Chi2Surface:
         shape = tuple(int(m) for m in shape)
         if len(shape) != ndim or min(shape) < 1:
             raise ValueError(f"shape must hold {ndim} positive sizes, not {shape}")
-        steps = jnp.broadcast_to(jnp.asarray(spacing, fraction.dtype), (ndim,))
+        steps = jnp.asarray(spacing, fraction.dtype)
+        if steps.shape not in ((), (ndim,)):
+            raise ValueError(f"spacing must be a scalar or hold {ndim} values, not shape {steps.shape}")
+        steps = jnp.broadcast_to(steps, (ndim,))
         return _zoom(self.terms, whole, fraction, steps, shape)
 
     @jax.jit
