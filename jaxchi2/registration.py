@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from .errors import covariance_of, interval_points
+from .fourier import as_real_array
 from .minimum import find_minimum, is_positive_definite
 from .surface import check_pair, extremes
 from .terms import Chi2Terms, is_quick, with_terms
@@ -179,7 +180,7 @@ def register(
     """
     pair = check_pair(reference, image, err, boundary, oversample)
     limits = check_max_shift(max_shift, pair.reference.ndim)
-    nsigma = jnp.asarray(nsigma, pair.image.dtype)
+    nsigma = as_real_array(nsigma, "nsigma").astype(pair.image.dtype)
     if nsigma.ndim or (not isinstance(nsigma, Tracer) and not nsigma > 0):
         raise ValueError(f"nsigma must be a positive scalar, not {nsigma}")
     options = (err is not None, boundary, oversample, limits)
@@ -193,7 +194,10 @@ def check_max_shift(max_shift: float | tuple[float, ...] | None, ndim: int) -> t
     """One positive limit per axis, or None."""
     if max_shift is None:
         return None
-    limits = np.atleast_1d(np.asarray(max_shift, float))
+    try:
+        limits = np.atleast_1d(np.asarray(max_shift, float))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"max_shift must be static real numbers, not {max_shift!r}") from error
     if limits.shape not in ((1,), (ndim,)):
         raise ValueError(f"max_shift must be a scalar or hold {ndim} values, not {max_shift!r}")
     if not np.all(limits > 0):
@@ -254,7 +258,7 @@ def solve(
 
     # Curvature that rounding alone could make is none.
     curved = jnp.diagonal(minimum.hessian) > 4 * jnp.finfo(shift.dtype).eps * terms.amplitude
-    flat = ~(is_positive_definite(minimum.hessian) & jnp.all(curved))
+    flat = terms.flat | ~(is_positive_definite(minimum.hessian) & jnp.all(curved))
     outside = (
         jnp.zeros_like(flat)
         if max_shift is None

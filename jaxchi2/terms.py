@@ -55,6 +55,7 @@ BOUNDARIES = ("wrap", "fill")
         "weights",
         "n_valid",
         "amplitude",
+        "flat",
     ],
     meta_fields=["shape", "frame"],
 )
@@ -80,6 +81,8 @@ class Chi2Terms:
     """Number of pixels with a weight, a scalar integer."""
     amplitude: Array
     """``√(Σ M² Σ w D²)``, what bounds the correlation: its rounding is a few ulp of this."""
+    flat: Array
+    """Whether an image is constant to rounding. Weights that differ give χ² a minimum even so."""
     shape: Shape = field(metadata={"static": True})
     """Shape of the periodic grid: the frame, or twice the frame for the boundary ``fill``."""
     frame: Shape = field(metadata={"static": True})
@@ -105,8 +108,10 @@ class Chi2Terms:
         model = shift_spectrum(self.reference, self.shape, whole, fraction)
         if self.weights is None:
             power = (self.image.real - model.real) ** 2 + (self.image.imag - model.imag) ** 2
-            columns = jnp.sum(power, axis=tuple(range(power.ndim - 1)))
-            return jnp.sum(columns * half_weights(self.shape[-1]).astype(columns.dtype)) / prod(self.shape)
+            # A product with the weights, not a sum over rows: XLA 0.10 compiled that one, fused with the
+            # complex arithmetic before it, into a program that crashed where the columns fill its vectors.
+            weights = half_weights(self.shape[-1]).astype(power.dtype)
+            return jnp.sum(jnp.dot(power, weights, precision=lax.Precision.HIGHEST)) / prod(self.shape)
         return jnp.sum(self.weights * (self.image - jnp.fft.irfftn(model, self.shape)) ** 2)
 
 
@@ -200,6 +205,7 @@ def uniform_terms(reference: Array, image: Array, err: Array, oversample: int) -
         weights=None,
         n_valid=jnp.asarray(prod(shape), jnp.int32),
         amplitude=jnp.sqrt(energy) * jnp.sqrt(image_energy),
+        flat=jnp.zeros((), bool),
         shape=shape,
         frame=shape,
     )
@@ -222,6 +228,8 @@ class Prepared(NamedTuple):
     """The images have been divided by this and ``weights`` are relative to its inverse square."""
     pedestal: Array
     """What was subtracted from both images before."""
+    flat: Array
+    """Whether either image is constant to rounding."""
 
 
 def prepare(reference: Array, image: Array, err: Array, boundary: str) -> Prepared:
@@ -231,7 +239,9 @@ def prepare(reference: Array, image: Array, err: Array, boundary: str) -> Prepar
     err = jnp.where(valid, err, 1.0)
     unit = lax.stop_gradient(jnp.min(err, where=valid, initial=jnp.inf))
     unit = jnp.where(jnp.isfinite(unit), unit, 1.0)
-    weights = jnp.where(valid, (unit / err) ** 2, 0.0)
+    # A reference of which nothing is known says nothing about any pixel.
+    weights = jnp.where(valid & jnp.any(known), (unit / err) ** 2, 0.0)
+    flat = _is_flat(reference, known) | _is_flat(image, valid)
     reference, image = jnp.where(known, reference, 0.0), jnp.where(valid, image, 0.0)
     pedestal = jnp.zeros_like(unit)
     if boundary == "wrap":
@@ -253,13 +263,21 @@ def prepare(reference: Array, image: Array, err: Array, boundary: str) -> Prepar
         weights,
         known,
     )
-    return Prepared(reference, image, weights, unit, pedestal)
+    return Prepared(reference, image, weights, unit, pedestal, flat)
+
+
+def _is_flat(image: Array, valid: Array) -> Array:
+    largest = jnp.max(image, where=valid, initial=-jnp.inf)
+    smallest = jnp.min(image, where=valid, initial=jnp.inf)
+    return largest - smallest <= 8 * jnp.finfo(image.dtype).eps * jnp.maximum(
+        jnp.abs(largest), jnp.abs(smallest)
+    )
 
 
 def weighted_terms(reference: Array, image: Array, err: Array, boundary: str, oversample: int) -> Chi2Terms:
     """Terms for any error map, bad pixels and boundary."""
     frame = reference.shape
-    reference, image, weights, _, _ = prepare(reference, image, err, boundary)
+    reference, image, weights, _, _, flat = prepare(reference, image, err, boundary)
     shape, size = reference.shape, prod(reference.shape)
     spectrum = jnp.fft.rfftn(reference)
     correlation = conj_product(spectrum, jnp.fft.rfftn(weights * image))
@@ -282,6 +300,7 @@ def weighted_terms(reference: Array, image: Array, err: Array, boundary: str, ov
         weights=weights,
         n_valid=jnp.sum(weights > 0, dtype=jnp.int32),
         amplitude=jnp.sqrt(jnp.sum(reference**2)) * jnp.sqrt(image_energy),
+        flat=flat,
         shape=shape,
         frame=frame,
     )
