@@ -141,8 +141,9 @@ def register(
     boundary : {"wrap", "fill"}
         What the reference is outside its frame: periodic, or zero; static under jit.
     oversample : {1, 2}
-        Samples per pixel of the search grid. At 1, a reference sharper than its pixels loses up to 60 %
-        of its peak at half-pixel shifts, which matters only near the limit of detection; static under jit.
+        Samples per pixel of the search grid; static under jit. At 1, a reference sharper than its pixels
+        loses up to 60 % of its peak at half-pixel shifts; the refinement finds it nevertheless: near the
+        limit of detection, 1 and 2 found as many of 150 such shifts.
     max_shift : float or tuple of float, optional
         Largest absolute shift allowed, for all axes or each, in pixels; static under jit. None: half the
         frame.
