@@ -12,6 +12,7 @@ at both signs. It is therefore differentiated and translated without special cas
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from itertools import product
@@ -23,6 +24,7 @@ import numpy as np
 from jax import Array, lax
 
 Shape = tuple[int, ...]
+Columns = Callable[[int, np.ndarray, int], Array]
 
 
 def harmonics(length: int) -> np.ndarray:
@@ -71,10 +73,51 @@ def cycle_phase(indices: np.ndarray, period: int, whole: Array, fraction: Array)
     return turns.astype(fraction.dtype) * np.asarray(2 * np.pi / period, fraction.dtype) + slope * fraction
 
 
+def _waves(indices: np.ndarray, period: int, whole: Array, fraction: Array, order: int) -> Array:
+    """``(iκ)^r exp(iκs)`` for r = 0 … order in columns, κ = 2π k / period."""
+    phase = cycle_phase(indices, period, whole, fraction)
+    wave = lax.complex(jnp.cos(phase), jnp.sin(phase))
+    factor = (2j * np.pi * indices[:, None] / period) ** np.arange(order + 1)
+    return wave[:, None] * factor.astype(wave.dtype)
+
+
+class _Series:
+    """A real trigonometric polynomial ``f(s) = Re Σ_k c_k exp(2πi k·s / period)``, summed axis by axis."""
+
+    period: Shape
+
+    def _sum(self, columns: Columns) -> Array:
+        """``Re Σ_k c_k Π_a columns(a, k_a, period_a)[r_a]``, shape ``(r_0, …, r_{D-1})``."""
+        raise NotImplementedError
+
+    def derivatives(self, whole: Array, fraction: Array, order: int) -> Array:
+        """All partial derivatives at ``whole + fraction`` up to ``order`` per axis, shape ``(order+1,)*D``.
+
+        Entry ``[a, b]`` is ``∂^a_0 ∂^b_1 f``. One pass over the coefficients.
+        """
+        return self._sum(lambda axis, k, period: _waves(k, period, whole[axis], fraction[axis], order))
+
+    def differences(self, whole: Array, fraction: Array, displacements: list[Array]) -> Array:
+        """``f(s + d) − f(s)`` at ``s = whole + fraction``, for d on the grid spanned by one vector per axis.
+
+        The waves enter as ``exp(iκd) − 1`` without cancellation, axis after axis, so a small difference
+        has full relative precision: the difference of two values would have none left in float32.
+        """
+
+        def columns(changing: int, axis: int, indices: np.ndarray, period: int) -> Array:
+            d = displacements[axis]
+            wave = _waves(indices, period, whole[axis], fraction[axis], 0)
+            phase = along(np.asarray(2 * np.pi * indices / period, d.dtype), 0, 2) * along(d, 1, 2)
+            change = lax.complex(-2 * jnp.sin(phase / 2) ** 2, jnp.sin(phase))
+            return wave * (1 + change if axis < changing else change if axis == changing else 1 + 0 * change)
+
+        return reduce(jnp.add, [self._sum(partial(columns, axis)) for axis in range(len(displacements))])
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["coefficients"], meta_fields=["period"])
 @dataclass(frozen=True)
-class FourierSeries:
-    """A real trigonometric polynomial ``f(s) = Re Σ_k h_k c_k exp(2πi k·s / period)``.
+class FourierSeries(_Series):
+    """A trigonometric polynomial by its coefficients, ``f(s) = Re Σ_k h_k c_k exp(2πi k·s / period)``.
 
     The coefficients lie on the half plane ``k_{D-1} ≥ 0`` of an odd grid; ``h`` is 1 on the column
     ``k_{D-1} = 0`` and 2 elsewhere. Only that real part is used, so columns need not be Hermitian.
@@ -85,47 +128,13 @@ class FourierSeries:
     period: Shape = field(metadata={"static": True})
     """Period along each axis in pixels."""
 
-    def _indices(self) -> list[np.ndarray]:
+    def _sum(self, columns: Columns) -> Array:
         shape = self.coefficients.shape
-        return [*map(harmonics, shape[:-1]), np.arange(shape[-1])]
-
-    def _waves(self, whole: Array, fraction: Array, order: int) -> list[Array]:
-        """``(iκ)^r exp(iκs)`` for r = 0 … order, one matrix per axis, half-plane weights included."""
-        waves = []
-        for axis, (indices, period) in enumerate(zip(self._indices(), self.period, strict=True)):
-            phase = cycle_phase(indices, period, whole[axis], fraction[axis])
-            wave = lax.complex(jnp.cos(phase), jnp.sin(phase))
-            factor = (2j * np.pi * indices[:, None] / period) ** np.arange(order + 1)
-            if axis == len(self.period) - 1:
-                factor = factor * np.where(indices[:, None] == 0, 1.0, 2.0)
-            waves.append(wave[:, None] * factor.astype(wave.dtype))
-        return waves
-
-    def derivatives(self, whole: Array, fraction: Array, order: int) -> Array:
-        """All partial derivatives at ``whole + fraction`` up to ``order`` per axis, shape ``(order+1,)*D``.
-
-        Entry ``[a, b]`` is ``∂^a_0 ∂^b_1 f``. One pass over the coefficients.
-        """
-        return contract(self.coefficients, self._waves(whole, fraction, order)).real
-
-    def differences(self, whole: Array, fraction: Array, displacements: list[Array]) -> Array:
-        """``f(s + d) − f(s)`` at ``s = whole + fraction``, for d on the grid spanned by one vector per axis.
-
-        The waves enter as ``exp(iκd) − 1`` without cancellation, axis after axis, so a small difference
-        has full relative precision: the difference of two values would have none left in float32.
-        """
-        columns = []
-        for wave, indices, period, d in zip(
-            self._waves(whole, fraction, 0), self._indices(), self.period, displacements, strict=True
-        ):
-            phase = along(np.asarray(2 * np.pi * indices / period, d.dtype), 0, 2) * along(d, 1, 2)
-            change = lax.complex(-2 * jnp.sin(phase / 2) ** 2, jnp.sin(phase))
-            columns.append((wave * jnp.ones_like(change), wave * change, wave * (1 + change)))
-        total = jnp.zeros([len(d) for d in displacements], self.coefficients.real.dtype)
-        for axis in range(len(columns)):
-            chosen = [c[2] if a < axis else c[1] if a == axis else c[0] for a, c in enumerate(columns)]
-            total = total + contract(self.coefficients, chosen).real
-        return total
+        indices = [*map(harmonics, shape[:-1]), np.arange(shape[-1])]
+        matrices = [columns(a, k, n) for a, (k, n) in enumerate(zip(indices, self.period, strict=True))]
+        half = np.where(indices[-1][:, None] == 0, 1.0, 2.0)
+        matrices[-1] = scaled(matrices[-1], jnp.asarray(half, matrices[-1].real.dtype))
+        return contract(self.coefficients, matrices).real
 
     def sampled(self, oversample: int) -> Array:
         """Values at every ``1/oversample`` pixel over one period, shift zero at index zero.
@@ -150,6 +159,58 @@ class FourierSeries:
             edge = spectrum[..., -1]
             spectrum = spectrum.at[..., -1].set(edge + jnp.conj(_reverse(edge)))
         return jnp.fft.irfftn(spectrum, lengths) * prod(lengths)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["phases", "edges"], meta_fields=["period"])
+@dataclass(frozen=True)
+class PolyphaseSeries(_Series):
+    """A trigonometric polynomial of harmonics up to ±n, twice the pixels' band, by its half-pixel samples.
+
+    ``phases`` are spectra on the pixel grid, one for each half-pixel offset. Of a harmonic and its alias,
+    ``k`` and ``k ∓ n``, the two phases of an axis hold the sum and the difference, so nothing of twice the
+    size is transformed or stored. At ±n on an even axis samples tell the cosine; ``edges`` are the sines.
+    """
+
+    phases: tuple[Array, ...]
+    """Half-plane spectra of f at the pixels plus p/2, for each offset p in ``product((0, 1), repeat=D)``."""
+    edges: tuple[FourierSeries, ...]
+    """What the half-pixel samples do not show."""
+    period: Shape = field(metadata={"static": True})
+    """Period along each axis in pixels."""
+
+    def _sum(self, columns: Columns) -> Array:
+        matrices = []
+        for axis, (n, m) in enumerate(zip(self.period, self.phases[0].shape, strict=True)):
+            k = np.concatenate([np.arange((n + 1) // 2), -np.arange(n // 2, 0, -1)])[:m]
+            alias = k - np.where(k < 0, -n, n)
+            weight = half_weights(n)[:, None] / n if axis == len(self.period) - 1 else 1 / n
+            first, second = columns(axis, k, n), columns(axis, alias, n)
+            # Zero's aliases are both ±n: half of each, or none where no product of two waves gets there.
+            ends = second.real if n % 2 == 0 else jnp.zeros_like(second.real)
+            second = jnp.where(k[:, None] == 0, lax.complex(ends, jnp.zeros_like(ends)), second)
+            turn = np.exp(-1j * np.pi * np.stack([k, alias]) / n)[:, :, None]
+            both = [
+                (turn[0] ** p * weight / 2).astype(first.dtype) * first
+                + (turn[1] ** p * weight / 2).astype(first.dtype) * second
+                for p in (0, 1)
+            ]
+            matrices.append(both)
+        offsets = product((0, 1), repeat=len(matrices))
+        sums = [
+            contract(phase, [matrix[p] for matrix, p in zip(matrices, offset, strict=True)]).real
+            for phase, offset in zip(self.phases, offsets, strict=True)
+        ]
+        return reduce(jnp.add, [*sums, *(edge._sum(columns) for edge in self.edges)])
+
+    def sampled(self, oversample: int) -> Array:
+        """Values at every pixel or half pixel over one period, shift zero at index zero."""
+        ndim = len(self.period)
+        values = [jnp.fft.irfftn(phase, self.period) for phase in self.phases[: oversample**ndim]]
+        if oversample == 1:
+            return values[0]
+        stacked = jnp.stack(values).reshape(*(2,) * ndim, *self.period)
+        order = [axis for a in range(ndim) for axis in (ndim + a, a)]
+        return stacked.transpose(order).reshape([2 * n for n in self.period])
 
 
 def _nyquist_signs(shape: Shape) -> list[np.ndarray]:
@@ -196,24 +257,23 @@ def split_nyquist(spectrum: Array, shape: Shape) -> FourierSeries:
 
 def shift_spectrum(spectrum: Array, shape: Shape, whole: Array, fraction: Array) -> Array:
     """Half-plane spectrum of ``M(x − whole − fraction)``, the Nyquist terms by the convention above."""
-    ndim = len(shape)
-    re, nyquist_re = jnp.ones_like(fraction[0]), jnp.ones_like(fraction[0])
-    im, nyquist_im = jnp.zeros_like(fraction[0]), jnp.zeros_like(fraction[0])
+    # Real and imaginary part of the wave of all other modes, then of that of the Nyquist terms.
+    vectors = []
     for axis, n in enumerate(shape):
         indices = harmonics(n)[: spectrum.shape[axis]]
         phase = -cycle_phase(indices, n, whole[axis], fraction[axis])
         cos, sin, at_nyquist = jnp.cos(phase), jnp.sin(phase), 2 * indices == -n
-        vectors = (
-            jnp.where(at_nyquist, 1.0, cos),
-            jnp.where(at_nyquist, 0.0, sin),
-            jnp.where(at_nyquist, cos, 1.0),
-            jnp.where(at_nyquist, sin, 0.0),
-        )
-        # The barrier keeps XLA from computing the sine anew for every element of the products below.
-        c, s, cn, sn = (along(x, axis, ndim) for x in lax.optimization_barrier(vectors))
-        re, im = re * c - im * s, re * s + im * c
-        nyquist_re, nyquist_im = nyquist_re * cn - nyquist_im * sn, nyquist_re * sn + nyquist_im * cn
-    re, im = re * nyquist_re, im * nyquist_re
+        others = [jnp.where(at_nyquist, 1.0, cos), jnp.where(at_nyquist, 0.0, sin)]
+        vectors.append(jnp.stack([*others, jnp.where(at_nyquist, cos, 1.0), jnp.where(at_nyquist, sin, 0.0)]))
+    parts = vectors[0]
+    for vector in vectors[1:]:
+        # As matrix products of inner size two: a plain product would be fused with what follows, and the
+        # sines computed anew for every element.
+        left = parts[np.array([[0, 1], [1, 0], [2, 3], [3, 2]])]
+        c, s, cn, sn = vector
+        right = jnp.stack([jnp.stack([c, -s]), jnp.stack([c, s]), jnp.stack([cn, -sn]), jnp.stack([cn, sn])])
+        parts = jnp.einsum("pr...,prm->p...m", left, right, precision=lax.Precision.HIGHEST)
+    re, im = parts[0] * parts[2], parts[1] * parts[2]
     return lax.complex(spectrum.real * re - spectrum.imag * im, spectrum.real * im + spectrum.imag * re)
 
 
@@ -246,28 +306,50 @@ def _hyperplane_power(spectrum: Array, shape: Shape, at_nyquist: tuple[bool, ...
     return jnp.sum(power) / prod(shape)
 
 
-def square(series: FourierSeries, spectrum: Array, shape: Shape) -> FourierSeries:
-    """The series of ``M(x)²``, which has twice the bandwidth, from ``M``'s series and half-plane spectrum.
+def correlated_square(spectrum: Array, shape: Shape, weights: Array) -> PolyphaseSeries:
+    """The series of ``Σ_i w_i M(i − s)²`` from M's half-plane spectrum: exact, M² at full bandwidth."""
+    weight_spectrum = jnp.fft.rfftn(weights)
+    phases = []
+    for offset in product((0.0, 0.5), repeat=len(shape)):
+        samples = jnp.fft.irfftn(_shift_by_constant(spectrum, shape, offset), shape)
+        phases.append(conj_product(jnp.fft.rfftn(samples**2), weight_spectrum))
+    even = [axis for axis, n in enumerate(shape) if n % 2 == 0]
+    # With one even axis the Nyquist terms are cosines and so are their squares.
+    edges = tuple(_edge(spectrum, shape, weights, axis) for axis in even) if len(even) > 1 else ()
+    return PolyphaseSeries(tuple(phases), edges, shape)
 
-    Squared on a grid of half pixels, where only the outermost harmonics ±n of even axes are ambiguous.
-    They come from the Nyquist terms alone and are put in exactly: with ``Z`` the sum over the one-sided
-    band, ``M² = Re(Z²)/2 + |Z|²/2``, and ``Z²`` at −n is the square of the Nyquist plane.
+
+def _shift_by_constant(spectrum: Array, shape: Shape, offset: tuple[float, ...]) -> Array:
+    if not any(offset):
+        return spectrum
+    # Behind a barrier, or the compiler spends its time on working out constants as large as the image.
+    fraction = lax.optimization_barrier(jnp.asarray(offset, spectrum.real.dtype))
+    return shift_spectrum(spectrum, shape, jnp.zeros(len(shape), jnp.int32), fraction)
+
+
+def _edge(spectrum: Array, shape: Shape, weights: Array, axis: int) -> FourierSeries:
+    """The sine part of harmonic ±n of an even axis in ``Σ_i w_i M(i − s)²``, of period one pixel along it.
+
+    It comes from the Nyquist terms alone: with ``Z`` the sum over the one-sided band,
+    ``M² = Re(Z²)/2 + |Z|²/2``, and ``Z²`` at −n is the square of the Nyquist plane.
     """
-    doubled = tuple(2 * n for n in shape)
-    squared = jnp.fft.rfftn(series.sampled(2) ** 2) / prod(doubled)
-    coefficients = split_nyquist(squared, doubled).coefficients
-    everything = (slice(None),) * len(shape)
-    for axis, n in enumerate(shape):
-        if n % 2:
-            continue
-        negative = _squared_nyquist_plane(spectrum, shape, axis)
-        positive = jnp.conj(_reverse(negative))
-        if axis < len(shape) - 1:
-            half = (*everything[:-2], slice(0, shape[-1] + 1))
-            coefficients = coefficients.at[(*everything[:axis], n + 1)].set(negative[half])
-            positive = positive[half]
-        coefficients = coefficients.at[(*everything[:axis], n)].set(positive)
-    return FourierSeries(coefficients, shape)
+    ndim = len(shape)
+    negative = _squared_nyquist_plane(spectrum, shape, axis)
+    sine = (jnp.conj(_reverse(negative)) - negative) / 2
+    for earlier in (a for a in range(axis) if shape[a] % 2 == 0):
+        # What is antisymmetric there too, the earlier axis' own edge has.
+        n = shape[earlier]
+        mean = (jnp.take(sine, n, earlier) + jnp.take(sine, n + 1, earlier)) / 2
+        index = (slice(None),) * earlier
+        sine = sine.at[(*index, n)].set(mean).at[(*index, n + 1)].set(mean)
+    coefficient = conj_product(sine, tiled(jnp.sum(weights, axis)))
+    columns = [jnp.zeros_like(coefficient), coefficient]
+    if axis < ndim - 1:
+        columns.append(-coefficient)
+    series = jnp.stack(columns, axis)
+    if axis < ndim - 1:
+        series = series[..., : shape[-1] + 1]
+    return FourierSeries(series, tuple(1 if a == axis else n for a, n in enumerate(shape)))
 
 
 def _squared_nyquist_plane(spectrum: Array, shape: Shape, axis: int) -> Array:
@@ -299,10 +381,9 @@ def _reverse(array: Array) -> Array:
 
 
 def tiled(weights: Array) -> Array:
-    """Spectrum of pixel weights on the half plane of harmonics up to ±n, where it repeats with period n."""
+    """Spectrum of pixel weights at all harmonics up to ±n, in the order of ``fftfreq``: period n repeats."""
     spectrum = jnp.fft.fftn(weights)
     for axis in range(weights.ndim):
         first = lax.slice_in_dim(spectrum, 0, 1, axis=axis)
-        again = [] if axis == weights.ndim - 1 else [spectrum]
-        spectrum = jnp.concatenate([spectrum, first, *again], axis)
+        spectrum = jnp.concatenate([spectrum, first, spectrum], axis)
     return spectrum

@@ -27,17 +27,17 @@ from jax.custom_batching import custom_vmap
 
 from .spectrum import (
     FourierSeries,
+    PolyphaseSeries,
     Shape,
     along,
     conj_product,
+    correlated_square,
     half_weights,
     harmonics,
     nyquist_power,
     scaled,
     shift_spectrum,
     split_nyquist,
-    square,
-    tiled,
 )
 
 BOUNDARIES = ("wrap", "fill")
@@ -65,7 +65,7 @@ class Chi2Terms:
 
     cross: FourierSeries
     """``−2 Σ w_i D_i M(i − s)``."""
-    power: FourierSeries
+    power: FourierSeries | PolyphaseSeries
     """``Σ w_i M(i − s)²``, less a constant when the weights are all equal."""
     constant: Array
     """What is left of χ², a scalar."""
@@ -283,11 +283,9 @@ def weighted_terms(reference: Array, image: Array, err: Array, boundary: str, ov
     correlation = conj_product(spectrum, jnp.fft.rfftn(weights * image))
     image_energy = jnp.sum(weights * image**2)
     cross = split_nyquist(scaled(correlation, -2 / size), shape)
-    squared = square(split_nyquist(scaled(spectrum, 1 / size), shape), spectrum, shape)
-    power = FourierSeries(conj_product(squared.coefficients, tiled(weights)), shape)
+    power = correlated_square(spectrum, shape, weights)
     if oversample == 1:
-        power_on_grid = conj_product(jnp.fft.rfftn(reference**2), jnp.fft.rfftn(weights))
-        grid = jnp.fft.irfftn(power_on_grid - scaled(correlation, 2.0), shape)
+        grid = jnp.fft.irfftn(power.phases[0] - scaled(correlation, 2.0), shape)
     else:
         grid = cross.sampled(2) + power.sampled(2)
     return Chi2Terms(

@@ -11,13 +11,12 @@ from conftest import enable_x64
 from direct import interpolate, shifted
 
 from jaxchi2.spectrum import (
-    FourierSeries,
+    correlated_square,
     cycle_phase,
     harmonics,
     nyquist_power,
     shift_spectrum,
     split_nyquist,
-    square,
     tiled,
 )
 
@@ -42,8 +41,7 @@ class Case:
     def compute(self, array, weights, whole, fraction):
         shape, spectrum = self.shape, jnp.fft.rfftn(array)
         series = split_nyquist(spectrum / array.size, shape)
-        squared = square(series, spectrum, shape)
-        power = FourierSeries(jnp.conj(squared.coefficients) * tiled(weights), shape)
+        power = correlated_square(spectrum, shape, weights)
         displacements = [jnp.asarray(d) for d in self.displacements]
         return {
             "coefficients": series.coefficients,
@@ -52,9 +50,9 @@ class Case:
             "tiny": series.differences(whole, fraction, [1e-9 * d for d in displacements]),
             "sampled": [series.sampled(oversample) for oversample in (1, 2, 3)],
             "shifted": jnp.fft.irfftn(shift_spectrum(spectrum, shape, whole, fraction), shape),
-            "squared": squared.derivatives(whole, fraction, 0),
-            "squared sampled": squared.sampled(2),
-            "weighted power": power.derivatives(whole, fraction, 0),
+            "power": power.derivatives(whole, fraction, 2),
+            "power differences": power.differences(whole, fraction, displacements),
+            "power sampled": [power.sampled(oversample) for oversample in (1, 2)],
             "tiled": tiled(weights),
         }
 
@@ -76,25 +74,24 @@ def test_series_of_an_image_is_its_interpolant(case):
     )
 
 
+def central_difference(function, orders, position, step):
+    """Partial derivative of the given order, at most two, on each axis."""
+    for axis, order in enumerate(orders):
+        if order:
+            unit = step * np.eye(len(orders))[axis]
+            left = [*orders[:axis], 0, *orders[axis + 1 :]]
+            up, down = (central_difference(function, left, position + d, step) for d in (unit, -unit))
+            if order == 1:
+                return (up - down) / (2 * step)
+            return (up - 2 * central_difference(function, left, position, step) + down) / step**2
+    return function(position)
+
+
 def test_derivatives_are_those_of_the_interpolant(case):
-    step = 1e-4
-
-    def difference(orders, position):
-        """Central difference of the given order on each axis."""
-        for axis, order in enumerate(orders):
-            if order:
-                unit = step * np.eye(case.ndim)[axis]
-                left = [*orders[:axis], 0, *orders[axis + 1 :]]
-                up, down = difference(left, position + unit), difference(left, position - unit)
-                if order == 1:
-                    return (up - down) / (2 * step)
-                return (up - 2 * difference(left, position) + down) / step**2
-        return case.value(position)
-
     assert case.found["derivatives"].shape == (3,) * case.ndim
     for orders in np.ndindex(case.found["derivatives"].shape):
         if sum(orders) <= 2:
-            expected = difference(orders, case.shift)
+            expected = central_difference(case.value, orders, case.shift, 1e-4)
             np.testing.assert_allclose(case.found["derivatives"][orders], expected, rtol=2e-6, atol=3e-6)
 
 
@@ -130,23 +127,36 @@ def test_nyquist_power_is_what_a_shift_loses(case):
     assert found < 0 or all(n % 2 for n in case.shape)
 
 
-def test_square_is_the_series_of_the_squared_interpolant(case):
-    np.testing.assert_allclose(case.found["squared"].item(), case.value(case.shift) ** 2, atol=1e-11)
-    grid = [np.arange(2 * n) / 2 for n in case.shape]
-    np.testing.assert_allclose(case.found["squared sampled"], interpolate(case.array, grid) ** 2, atol=1e-11)
-
-
 def test_tiled_is_the_spectrum_of_the_weights_repeated(case):
-    axes = [harmonics(2 * n + 1) for n in case.shape[:-1]] + [np.arange(case.shape[-1] + 1)]
+    axes = [harmonics(2 * n + 1) for n in case.shape]
     pixels = np.indices(case.shape).reshape(case.ndim, -1)
     modes = np.stack(np.meshgrid(*axes, indexing="ij"), -1) / np.array(case.shape)
     expected = (np.exp(-2j * np.pi * modes @ pixels) * case.weights.ravel()).sum(-1)
     np.testing.assert_allclose(case.found["tiled"], expected, atol=1e-11)
 
 
-def test_weighted_power_of_the_shifted_image(case):
-    expected = np.sum(case.weights * shifted(case.array, case.shift) ** 2)
-    np.testing.assert_allclose(case.found["weighted power"].item(), expected, rtol=1e-11)
+def test_power_of_the_shifted_image(case):
+    def power(shift):
+        return np.sum(case.weights * shifted(case.array, shift) ** 2)
+
+    expected = power(case.shift)
+    np.testing.assert_allclose(case.found["power"].flat[0], expected, rtol=1e-11)
+    positions = np.meshgrid(
+        *(s + d for s, d in zip(case.shift, case.displacements, strict=True)), indexing="ij"
+    )
+    there = np.reshape([power(s) for s in np.stack(positions, -1).reshape(-1, case.ndim)], positions[0].shape)
+    np.testing.assert_allclose(case.found["power differences"], there - expected, atol=1e-10)
+    for orders in np.ndindex(case.found["power"].shape):
+        if sum(orders) <= 2:
+            slope = central_difference(power, orders, case.shift, 1e-4)
+            np.testing.assert_allclose(case.found["power"][orders], slope, rtol=1e-5, atol=1e-4)
+
+
+def test_sampled_power_of_the_shifted_image(case):
+    for oversample, found in zip((1, 2), case.found["power sampled"], strict=True):
+        for index in np.ndindex(found.shape):
+            moved = shifted(case.array, np.array(index) / oversample)
+            np.testing.assert_allclose(found[index], np.sum(case.weights * moved**2), rtol=1e-11)
 
 
 def test_series_is_periodic(x64):
