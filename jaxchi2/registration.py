@@ -257,8 +257,9 @@ def solve(
     turns = jnp.floor((whole + fraction) / period + 0.5).astype(whole.dtype)
     shift = (whole - turns * period.astype(np.int32)) + fraction
 
-    # Curvature that rounding alone could make is none.
-    curved = jnp.diagonal(minimum.hessian) > 4 * jnp.finfo(shift.dtype).eps * terms.amplitude
+    # Curvature that rounding alone could make is none; that of the shortest wave is π² times its amplitude.
+    least = 4 * np.pi**2 * jnp.finfo(shift.dtype).eps * terms.amplitude
+    curved = jnp.diagonal(minimum.hessian) > least
     flat = terms.flat | ~(is_positive_definite(minimum.hessian) & jnp.all(curved))
     outside = (
         jnp.zeros_like(flat)
