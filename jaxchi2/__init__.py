@@ -16,14 +16,22 @@ from .image_registration import (
     iterative_zoom,
     iterative_zoom_1d,
 )
+from .noise import estimate_noise
+from .pair import Boundary, Search
 from .registration import Registration, Status, register
 from .surface import Chi2Surface, chi2_surface
+from .verdict import Peaks, Posterior, RunnerUp
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Boundary",
     "Chi2Surface",
+    "Peaks",
+    "Posterior",
     "Registration",
+    "RunnerUp",
+    "Search",
     "Status",
     "align",
     "chi2_shift",
@@ -32,6 +40,7 @@ __all__ = [
     "chi2map_to_errors",
     "chi2n_map",
     "delta_chi2",
+    "estimate_noise",
     "fourier",
     "iterative_zoom",
     "iterative_zoom_1d",

@@ -20,8 +20,9 @@ from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 
 from .minimum import TAYLOR_ORDER, Minimum, apply, inverse, is_positive_definite, value_gradient_hessian
+from .layout import any_in_batch
 from .spectrum import along, contract
-from .terms import Chi2Terms, any_in_batch
+from .terms import Chi2Terms
 
 MAX_STEPS = 40
 
@@ -80,9 +81,10 @@ def delta_chi2(nsigma: ArrayLike, nfitted: int = 1) -> Array:
     return lax.fori_loop(0, 30, newton, jnp.asarray(nsigma**2 + nfitted))
 
 
-def covariance_of(hessian: Array) -> Array:
-    """Covariance ``2 H⁻¹`` of the shift from the Hessian of χ²."""
-    return 2 * inverse(hessian)
+def covariance_of(hessian: Array, free: tuple[bool, ...]) -> Array:
+    """Covariance ``2 H⁻¹`` of the shift from the Hessian of χ²; zero for axes that are held."""
+    kept = np.array(free)
+    return jnp.where(kept[:, None] & kept[None, :], 2 * inverse(hessian), 0.0)
 
 
 class LevelPoints(NamedTuple):
@@ -95,9 +97,10 @@ class LevelPoints(NamedTuple):
 
 
 def interval_points(terms: Chi2Terms, minimum: Minimum, threshold: Array) -> LevelPoints:
-    """Extremes of each axis over the region Δχ² < ``threshold``: first the lower ones, then the upper."""
-    covariance = covariance_of(minimum.hessian)
-    sigma = jnp.sqrt(jnp.diagonal(covariance))
+    """Extremes of each free axis over the region Δχ² < ``threshold``: first the lower ones, then the upper."""
+    free = np.flatnonzero(terms.model.free)
+    covariance = covariance_of(minimum.hessian, terms.model.free)[free]
+    sigma = jnp.sqrt(covariance[np.arange(len(free)), free])
     # The extremes of an ellipsoid along its axes are the columns of its covariance.
     towards = covariance / sigma[:, None]
     starts = jnp.concatenate([-towards, towards])
@@ -110,7 +113,7 @@ def contour_points(terms: Chi2Terms, minimum: Minimum, threshold: Array, n: int)
 
     The rays are even in angle once the ellipse of the covariance is made a circle.
     """
-    covariance = covariance_of(minimum.hessian)
+    covariance = covariance_of(minimum.hessian, terms.model.free)
     sigma = jnp.sqrt(jnp.diagonal(covariance))
     cosine = covariance[0, 1] / (sigma[0] * sigma[1])
     angle = np.asarray(2 * np.pi * np.arange(n) / n, covariance.dtype)
@@ -144,10 +147,11 @@ def _system(
     return jnp.where(level, delta, residual), jnp.where(level[:, None], gradient[None, :], jacobian)
 
 
-def _level_axes(kind: str, starts: Array) -> Array:
+def _level_axes(kind: str, starts: Array, free: tuple[bool, ...]) -> Array:
     """Which of its equations each point gives up for Δχ² = level."""
-    count, ndim = starts.shape
-    return jnp.asarray(np.arange(count) % ndim if kind == "profile" else np.zeros(count, int), jnp.int32)
+    count = len(starts)
+    axes = np.resize(np.flatnonzero(free), count) if kind == "profile" else np.zeros(count, int)
+    return jnp.asarray(axes, jnp.int32)
 
 
 def _polynomial(minimum: Minimum, sigma: Array, threshold: Array) -> Array:
@@ -185,10 +189,12 @@ def level_points(
     extremes of axes 0 … D−1, then the upper ones. Returns displacements and whether each was found.
     """
     ndim = starts.shape[1]
-    axes = _level_axes(kind, starts)
-    sigma = jnp.max(jnp.abs(starts), axis=0)
+    free = terms.model.free
+    axes = _level_axes(kind, starts, free)
+    # Nothing moves along an axis that is held.
+    sigma = jnp.where(np.array(free), jnp.max(jnp.abs(starts), axis=0), 0.0)
     scale = jnp.sqrt(threshold) * sigma
-    units = starts / sigma[None, :]
+    units = starts / jnp.where(np.array(free), sigma, 1.0)[None, :]
     eps = jnp.finfo(units.dtype).eps
 
     polynomial = _polynomial(minimum, sigma, threshold)
@@ -213,7 +219,7 @@ def level_points(
         tensors = lax.cond(needs_series, jax.vmap(on_series), jax.vmap(on_polynomial), us)
 
         def newton_step(start: Array, axis: Array, u: Array, tensor: Array) -> Array:
-            value, gradient, hessian = value_gradient_hessian(tensor)
+            value, gradient, hessian = value_gradient_hessian(tensor, free)
             residual, jacobian = _system(kind, start, axis, u, value - 1, gradient, hessian)
             step = apply(inverse(jacobian), residual)
             return step * jnp.minimum(1.0, 0.5 / jnp.max(jnp.abs(step)))
@@ -239,7 +245,7 @@ def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple:
     ndim = starts.shape[1]
 
     def expansion(terms: Chi2Terms, fraction: Array) -> tuple[Array, Array, Array]:
-        return value_gradient_hessian(terms.derivatives(whole, fraction, 2))
+        return value_gradient_hessian(terms.derivatives(whole, fraction, 2), terms.model.free)
 
     # At the minimum χ² does not depend on where the minimum is, to first order.
     (_, _, _), (d_base, _, _) = jax.jvp(lambda t: expansion(t, fraction), (terms,), (d_terms,))
@@ -261,7 +267,7 @@ def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple:
         return -apply(inverse(jacobian), change)
 
     return (points, found), (
-        jax.vmap(tangent)(starts, d_starts, _level_axes(kind, starts), points),
+        jax.vmap(tangent)(starts, d_starts, _level_axes(kind, starts, terms.model.free), points),
         np.zeros(found.shape, jax.dtypes.float0),
     )
 
@@ -270,8 +276,8 @@ def profile_values(terms: Chi2Terms, minimum: Minimum, axis: int, displacements:
     """Δχ² minimised over all other axes at given displacements along one axis, shape of ``displacements``."""
     whole, fraction = minimum.whole, minimum.fraction
     ndim = len(fraction)
-    free = np.arange(ndim) != axis
-    slope = covariance_of(minimum.hessian)[:, axis]
+    free = np.array(terms.model.free) & (np.arange(ndim) != axis)
+    slope = covariance_of(minimum.hessian, terms.model.free)[:, axis]
     slope = slope / slope[axis]
 
     def at(displacement: Array) -> Array:

@@ -23,11 +23,12 @@ from jax.typing import ArrayLike
 
 from .errors import delta_chi2
 from .fourier import accept_obsolete, as_real_array, correlate2d, zoomnd
+from .layout import grid_minimum, lay_out, prepare
 from .minimum import best_pixel
+from .pair import BOUNDARIES, Model, Pair, check_images, check_model
 from .registration import Registration, Status, solve
 from .spectrum import harmonics
-from .surface import Pair, check_pair
-from .terms import Chi2Terms, grid_minimum, is_quick, prepare, with_terms
+from .terms import Chi2Terms, is_quick, with_terms
 
 MAX_LEVELS = 60
 
@@ -91,17 +92,20 @@ def chi2n_map(
     >>> int(chi2.argmin()) == (4 - 1) * 8 + (3 + 2)
     True
     """
-    pair = _pair(im1, im2, err, boundary, zeromean)
-    return _chi2n_map(pair, boundary, return_all, reduced)
+    pair, model = _pair(im1, im2, err, boundary, zeromean, ("wrap", "fill"))
+    return _chi2n_map(pair, model, return_all, reduced)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
-def _chi2n_map(pair: Pair, boundary: str, return_all: bool, reduced: bool) -> Array | tuple[Array, ...]:
-    prepared = prepare(*pair, boundary)
+def _chi2n_map(pair: Pair, choice: Model, return_all: bool, reduced: bool) -> Array | tuple[Array, ...]:
+    boundary = choice.boundary.name
+    prepared = prepare(pair, choice)
+    layout = lay_out(prepared, pair, choice)
     frame = tuple(slice(0, n) for n in pair.image.shape)
+    reference = jnp.roll(layout.reference, -layout.origin, (0, 1))
     # In the units that came in, the pedestal put back: it belongs to the terms, if not to their sum.
-    weights = prepared.weights[frame] / prepared.unit**2
-    model, data = (x[frame] * prepared.unit + prepared.pedestal for x in (prepared.reference, prepared.image))
+    weights = layout.weights[frame] / prepared.unit**2
+    model, data = (x[frame] * prepared.unit + prepared.pedestal for x in (reference, layout.image))
     model_c, data_c = model - prepared.pedestal, data - prepared.pedestal
 
     def term2_of(model: Array, data: Array) -> Array:
@@ -197,12 +201,12 @@ def chi2_shift(
     >>> print(f"{dx:.3f} ± {errx:.3f}, {dy:.3f} ± {erry:.3f}")
     -2.997 ± 0.003, 1.998 ± 0.003
     """
-    pair = _pair(im1, im2, err, boundary, zeromean)
+    pair, model = _pair(im1, im2, err, boundary, zeromean)
     if upsample_factor != "auto":
         upsample_factor = _positive(upsample_factor, "upsample_factor")
     max_auto_size, max_nsig = int(_positive(max_auto_size, "max_auto_size")), _positive(max_nsig, "max_nsig")
     window = UpsampledGrid(upsample_factor, max_auto_size, max_nsig, nfitted) if return_chi2array else None
-    return _in_order(*_shift_and_grid(pair, boundary, nfitted, window), return_error, verbose)
+    return _in_order(*_shift_and_grid(pair, model, nfitted, window), return_error, verbose)
 
 
 @accept_obsolete(nthreads=5, use_numpy_fft=6)
@@ -272,7 +276,7 @@ def chi2_shift_iterzoom(
     -2.997 ± 0.003, 1.998 ± 0.003
     """
     del upsample_factor
-    pair = _pair(im1, im2, err, boundary, zeromean)
+    pair, model = _pair(im1, im2, err, boundary, zeromean)
     levels = (
         _pair_of_sizes(zoom_shape, "zoom_shape"),
         _pair_of_sizes(rezoom_shape, "rezoom_shape"),
@@ -281,19 +285,26 @@ def chi2_shift_iterzoom(
         _above_one(zoomstep),
     )
     window = RezoomedGrid(*levels) if return_chi2array else None
-    return _in_order(*_shift_and_grid(pair, boundary, 2, window), return_error, verbose)
+    return _in_order(*_shift_and_grid(pair, model, 2, window), return_error, verbose)
 
 
-def _pair(im1: ArrayLike, im2: ArrayLike, err: ArrayLike | None, boundary: str, zeromean: bool) -> Pair:
-    pair = check_pair(im1, im2, err, boundary, 1, names=("im1", "im2"))
-    if pair.image.ndim != 2:
-        raise ValueError(
-            f"im1 and im2 must have two axes, not {pair.image.ndim}; register() takes one to three"
-        )
+def _pair(
+    im1: ArrayLike,
+    im2: ArrayLike,
+    err: ArrayLike | None,
+    boundary: str,
+    zeromean: bool,
+    boundaries: tuple[str, ...] = BOUNDARIES,
+) -> tuple[Pair, Model]:
+    pair = check_images(im1, im2, err, names=("im1", "im2"))
+    if pair.ndim != 2:
+        raise ValueError(f"im1 and im2 must have two axes, not {pair.ndim}; register() takes one to three")
+    if boundary not in boundaries:
+        raise ValueError(f"boundary must be one of {boundaries}, not {boundary!r}")
     if zeromean:
         reference, image = (x - jnp.mean(x, where=jnp.isfinite(x)) for x in pair[:2])
-        pair = Pair(reference, image, pair.err)
-    return pair
+        pair = pair._replace(reference=reference, image=image)
+    return pair, check_model(pair.reference.shape, pair.image.shape, boundary)
 
 
 def _positive(value: float | str, name: str) -> float:
@@ -316,27 +327,26 @@ def _pair_of_sizes(shape: Sequence[int], name: str) -> tuple[int, ...]:
 
 
 def _shift_and_grid(
-    pair: Pair, boundary: str, nfitted: int, grid: UpsampledGrid | RezoomedGrid | None
+    pair: Pair, model: Model, nfitted: int, grid: UpsampledGrid | RezoomedGrid | None
 ) -> tuple[Registration, Array, Chi2Grid | None]:
-    if not is_quick(*pair, boundary=boundary):
-        return _compiled(pair, None, boundary, nfitted, grid)
-    found = _compiled(pair, True, boundary, nfitted, grid)
-    return found if found[0].status != Status.FLAT else _compiled(pair, False, boundary, nfitted, grid)
+    if not is_quick(pair, model):
+        return _compiled(pair, None, model, nfitted, grid)
+    found = _compiled(pair, True, model, nfitted, grid)
+    return found if found[0].status != Status.FLAT else _compiled(pair, False, model, nfitted, grid)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _compiled(
-    pair: Pair, clean: bool | None, boundary: str, nfitted: int, grid: UpsampledGrid | RezoomedGrid | None
+    pair: Pair, clean: bool | None, model: Model, nfitted: int, grid: UpsampledGrid | RezoomedGrid | None
 ) -> tuple[Registration, Array, Chi2Grid | None]:
     nsigma = jnp.sqrt(delta_chi2(1.0, nfitted)).astype(pair.image.dtype)
-    max_shift = None if boundary == "wrap" else tuple(n / 2 for n in pair.image.shape)
 
     def measure(terms: Chi2Terms) -> tuple[Registration, Array, Chi2Grid | None]:
-        result, bounds = solve(terms, nsigma, True, max_shift)
+        result, bounds = solve(terms, nsigma, True)
         errors = (bounds[:, 1] - bounds[:, 0]) / 2
-        return result, errors, None if grid is None else grid(terms, result, max_shift)
+        return result, errors, None if grid is None else grid(terms, result)
 
-    return with_terms(measure, *pair, boundary, 1, clean)
+    return with_terms(measure, pair, model, clean)
 
 
 def _in_order(
@@ -367,11 +377,9 @@ class UpsampledGrid:
     nsigma: float
     nfitted: int
 
-    def __call__(
-        self, terms: Chi2Terms, result: Registration, max_shift: tuple[float, ...] | None
-    ) -> Chi2Grid:
+    def __call__(self, terms: Chi2Terms, result: Registration) -> Chi2Grid:
         """Coordinates along x and y, and χ²."""
-        whole, start = best_pixel(terms, max_shift)
+        whole, start = best_pixel(terms)
         dtype = start.dtype
         if isinstance(self.factor, str):
             shape: tuple[int, ...] = (self.size, self.size)
@@ -384,11 +392,18 @@ class UpsampledGrid:
             shape = terms.frame if enough else (round(2 * self.factor),) * 2
             step = jnp.asarray(1 / self.factor, dtype)
         steps, chi2 = _grid_around(terms, whole, start, step, shape)
-        period = jnp.asarray(terms.shape, dtype)
-        center = whole + jnp.round((result.shift - whole) / period) * period
+        center = whole + _turns(terms, result.shift - whole)
         y, x = (-(center[a] + steps[a]) for a in (0, 1))
         y, x = jnp.meshgrid(y, x, indexing="ij")
         return x, y, chi2
+
+
+def _turns(terms: Chi2Terms, difference: Array) -> Array:
+    """Whole periods in a difference of shifts, in pixels."""
+    if terms.period is None:
+        return jnp.zeros_like(difference)
+    period = jnp.asarray(terms.period, difference.dtype)
+    return jnp.round(difference / period) * period
 
 
 def _extent_in_pixels(grid: Array, whole: Array, threshold: Array) -> Array:
@@ -413,19 +428,16 @@ class RezoomedGrid:
     mindiff: float
     zoomstep: float
 
-    def __call__(
-        self, terms: Chi2Terms, result: Registration, max_shift: tuple[float, ...] | None
-    ) -> Chi2Grid:
+    def __call__(self, terms: Chi2Terms, result: Registration) -> Chi2Grid:
         """Coordinates along x and y, and χ²."""
-        whole, start = best_pixel(terms, max_shift)
+        whole, start = best_pixel(terms)
 
         def level(center: Array, factor: Array) -> Array:
             steps = [jnp.asarray(np.arange(m) - (m - 1) / 2, center.dtype) / factor for m in self.zoom_shape]
             return terms.differences(whole, center, steps)
 
         factor = _zoom_in(level, terms.grid, start, self.zoom_shape, self.mindiff, self.zoomstep)[0]
-        turns = jnp.round((result.shift - whole) / jnp.asarray(terms.shape, start.dtype))
-        fraction = result.shift - whole - turns * jnp.asarray(terms.shape, start.dtype)
+        fraction = result.shift - whole - _turns(terms, result.shift - whole)
         steps, chi2 = _grid_around(
             terms, whole, fraction, 1 / (factor * self.rezoom_factor), self.rezoom_shape
         )

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .spectrum import along, harmonics
-from .terms import Chi2Terms, grid_minimum
+from .layout import admitted, grid_minimum, grid_shifts, started
+from .terms import Chi2Terms
 
 MAX_STEPS = 50
 TAYLOR_ORDER = 5
@@ -34,20 +34,28 @@ class Minimum(NamedTuple):
     """All partial derivatives of χ² there up to `TAYLOR_ORDER` per axis, the value itself left out of use."""
     converged: Array
     """Whether the last Newton step was below rounding."""
-
-    @property
-    def hessian(self) -> Array:
-        """Second derivatives of χ², shape ``(D, D)``."""
-        return value_gradient_hessian(self.taylor)[2]
+    hessian: Array
+    """Second derivatives of χ², shape ``(D, D)``; a row of the unit matrix for an axis that is held."""
 
 
-def value_gradient_hessian(derivatives: Array) -> tuple[Array, Array, Array]:
-    """Pick value, gradient and Hessian from a tensor of partial derivatives ``[a, b, …]``."""
+def value_gradient_hessian(
+    derivatives: Array, free: tuple[bool, ...] | None = None
+) -> tuple[Array, Array, Array]:
+    """Pick value, gradient and Hessian from a tensor of partial derivatives ``[a, b, …]``.
+
+    An axis that is not free gets the gradient and Hessian of a parameter that is where it belongs and has
+    no part in the others.
+    """
     ndim, shape = derivatives.ndim, derivatives.shape
     unit = np.eye(ndim, dtype=int)
     orders = [np.zeros(ndim, int), *unit, *(unit[:, None] + unit[None, :]).reshape(-1, ndim)]
     picked = derivatives.reshape(-1)[np.ravel_multi_index(np.transpose(orders), shape)]
-    return picked[0], picked[1 : ndim + 1], picked[ndim + 1 :].reshape(ndim, ndim)
+    value, gradient, hessian = picked[0], picked[1 : ndim + 1], picked[ndim + 1 :].reshape(ndim, ndim)
+    if free is not None and not all(free):
+        kept = np.array(free)
+        gradient = jnp.where(kept, gradient, 0.0)
+        hessian = jnp.where(kept[:, None] & kept[None, :], hessian, jnp.eye(ndim, dtype=hessian.dtype))
+    return value, gradient, hessian
 
 
 def inverse(matrix: Array) -> Array:
@@ -92,19 +100,30 @@ def apply(matrix: Array, vector: Array) -> Array:
     return jnp.sum(matrix * vector[None, :], axis=1)
 
 
-def best_pixel(terms: Chi2Terms, max_shift: tuple[float, ...] | None) -> tuple[Array, Array]:
-    """Whole and fractional shift of the smallest χ² on the grid, within ``max_shift`` of zero."""
-    grid, over = terms.grid, terms.oversample
-    lengths = grid.shape
-    if max_shift is not None:
-        for axis, (n, limit) in enumerate(zip(lengths, max_shift, strict=True)):
-            inside = np.abs(harmonics(n)) <= limit * over
-            grid = jnp.where(along(inside, axis, grid.ndim), grid, jnp.inf)
-    index = grid_minimum(lax.stop_gradient(grid))
-    size = jnp.asarray(lengths, jnp.int32)
-    index = jnp.where(index >= (size + 1) // 2, index - size, index)
-    whole = index // over
-    return whole, (index - whole * over).astype(grid.dtype) / over
+def best_pixel(terms: Chi2Terms) -> tuple[Array, Array]:
+    """Where the search starts: the smallest χ² on the grid and in the window, or what was given."""
+    pair, grid, over = terms.pair, lax.stop_gradient(terms.grid), terms.oversample
+    dtype = terms.constant.dtype
+    if pair.initial is not None:
+        return _split(started(pair.initial, pair, terms.model))
+    index = grid_minimum(in_window(terms, grid))
+    shifts = [grid_shifts(n, w, over)[0] for n, w in zip(grid.shape, terms.model.window, strict=True)]
+    shift = jnp.stack([jnp.asarray(s, jnp.int32)[i] for s, i in zip(shifts, index, strict=True)])
+    whole = shift // over
+    fraction = (shift - whole * over).astype(dtype) / over
+    return (whole, fraction) if pair.held is None else _split(started(whole + fraction, pair, terms.model))
+
+
+def _split(shift: Array) -> tuple[Array, Array]:
+    whole = jnp.round(lax.stop_gradient(shift))
+    return whole.astype(jnp.int32), lax.stop_gradient(shift) - whole
+
+
+def in_window(terms: Chi2Terms, grid: Array) -> Array:
+    """The grid with infinities where the search may not go."""
+    for allowed in admitted(grid.shape, terms.oversample, terms.pair, terms.model):
+        grid = jnp.where(allowed, grid, jnp.inf)
+    return grid
 
 
 @jax.custom_jvp
@@ -116,7 +135,7 @@ def refine(terms: Chi2Terms, whole: Array, start: Array) -> tuple[Array, Array]:
 
     def body(state: Search) -> Search:
         best, value, gradient, hessian, candidate, radius, count, _ = state
-        new = value_gradient_hessian(terms.derivatives(whole, candidate, 2))
+        new = value_gradient_hessian(terms.derivatives(whole, candidate, 2), terms.model.free)
         accept = new[0] <= value + noise
         best = jnp.where(accept, candidate, best)
         value, gradient, hessian = (
@@ -156,15 +175,16 @@ def _refine_jvp(primals: tuple, tangents: tuple) -> tuple:
     fraction, converged = refine(terms, whole, start)
 
     def expansion(terms: Chi2Terms) -> tuple[Array, Array, Array]:
-        return value_gradient_hessian(terms.derivatives(whole, fraction, 2))
+        return value_gradient_hessian(terms.derivatives(whole, fraction, 2), terms.model.free)
 
     (_, _, hessian), (_, change, _) = jax.jvp(expansion, (terms,), (tangents[0],))
     tangent = -apply(inverse(hessian), change)
     return (fraction, converged), (tangent, np.zeros(converged.shape, jax.dtypes.float0))
 
 
-def find_minimum(terms: Chi2Terms, max_shift: tuple[float, ...] | None) -> Minimum:
+def find_minimum(terms: Chi2Terms) -> Minimum:
     """Search the grid, refine on the series."""
-    whole, start = best_pixel(terms, max_shift)
+    whole, start = best_pixel(terms)
     fraction, converged = refine(terms, whole, start)
-    return Minimum(whole, fraction, terms.derivatives(whole, fraction, TAYLOR_ORDER), converged)
+    taylor = terms.derivatives(whole, fraction, TAYLOR_ORDER)
+    return Minimum(whole, fraction, taylor, converged, value_gradient_hessian(taylor, terms.model.free)[2])

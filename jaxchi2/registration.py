@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntFlag
 from functools import partial
 from typing import NamedTuple
@@ -11,19 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
+from jax.scipy.special import ndtr
 from jax.typing import ArrayLike
 
-from .errors import covariance_of, interval_points
+from .errors import LevelPoints, covariance_of, interval_points
 from .fourier import as_real_array
-from .minimum import find_minimum, is_positive_definite
-from .surface import check_pair, extremes
-from .terms import Chi2Terms, is_quick, with_terms
+from .minimum import Minimum, find_minimum, is_positive_definite
+from .pair import ANYWHERE, Boundary, Model, Pair, Search, check
+from .surface import extremes
+from .terms import Chi2Terms, is_quick, weighted_terms, with_terms
+from .verdict import RunnerUp, log_chance, runner_up
+
+CLIP_ROUNDS = 3
 
 
 class Status(IntFlag):
     """What is wrong with a registration; zero means nothing.
 
-    ``OPEN_INTERVAL`` leaves the shift and its covariance good; every other flag sets them to NaN.
+    The first five leave no answer: shift and errors are NaN, and only the first that applies is set. The
+    others are doubts about an answer that is there, and add up.
     """
 
     OK = 0
@@ -32,6 +39,9 @@ class Status(IntFlag):
     OUT_OF_WINDOW = 4
     NOT_CONVERGED = 8
     OPEN_INTERVAL = 16
+    LITTLE_OVERLAP = 32
+    UNRELATED = 64
+    AMBIGUOUS = 128
 
     @property
     def message(self) -> str:
@@ -41,11 +51,19 @@ class Status(IntFlag):
 
 _MESSAGES = {
     Status.NO_DATA: "too few pixels have a weight to fit a shift",
+    Status.LITTLE_OVERLAP: "no shift of the window leaves the least overlap",
     Status.FLAT: "χ² has no minimum: an image is flat or the pair has nothing in common",
-    Status.OUT_OF_WINDOW: "the minimum lies outside max_shift",
     Status.NOT_CONVERGED: "the refinement did not converge",
+    Status.OUT_OF_WINDOW: "the minimum lies outside the search window",
     Status.OPEN_INTERVAL: "Δχ² does not reach its threshold on every side, an interval bound is NaN",
+    Status.UNRELATED: "unrelated images would match as well by chance",
+    Status.AMBIGUOUS: "another minimum is nearly as deep",
 }
+FATAL = Status.NO_DATA | Status.LITTLE_OVERLAP | Status.FLAT | Status.NOT_CONVERGED | Status.OUT_OF_WINDOW
+MAX_CHANCE = 1e-3
+"""Chance of so good a match between unrelated images from which `Status.UNRELATED` is set."""
+MIN_PROBABILITY = 0.99
+"""Probability against the runner-up below which `Status.AMBIGUOUS` is set."""
 
 
 class Registration(NamedTuple):
@@ -69,6 +87,39 @@ class Registration(NamedTuple):
     """Degrees of freedom: pixels with a weight less the number of axes, an integer scalar."""
     status: Array
     """`Status` flags, an integer scalar; zero means nothing is wrong."""
+    gain: Array
+    """Factor of the reference in the image, 1 if not fitted."""
+    background: Array
+    """What the image has beside the reference times ``gain``, in units of the image; 0 if not fitted."""
+    nuisance_covariance: Array
+    """Covariance of gain and background, shape ``(2, 2)``, that of the shift taken in; 0 if not fitted."""
+    runner_up: RunnerUp
+    """The next best separate minimum."""
+    chance: Array
+    """Probability that unrelated images with these spectra match as well at some shift of the window."""
+    noise_known: Array
+    """Whether errors were given; if not, every error here has been scaled by the reduced χ²."""
+
+    @property
+    def p_value(self) -> Array:
+        """Probability of a χ² at least as large by noise alone; NaN if the noise is not known.
+
+        By the normal approximation of Wilson & Hilferty (1931), right to 1e-3 for 10 degrees of freedom
+        and better for more.
+        """
+        ratio, part = self.chi2 / self.dof, 2 / (9 * self.dof)
+        upper = ndtr(-(jnp.cbrt(ratio) - (1 - part)) / jnp.sqrt(part))
+        return jnp.where(self.noise_known, upper, jnp.nan)
+
+    @property
+    def gain_err(self) -> Array:
+        """Standard error of ``gain``."""
+        return jnp.sqrt(self.nuisance_covariance[..., 0, 0])
+
+    @property
+    def background_err(self) -> Array:
+        """Standard error of ``background``."""
+        return jnp.sqrt(self.nuisance_covariance[..., 1, 1])
 
     @property
     def stderr(self) -> Array:
@@ -93,8 +144,8 @@ class Registration(NamedTuple):
         return self.shift[..., -2]
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={value!r}" for name, value in zip(self._fields, self, strict=True))
-        if any(isinstance(x, Tracer) or not hasattr(x, "shape") for x in self):
+        if any(isinstance(x, Tracer) or not hasattr(x, "shape") for x in jax.tree.leaves(self)):
+            fields = ", ".join(f"{name}={value!r}" for name, value in zip(self._fields, self, strict=True))
             return f"Registration({fields})"
         if self.shift.ndim > 1:
             bad = int(np.sum(np.asarray(self.status) != 0))
@@ -116,9 +167,17 @@ def register(
     image: ArrayLike,
     err: ArrayLike | None = None,
     *,
-    boundary: str = "wrap",
-    oversample: int = 1,
+    reference_err: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    reference_mask: ArrayLike | None = None,
+    boundary: str | Boundary = "wrap",
+    fit_gain: bool = False,
+    fit_background: bool = False,
     max_shift: float | tuple[float, ...] | None = None,
+    search: Search = ANYWHERE,
+    oversample: int = 1,
+    clip: float | None = None,
     nsigma: ArrayLike = 1.0,
 ) -> Registration:
     """Measure the displacement of an image from a reference, with its error, by minimising χ².
@@ -179,52 +238,66 @@ def register(
     >>> register(scene, image, 0.1)
     Registration(shift=(+1.9992 ± 0.0018, -2.9988 ± 0.0018) px, chi2=1066.6, dof=1022)
     """
-    pair = check_pair(reference, image, err, boundary, oversample)
-    limits = check_max_shift(max_shift, pair.reference.ndim)
+    pair, model = check(
+        reference,
+        image,
+        err,
+        reference_err=reference_err,
+        weights=weights,
+        mask=mask,
+        reference_mask=reference_mask,
+        boundary=boundary,
+        fit_gain=fit_gain,
+        fit_background=fit_background,
+        max_shift=max_shift,
+        search=search,
+        oversample=oversample,
+    )
+    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 1):
+        raise ValueError(f"clip must be a number of standard deviations above 1, not {clip!r}")
     nsigma = as_real_array(nsigma, "nsigma").astype(pair.image.dtype)
     if nsigma.ndim or (not isinstance(nsigma, Tracer) and not nsigma > 0):
         raise ValueError(f"nsigma must be a positive scalar, not {nsigma}")
-    options = (err is not None, boundary, oversample, limits)
-    if not is_quick(*pair, boundary=boundary):
-        return _register(*pair, nsigma, None, *options)
-    result = _register(*pair, nsigma, True, *options)
-    return result if result.status != Status.FLAT else _register(*pair, nsigma, False, *options)
+    known_err = err is not None or weights is not None
+    if clip is not None or mask is not None or reference_mask is not None or not is_quick(pair, model):
+        return _register(pair, nsigma, None, known_err, model, clip)
+    result = _register(pair, nsigma, True, known_err, model, clip)
+    return result if result.status != Status.FLAT else _register(pair, nsigma, False, known_err, model, clip)
 
 
-def check_max_shift(max_shift: float | tuple[float, ...] | None, ndim: int) -> tuple[float, ...] | None:
-    """One positive limit per axis, or None."""
-    if max_shift is None:
-        return None
-    try:
-        limits = np.atleast_1d(np.asarray(max_shift, float))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"max_shift must be static real numbers, not {max_shift!r}") from error
-    if limits.shape not in ((1,), (ndim,)):
-        raise ValueError(f"max_shift must be a scalar or hold {ndim} values, not {max_shift!r}")
-    if not np.all(limits > 0):
-        raise ValueError(f"max_shift must be positive, not {max_shift!r}")
-    return tuple(np.broadcast_to(limits, (ndim,)).tolist())
-
-
-@partial(jax.jit, static_argnames=("known_err", "clean", "boundary", "oversample", "max_shift"))
+@partial(jax.jit, static_argnames=("clean", "known_err", "model", "clip"))
 def _register(
-    reference: Array,
-    image: Array,
-    err: Array,
-    nsigma: Array,
-    clean: bool | None,
-    known_err: bool,
-    boundary: str,
-    oversample: int,
-    max_shift: tuple[float, ...] | None,
+    pair: Pair, nsigma: Array, clean: bool | None, known_err: bool, model: Model, clip: float | None
 ) -> Registration:
-    if max_shift is None and boundary == "fill":
-        max_shift = tuple(n / 2 for n in reference.shape)
-    # Without errors, the reference's range is a unit in which no square under- or overflows.
-    unit = err if known_err else _range_of(reference)
-    run = partial(solve, nsigma=nsigma, known_err=known_err, max_shift=max_shift)
-    result, _ = with_terms(run, reference, image, unit, boundary, oversample, clean)
-    return result if known_err else result._replace(chi2=result.chi2 * unit**2)
+    if not known_err:
+        # Without errors, the reference's range is a unit in which no square under- or overflows.
+        pair = pair._replace(err=_range_of(pair.reference))
+    if clip is not None:
+        pair, clean = _clipped(pair, known_err, model, clip), False
+    run = partial(solve, nsigma=nsigma, known_err=known_err)
+    result, _ = with_terms(run, pair, model, clean)
+    return result if known_err else result._replace(chi2=result.chi2 * pair.err**2)
+
+
+def _clipped(pair: Pair, known_err: bool, model: Model, clip: float) -> Pair:
+    """The pair without the pixels whose residual is above ``clip`` standard deviations, found in rounds.
+
+    Without known errors a standard deviation is 1.4826 times the median absolute residual. Every round
+    judges all pixels anew, so that one thrown out by a first, wrong shift can come back.
+    """
+
+    def judge(_: int, image: Array) -> Array:
+        terms = weighted_terms(pair._replace(image=image), model)
+        minimum = find_minimum(terms)
+        expected, counted = terms.expected_image(minimum.whole, minimum.fraction)
+        residual = jnp.abs(pair.image - expected) / pair.err
+        sigma = 1.0
+        if not known_err:
+            sigma = 1.4826 * jnp.nanmedian(jnp.where(counted, residual, jnp.nan))
+        return jnp.where(residual <= clip * sigma, pair.image, jnp.nan)
+
+    kept = jnp.isfinite(lax.fori_loop(0, CLIP_ROUNDS, judge, lax.stop_gradient(pair.image)))
+    return pair._replace(image=jnp.where(kept, pair.image, jnp.nan))
 
 
 def _range_of(array: Array) -> Array:
@@ -237,56 +310,98 @@ def _range_of(array: Array) -> Array:
     return jnp.where(jnp.isfinite(extent) & (extent > 0), extent, 1.0)
 
 
-def solve(
-    terms: Chi2Terms, nsigma: Array, known_err: bool, max_shift: tuple[float, ...] | None
-) -> tuple[Registration, Array]:
+def solve(terms: Chi2Terms, nsigma: Array, known_err: bool) -> tuple[Registration, Array]:
     """Minimum, errors and verdict for one surface, whichever way its terms were built.
 
     Also the interval's bounds relative to the shift, ``(D, 2)``: as positions they are rounded to the
     spacing of the dtype at the shift, which at high S/N is more than their distance from it.
     """
-    minimum = find_minimum(terms, max_shift)
+    minimum = find_minimum(terms)
     whole, fraction = minimum.whole, minimum.fraction
-    ndim = len(terms.shape)
+    model, eps = terms.model, jnp.finfo(fraction.dtype).eps
+    free = np.array(model.free)
     chi2 = terms.residual_chi2(whole, fraction)
-    dof = terms.n_valid - ndim
+    dof = terms.n_valid - (sum(model.free) + model.gain + model.background)
     scale = jnp.ones_like(chi2) if known_err else chi2 / jnp.maximum(dof, 1)
     points = interval_points(terms, minimum, nsigma**2 * scale)
-
-    period = np.asarray(terms.shape)
-    turns = jnp.floor((whole + fraction) / period + 0.5).astype(whole.dtype)
-    shift = (whole - turns * period.astype(np.int32)) + fraction
+    shift = _reduced(terms, whole, fraction)
+    second = runner_up(terms, minimum, scale)
+    chance = jnp.exp(log_chance(terms, minimum))
 
     # Curvature that rounding alone could make is none; that of the shortest wave is π² times its amplitude.
-    least = 4 * np.pi**2 * jnp.finfo(shift.dtype).eps * terms.amplitude
-    curved = jnp.diagonal(minimum.hessian) > least
+    least = 4 * np.pi**2 * eps * terms.amplitude
+    curved = (jnp.diagonal(minimum.hessian) > least) | ~free
     flat = terms.flat | ~(is_positive_definite(minimum.hessian) & jnp.all(curved))
-    outside = (
-        jnp.zeros_like(flat)
-        if max_shift is None
-        else jnp.any(jnp.abs(shift) > np.asarray(max_shift, shift.dtype))
-    )
-    # Only the first of these that applies is a cause; the rest would follow from it.
+    low, high = np.asarray(model.window, shift.dtype).T
+    outside = jnp.any(((shift < low) | (shift > high)) & free) & model.limited
     cause = [
         (dof <= 0, Status.NO_DATA),
+        (terms.settled & ~jnp.isfinite(jnp.min(terms.grid)), Status.LITTLE_OVERLAP),
         (flat, Status.FLAT),
         (~minimum.converged, Status.NOT_CONVERGED),
         (outside, Status.OUT_OF_WINDOW),
-        (~jnp.all(points.found), Status.OPEN_INTERVAL),
     ]
-    status = jnp.select([c for c, _ in cause], [np.int32(flag) for _, flag in cause], np.int32(Status.OK))
-    failed = (status != Status.OK) & (status != Status.OPEN_INTERVAL)
+    fatal = jnp.select([c for c, _ in cause], [np.int32(flag) for _, flag in cause], np.int32(Status.OK))
+    failed = fatal != Status.OK
+    doubts = [
+        (~jnp.all(points.found), Status.OPEN_INTERVAL),
+        (chance > MAX_CHANCE, Status.UNRELATED),
+        (second.probability < MIN_PROBABILITY, Status.AMBIGUOUS),
+    ]
+    doubt = sum(jnp.where(c, np.int32(flag), np.int32(0)) for c, flag in doubts)
 
     def unless_failed(x: Array) -> Array:
         return jnp.where(failed, jnp.nan, x)
 
-    bounds = unless_failed(extremes(points.displacement, points.found))
+    bounds = unless_failed(_bounds(points, free))
+    gain, background = terms.nuisances(whole, fraction)
+    reference_offset, image_offset = terms.offsets
     result = Registration(
         shift=unless_failed(shift),
-        covariance=unless_failed(covariance_of(minimum.hessian) * scale),
+        covariance=unless_failed(covariance_of(minimum.hessian, model.free) * scale),
         interval=shift[:, None] + bounds,
         chi2=unless_failed(chi2),
         dof=dof,
-        status=status,
+        status=jnp.where(failed, fatal, doubt),
+        gain=unless_failed(gain),
+        background=unless_failed(
+            background * terms.scale + image_offset - gain * reference_offset
+            if model.background
+            else jnp.zeros_like(gain)
+        ),
+        nuisance_covariance=unless_failed(_nuisance_covariance(terms, whole, fraction, gain) * scale),
+        runner_up=jax.tree.map(unless_failed, second),
+        chance=unless_failed(chance),
+        noise_known=jnp.full_like(failed, known_err),
     )
     return result, bounds
+
+
+def _reduced(terms: Chi2Terms, whole: Array, fraction: Array) -> Array:
+    """The shift of one period around zero."""
+    if terms.period is None:
+        return whole + fraction
+    period = np.asarray(terms.period)
+    turns = jnp.floor((whole + fraction) / period + 0.5).astype(whole.dtype)
+    return (whole - turns * period.astype(np.int32)) + fraction
+
+
+def _bounds(points: LevelPoints, free: np.ndarray) -> Array:
+    """Lower and upper extreme per axis; both zero for one that is held."""
+    found = extremes(points.displacement, points.found, np.flatnonzero(free))
+    return jnp.zeros_like(found, shape=(len(free), 2)).at[np.flatnonzero(free)].set(found)
+
+
+def _nuisance_covariance(terms: Chi2Terms, whole: Array, fraction: Array, gain: Array) -> Array:
+    """Covariance of gain and background in units of the images."""
+    if not (terms.model.gain or terms.model.background):
+        return jnp.zeros_like(gain, shape=(2, 2))
+    covariance = terms.nuisance_covariance(whole, fraction, gain)
+    reference_offset, _ = terms.offsets
+    # The background meant by the user is that at zero of the images, not at their pedestals.
+    change = jnp.stack([jnp.ones_like(gain), jnp.zeros_like(gain), -reference_offset, terms.scale]).reshape(
+        2, 2
+    )
+    if not (terms.model.gain and terms.model.background):
+        change = jnp.diag(jnp.diagonal(change))
+    return change @ covariance @ change.T

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+BANDS = 5
 Shape = tuple[int, ...]
 Columns = Callable[[int, np.ndarray, int], Array]
 
@@ -39,6 +40,13 @@ def half_weights(length: int) -> np.ndarray:
     if length % 2 == 0:
         weights[-1] = 1.0
     return weights
+
+
+def octaves(indices: np.ndarray, period: int) -> np.ndarray:
+    """Which octave below the Nyquist frequency each harmonic is in, one column each, the last for the rest."""
+    frequency = np.abs(indices) / period
+    octave = np.clip(np.floor(-np.log2(np.maximum(frequency, 1e-9))) - 1, 0, BANDS - 1)
+    return (octave[:, None] == np.arange(BANDS)).astype(np.float32)
 
 
 def along(vector: Array | np.ndarray, axis: int, ndim: int) -> Array:
@@ -135,6 +143,14 @@ class FourierSeries(_Series):
         half = np.where(indices[-1][:, None] == 0, 1.0, 2.0)
         matrices[-1] = scaled(matrices[-1], jnp.asarray(half, matrices[-1].real.dtype))
         return contract(self.coefficients, matrices).real
+
+    def by_band(self, whole: Array, fraction: Array) -> Array:
+        """The series at one shift as a sum over bands of frequency, an octave wide on each axis."""
+
+        def columns(axis: int, indices: np.ndarray, period: int) -> Array:
+            return scaled(_waves(indices, period, whole[axis], fraction[axis], 0), octaves(indices, period))
+
+        return self._sum(columns)
 
     def sampled(self, oversample: int) -> Array:
         """Values at every ``1/oversample`` pixel over one period, shift zero at index zero.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,48 +12,10 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from .errors import contour_points, delta_chi2, interval_points, profile_values
-from .fourier import as_real_array
 from .minimum import find_minimum
-from .terms import BOUNDARIES, Chi2Terms, is_quick, uniform_terms, weighted_terms
-
-
-class Pair(NamedTuple):
-    """Checked inputs: floating point of one dtype, equal shapes."""
-
-    reference: Array
-    image: Array
-    err: Array
-
-
-def check_pair(
-    reference: ArrayLike,
-    image: ArrayLike,
-    err: ArrayLike | None,
-    boundary: str,
-    oversample: int,
-    names: tuple[str, str] = ("reference", "image"),
-) -> Pair:
-    """Convert and check a pair of images; everything that is wrong about shapes, dtypes or options raises."""
-    first, second = names
-    reference, image = as_real_array(reference, first), as_real_array(image, second)
-    shape = reference.shape
-    if shape != image.shape:
-        raise ValueError(f"{second} must have the shape of {first}, {shape}, not {image.shape}")
-    if not 1 <= len(shape) <= 3:
-        raise ValueError(f"{first} and {second} must have 1, 2 or 3 axes, not {len(shape)}")
-    if min(shape) < 2:
-        raise ValueError(
-            f"{first} and {second} must have two or more pixels on every axis, not shape {shape}"
-        )
-    err = as_real_array(1.0 if err is None else err, "err")
-    if err.shape not in ((), shape):
-        raise ValueError(f"err must be a scalar or have the shape of the images, {shape}, not {err.shape}")
-    if boundary not in BOUNDARIES:
-        raise ValueError(f"boundary must be one of {BOUNDARIES}, not {boundary!r}")
-    if oversample not in (1, 2) or isinstance(oversample, bool):
-        raise ValueError(f"oversample must be 1 or 2, not {oversample!r}")
-    dtype = jnp.result_type(reference, image)
-    return Pair(reference.astype(dtype), image.astype(dtype), err.astype(dtype))
+from .pair import ANYWHERE, Boundary, Search, check
+from .terms import Chi2Terms, is_quick, uniform_terms, weighted_terms
+from .verdict import Peaks, Posterior, peaks, posterior
 
 
 def split_shift(shift: ArrayLike, ndim: int, dtype: jnp.dtype, name: str = "shift") -> tuple[Array, Array]:
@@ -90,16 +51,29 @@ class Chi2Surface:
         """χ² at the whole-pixel shifts (every half pixel with ``oversample=2``), shape of the images.
 
         Shift zero is at index ``n // 2`` of each axis, and shifts grow with the index; `shifts` gives
-        them. For the boundary ``fill`` the central half of all shifts that leave an overlap.
+        them. Where the boundary is "overlap" or pixels of the reference are unknown, each shift has pixels
+        of its own: this is then χ² per pixel, times the number of pixels at its minimum, and infinite where
+        too few overlap; for "overlap" over the search window.
         """
+        return self._in_order(self.terms.grid + self.terms.constant)
+
+    def _in_order(self, grid: Array) -> Array:
+        """A quantity on the search grid in the order of `shifts`."""
+        for axis, picked in enumerate(self._indices()):
+            grid = jnp.take(grid, picked, axis)
+        return grid
+
+    def _indices(self) -> list[np.ndarray]:
         terms = self.terms
-        over, frame = terms.oversample, terms.frame
-        values = jnp.roll(terms.grid + terms.constant, [over * (n // 2) for n in frame], range(len(frame)))
-        return values[tuple(slice(0, over * n) for n in frame)]
+        over = terms.oversample
+        lengths = zip(terms.grid.shape, self.shifts(), strict=True)
+        return [np.round(s * over).astype(int) % length for length, s in lengths]
 
     def shifts(self) -> tuple[np.ndarray, ...]:
         """Shifts along each axis at which `map` is given, one vector per axis."""
-        over = self.terms.oversample
+        model, over = self.terms.model, self.terms.oversample
+        if model.boundary.name == "overlap":
+            return tuple(np.arange(low * over, high * over + 1) / over for low, high in model.whole_window)
         return tuple(np.arange(over * n) / over - n // 2 for n in self.terms.frame)
 
     def zoom(self, center: ArrayLike, spacing: ArrayLike, shape: tuple[int, ...]) -> Array:
@@ -135,7 +109,7 @@ class Chi2Surface:
     @jax.jit
     def minimum(self) -> Array:
         """Shift of the minimum, shape ``(D,)``; its derivatives are those of the exact minimum."""
-        found = find_minimum(self.terms, None)
+        found = find_minimum(self.terms)
         return found.whole + found.fraction
 
     @partial(jax.jit, static_argnames="nfitted")
@@ -145,9 +119,12 @@ class Chi2Surface:
         With ``nfitted=1`` the profile-likelihood interval of each axis (MINOS), with ``nfitted=2`` the
         extent of the joint region of two. NaN where the region does not close.
         """
-        found = find_minimum(self.terms, None)
+        found = find_minimum(self.terms)
         points = interval_points(self.terms, found, self._threshold(nsigma, nfitted))
-        return found.whole[:, None] + found.fraction[:, None] + extremes(points.displacement, points.found)
+        axes = np.flatnonzero(self.terms.model.free)
+        own = extremes(points.displacement, points.found, axes)
+        bounds = jnp.zeros_like(own, shape=(len(found.whole), 2)).at[axes].set(own)
+        return found.whole[:, None] + found.fraction[:, None] + bounds
 
     @partial(jax.jit, static_argnames=("n", "nfitted"))
     def contour(self, nsigma: ArrayLike = 1.0, n: int = 64, nfitted: int = 2) -> Array:
@@ -157,9 +134,11 @@ class Chi2Surface:
         """
         if len(self.terms.shape) != 2:
             raise ValueError(f"contour needs images with 2 axes, not {len(self.terms.shape)}")
+        if not all(self.terms.model.free):
+            raise ValueError("contour needs both axes free, not fixed")
         if n < 3:
             raise ValueError(f"n must be at least 3, not {n}")
-        found = find_minimum(self.terms, None)
+        found = find_minimum(self.terms)
         points = contour_points(self.terms, found, self._threshold(nsigma, nfitted), n)
         displacement = jnp.where(points.found[:, None], points.displacement, jnp.nan)
         return (found.whole + found.fraction)[None, :] + displacement
@@ -179,11 +158,41 @@ class Chi2Surface:
         if not -ndim <= axis < ndim:
             raise ValueError(f"axis must lie between {-ndim} and {ndim - 1}, not {axis}")
         axis %= ndim
-        found = find_minimum(self.terms, None)
+        found = find_minimum(self.terms)
         displacements = (
             jnp.asarray(positions, found.fraction.dtype) - found.whole[axis] - found.fraction[axis]
         )
         return profile_values(self.terms, found, axis, jnp.atleast_1d(displacements))
+
+    @partial(jax.jit, static_argnames="n")
+    def peaks(self, n: int = 2) -> Peaks:
+        """The n deepest separate minima, the best first: shifts, shape ``(n, D)``, and Δχ², shape ``(n,)``.
+
+        Minima of the search grid, below all their neighbours and more than a pixel from the best, then
+        refined like it. Where `map` is χ² per pixel they stay whole shifts.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or n < 2:
+            raise ValueError(f"n must be an integer of at least 2, not {n!r}")
+        return peaks(self.terms, find_minimum(self.terms), n)
+
+    @jax.jit
+    def posterior(self, temperature: ArrayLike = 1.0) -> Posterior:
+        """``exp(−χ² / (2 temperature))`` over the samples of `map`, normalised, with mean and covariance.
+
+        Smooth in the images where the minimum jumps from one peak to the next: a soft argmin. It is a sum
+        over samples, so where the peak is sharper than a pixel the mean is drawn to one; a temperature of
+        the order of χ²'s rise over a pixel makes it smooth again. A prior is part of χ².
+        """
+        temperature = jnp.asarray(temperature, self.terms.constant.dtype)
+        if temperature.ndim:
+            raise ValueError(f"temperature must be a scalar, not shape {temperature.shape}")
+        found = posterior(self.terms, temperature)
+        return found._replace(probability=self._in_order(found.probability))
+
+    @jax.jit
+    def posterior_mean(self, temperature: ArrayLike = 1.0) -> Array:
+        """Mean of the `posterior`, shape ``(D,)``, in pixels."""
+        return self.posterior(temperature).mean
 
     def _split(self, shift: ArrayLike, name: str = "shift") -> tuple[Array, Array]:
         return split_shift(shift, len(self.terms.shape), self.terms.constant.dtype, name)
@@ -198,11 +207,10 @@ def _zoom(terms: Chi2Terms, whole: Array, fraction: Array, steps: Array, shape: 
     return terms.residual_chi2(whole, fraction) + terms.differences(whole, fraction, offsets)
 
 
-def extremes(displacement: Array, found: Array) -> Array:
-    """Lower and upper extreme per axis, shape ``(D, 2)``, from the points of `interval_points`."""
-    ndim = displacement.shape[1]
-    own = jnp.stack([displacement[i, i % ndim] for i in range(2 * ndim)])
-    return jnp.where(found, own, jnp.nan).reshape(2, ndim).T
+def extremes(displacement: Array, found: Array, axes: np.ndarray) -> Array:
+    """Lower and upper extreme of each of the axes, shape ``(n, 2)``, from the points of `interval_points`."""
+    own = displacement[np.arange(len(found)), np.resize(axes, len(found))]
+    return jnp.where(found, own, jnp.nan).reshape(2, len(axes)).T
 
 
 def chi2_surface(
@@ -210,7 +218,15 @@ def chi2_surface(
     image: ArrayLike,
     err: ArrayLike | None = None,
     *,
-    boundary: str = "wrap",
+    reference_err: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    reference_mask: ArrayLike | None = None,
+    boundary: str | Boundary = "wrap",
+    fit_gain: bool = False,
+    fit_background: bool = False,
+    max_shift: float | tuple[float, ...] | None = None,
+    search: Search = ANYWHERE,
     oversample: int = 1,
 ) -> Chi2Surface:
     """χ² between an image and a shifted reference, as an exact function of the shift.
@@ -254,13 +270,27 @@ def chi2_surface(
     >>> print(f"{surface([2.0, -3.0]):.3f}")
     0.000
     """
-    pair = check_pair(reference, image, err, boundary, oversample)
-    if is_quick(*pair, boundary=boundary):
-        terms = _uniform(*pair, oversample)
+    pair, model = check(
+        reference,
+        image,
+        err,
+        reference_err=reference_err,
+        weights=weights,
+        mask=mask,
+        reference_mask=reference_mask,
+        boundary=boundary,
+        fit_gain=fit_gain,
+        fit_background=fit_background,
+        max_shift=max_shift,
+        search=search,
+        oversample=oversample,
+    )
+    if mask is None and reference_mask is None and is_quick(pair, model):
+        terms = _uniform(pair, model)
         if jnp.isfinite(terms.constant):
             return Chi2Surface(terms)
-    return Chi2Surface(_weighted(*pair, boundary, oversample))
+    return Chi2Surface(_weighted(pair, model))
 
 
-_uniform = jax.jit(uniform_terms, static_argnums=3)
-_weighted = jax.jit(weighted_terms, static_argnums=(3, 4))
+_uniform = jax.jit(uniform_terms, static_argnames="model")
+_weighted = jax.jit(weighted_terms, static_argnames="model")

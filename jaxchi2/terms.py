@@ -1,14 +1,16 @@
-"""The terms of χ² as a function of the shift: from two images to an exact Fourier series.
+"""The terms of χ² as functions of the shift, built from an image pair.
 
-    χ²(s) = Σ_i w_i (D_i − M(i − s))² = constant + cross(s) + power(s)
+    χ²(s) = Σ_i w_i (D_i − a M(i − s) − b)²
 
-with ``constant = Σ w D² + Σ w M²`` at zero shift of the second sum where that is independent of the shift.
-``cross`` is the correlation ``−2 Σ w_i D_i M(i − s)``, a series on the pixel grid. ``power`` is
-``Σ w_i M(i − s)²``; it has twice the bandwidth and needs a grid of half pixels, unless the weights are
-all equal: then only the Nyquist terms of even axes make it vary.
+in the sums ``cross(s) = −2 Σ w_i D_i M(i − s)``, ``power(s) = Σ w_i M(i − s)²`` and ``total(s) = Σ w_i M(i − s)``,
+all of them exact Fourier series. Gain and background are 1 and 0, or at their best for every s:
 
-There are two builders for these two cases and `with_terms` picks one. A pixel without a finite value or a
-positive finite error has weight zero and a finite value, so nothing further on knows about NaN.
+    χ² = constant + cross + power'         with a = 1
+    χ² = constant − cross² / (4 power')    with a = −cross / (2 power'), where that is positive
+
+Where b is fitted, D has had its weighted mean subtracted and ``power' = power − total² / Σ w``; else they are
+the same. There are two builders: `uniform_terms` for equal weights, where all but the Nyquist terms of the
+power is constant, and `weighted_terms` for everything else.
 """
 
 from __future__ import annotations
@@ -17,30 +19,42 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
-from jax.core import Tracer
-from jax.custom_batching import custom_vmap
 
+from .layout import (
+    GUARD,
+    Layout,
+    any_in_batch,
+    grid_shifts,
+    is_valid_error,
+    lay_out,
+    prepare,
+    prior_chi2,
+    profiled,
+)
+from .noise import whitening
+from .pair import Model, Pair
 from .spectrum import (
     FourierSeries,
     PolyphaseSeries,
     Shape,
-    along,
     conj_product,
+    contract,
     correlated_square,
     half_weights,
     harmonics,
     nyquist_power,
+    octaves,
     scaled,
     shift_spectrum,
     split_nyquist,
 )
-
-BOUNDARIES = ("wrap", "fill")
+from .taylor import multiply, reciprocal
 
 
 @partial(
@@ -48,16 +62,27 @@ BOUNDARIES = ("wrap", "fill")
     data_fields=[
         "cross",
         "power",
+        "total",
         "constant",
+        "mass",
         "grid",
+        "origin",
+        "pair",
         "reference",
         "image",
         "weights",
         "n_valid",
         "amplitude",
+        "contrast",
+        "scatter",
+        "bands",
         "flat",
+        "settled",
+        "count",
+        "scale",
+        "offsets",
     ],
-    meta_fields=["shape", "frame"],
+    meta_fields=["model", "shape", "frame"],
 )
 @dataclass(frozen=True)
 class Chi2Terms:
@@ -66,13 +91,21 @@ class Chi2Terms:
     cross: FourierSeries
     """``−2 Σ w_i D_i M(i − s)``."""
     power: FourierSeries | PolyphaseSeries
-    """``Σ w_i M(i − s)²``, less a constant when the weights are all equal."""
+    """``Σ w_i M(i − s)²``."""
+    total: FourierSeries | None
+    """``Σ w_i M(i − s)``; None where it is not needed, or zero."""
     constant: Array
-    """What is left of χ², a scalar."""
+    """``Σ w_i D_i²``, a scalar."""
+    mass: Array
+    """``Σ w_i``, a scalar."""
     grid: Array
-    """``cross + power`` at every ``1/oversample`` pixel over one period, shift zero first."""
+    """χ² less its constant, prior included, at every ``1/oversample`` pixel of the search grid, zero first."""
+    origin: Array
+    """Whole shift that the series count from, shape ``(D,)``."""
+    pair: Pair
+    """What is known about the shift beforehand, the images left out."""
     reference: Array
-    """Half-plane spectrum of the reference."""
+    """Half-plane spectrum of the reference, moved by ``origin``."""
     image: Array
     """The image's pixels, or its half-plane spectrum when ``weights`` is None."""
     weights: Array | None
@@ -81,271 +114,412 @@ class Chi2Terms:
     """Number of pixels with a weight, a scalar integer."""
     amplitude: Array
     """``√(Σ M² Σ w D²)``, what bounds the correlation: its rounding is a few ulp of this."""
+    contrast: Array
+    """``Σ w (D − D̄)²`` with the weighted mean D̄."""
+    scatter: Array
+    """Mean over all shifts of ``(cross / 2)²``: how large chance makes the correlation."""
+    bands: tuple[Array, Array]
+    """Energy of reference and weighted image in bands an octave wide on each axis."""
     flat: Array
     """Whether an image is constant to rounding. Weights that differ give χ² a minimum even so."""
+    settled: Array
+    """Whether the weights hold for shifts near ``origin`` alone, and ``grid`` is χ² per pixel elsewhere."""
+    count: Array | None
+    """Pixels of the overlap at each whole shift of the search grid, where that may depend on the shift."""
+    scale: Array
+    """The images have been divided by this."""
+    offsets: tuple[Array, Array]
+    """What was subtracted from reference and image before, in units of the images."""
+    model: Model = field(metadata={"static": True})
     shape: Shape = field(metadata={"static": True})
-    """Shape of the periodic grid: the frame, or twice the frame for the boundary ``fill``."""
+    """Shape of the periodic grid of the series."""
     frame: Shape = field(metadata={"static": True})
-    """Shape of the images."""
+    """Shape of the image."""
 
     @property
     def oversample(self) -> int:
         """Samples per pixel of ``grid``."""
-        return self.grid.shape[0] // self.shape[0]
+        return self.model.oversample
+
+    @property
+    def period(self) -> Shape | None:
+        """Period of χ² in pixels; None where shifts are what they are."""
+        return None if self.model.boundary.name == "overlap" else self.shape
 
     def derivatives(self, whole: Array, fraction: Array, order: int) -> Array:
-        """Partial derivatives of ``cross + power`` up to ``order`` per axis at ``whole + fraction``."""
-        return self.cross.derivatives(whole, fraction, order) + self.power.derivatives(whole, fraction, order)
+        """Partial derivatives of χ² less its constant up to ``order`` per axis at ``whole + fraction``."""
+        at = whole - self.origin
+        cross, power = (x.derivatives(at, fraction, order) for x in (self.cross, self.power))
+        if self.total is not None:
+            total = self.total.derivatives(at, fraction, order)
+            power = power - multiply(total, total) / self.mass
+        if self.model.gain:
+            result = multiply(multiply(cross, cross), reciprocal(power)) / -4
+        else:
+            result = cross + power
+        return result if self.pair.prior is None else result + self._prior(whole, fraction, order)
 
     def differences(self, whole: Array, fraction: Array, displacements: list[Array]) -> Array:
         """``χ²(s + d) − χ²(s)`` on the grid of displacements d spanned by one vector per axis."""
-        return self.cross.differences(whole, fraction, displacements) + self.power.differences(
-            whole, fraction, displacements
+        at = whole - self.origin
+        cross, power = (x.differences(at, fraction, displacements) for x in (self.cross, self.power))
+        if self.total is not None:
+            total = self.total.differences(at, fraction, displacements)
+            start = self.total.derivatives(at, fraction, 0).reshape(())
+            power = power - (2 * start + total) * total / self.mass
+        if self.model.gain:
+            # The difference of two quotients, without subtracting them.
+            cross_start, power_start, _ = self.sums(whole, fraction)
+            change = (2 * cross_start + cross) * cross - cross_start**2 / power_start * power
+            result = -change / (4 * (power_start + power))
+        else:
+            result = cross + power
+        if self.pair.prior is not None:
+            offset = whole + fraction
+            start = prior_chi2(self.pair, [offset[a : a + 1] for a in range(len(offset))])
+            result = (
+                result + prior_chi2(self.pair, [offset[a] + d for a, d in enumerate(displacements)]) - start
+            )
+        return result
+
+    def _prior(self, whole: Array, fraction: Array, order: int) -> Array:
+        mean, precision = self.pair.prior
+        offset = (whole - mean) + fraction
+        product = jnp.sum(precision * offset[None, :], axis=1)
+        ndim = len(offset)
+        tensor = (
+            jnp.zeros_like(offset, shape=(order + 1,) * ndim).at[(0,) * ndim].set(jnp.sum(product * offset))
         )
+        if order:
+            units = np.eye(ndim, dtype=int)
+            for a in range(ndim):
+                tensor = tensor.at[tuple(units[a])].add(2 * product[a])
+                for b in range(a + 1 if order > 1 else 0):
+                    tensor = tensor.at[tuple(units[a] + units[b])].add(2 * precision[a, b])
+        return tensor
+
+    def sums(self, whole: Array, fraction: Array) -> tuple[Array, Array, Array]:
+        """Cross, power' and total at one shift."""
+        at = whole - self.origin
+        cross, power = (x.derivatives(at, fraction, 0).reshape(()) for x in (self.cross, self.power))
+        if self.total is None:
+            return cross, power, jnp.zeros_like(cross)
+        total = self.total.derivatives(at, fraction, 0).reshape(())
+        return cross, power - total**2 / self.mass, total
+
+    def nuisances(self, whole: Array, fraction: Array) -> tuple[Array, Array]:
+        """Best gain and background at one shift, in the internal units; 1 and 0 where not fitted."""
+        if not (self.model.gain or self.model.background):
+            return jnp.ones_like(self.constant), jnp.zeros_like(self.constant)
+        cross, power, total = self.sums(whole, fraction)
+        gain = -cross / (2 * power) if self.model.gain else jnp.ones_like(cross)
+        return gain, -gain * total / self.mass
+
+    def nuisance_covariance(self, whole: Array, fraction: Array, gain: Array) -> Array:
+        """Covariance of gain and background, in internal units, the free shifts fitted with them.
+
+        Zero for what is not fitted. From the second derivatives of χ² in all parameters: those of gain
+        and background less what the shifts take (Schur complement).
+        """
+        ndim, at = len(fraction), whole - self.origin
+        first = tuple(np.eye(ndim, dtype=int).T)
+        cross, power = (x.derivatives(at, fraction, 2) for x in (self.cross, self.power))
+        total = jnp.zeros_like(cross) if self.total is None else self.total.derivatives(at, fraction, 2)
+        zero = (0,) * ndim
+        background = -gain * total[zero] / self.mass
+        mixed = jnp.stack(
+            [cross[first] + 2 * gain * power[first] + 2 * background * total[first], 2 * gain * total[first]],
+            1,
+        )
+        pure = jnp.stack([power[zero], total[zero], total[zero], self.mass]).reshape(2, 2) * 2
+        curvature = gain * cross + gain**2 * power + 2 * gain * background * total
+        if self.pair.prior is not None:
+            curvature = curvature + self._prior(whole, fraction, 2)
+        pairs = np.eye(ndim, dtype=int)[:, None] + np.eye(ndim, dtype=int)[None, :]
+        hessian = curvature[tuple(np.moveaxis(pairs, -1, 0))]
+        held = ~np.array(self.model.free)
+        hessian = jnp.where(held[:, None] | held[None, :], jnp.eye(ndim, dtype=hessian.dtype), hessian)
+        mixed = jnp.where(held[:, None], 0.0, mixed)
+        fitted = np.array([self.model.gain, self.model.background])
+        pure = jnp.where(fitted[:, None] & fitted[None, :], pure, jnp.eye(2, dtype=pure.dtype))
+        mixed = jnp.where(fitted[None, :], mixed, 0.0)
+        taken = jnp.dot(mixed.T, jnp.linalg.solve(hessian, mixed), precision=lax.Precision.HIGHEST)
+        information = pure - taken
+        determinant = information[0, 0] * information[1, 1] - information[0, 1] * information[1, 0]
+        swapped = jnp.stack(
+            [information[1, 1], -information[0, 1], -information[1, 0], information[0, 0]]
+        ).reshape(2, 2)
+        return jnp.where(fitted[:, None] & fitted[None, :], 2 * swapped / determinant, 0.0)
 
     def residual_chi2(self, whole: Array, fraction: Array) -> Array:
         """χ² at one shift as a sum of squares, which float32 can resolve where the series cannot."""
-        model = shift_spectrum(self.reference, self.shape, whole, fraction)
+        gain, background = self.nuisances(whole, fraction)
+        model = shift_spectrum(self.reference, self.shape, whole - self.origin, fraction)
         if self.weights is None:
-            power = (self.image.real - model.real) ** 2 + (self.image.imag - model.imag) ** 2
+            real, imag = (self.image.real - gain * model.real), (self.image.imag - gain * model.imag)
+            power = real**2 + imag**2
             # A product with the weights, not a sum over rows: XLA 0.10 compiled that one, fused with the
             # complex arithmetic before it, into a program that crashed where the columns fill its vectors.
             weights = half_weights(self.shape[-1]).astype(power.dtype)
             return jnp.sum(jnp.dot(power, weights, precision=lax.Precision.HIGHEST)) / prod(self.shape)
-        return jnp.sum(self.weights * (self.image - jnp.fft.irfftn(model, self.shape)) ** 2)
+        residual = self.image - gain * jnp.fft.irfftn(model, self.shape) - background
+        return jnp.sum(self.weights * residual**2)
+
+    def expected_image(self, whole: Array, fraction: Array) -> tuple[Array, Array]:
+        """The best model in the image's frame and units, and which pixels count there; weighted terms only."""
+        gain, background = self.nuisances(whole, fraction)
+        shifted = shift_spectrum(self.reference, self.shape, whole - self.origin, fraction)
+        model = gain * jnp.fft.irfftn(shifted, self.shape) + background
+        guard = GUARD if self.model.boundary.name == "overlap" else 0
+        frame = tuple(slice(guard, guard + n) for n in self.frame)
+        return model[frame] * self.scale + self.offsets[1], self.weights[frame] > 0
 
 
-@custom_vmap
-def any_in_batch(flag: Array) -> Array:
-    """``flag``, and under ``vmap`` whether any of the batch has it: one answer, so ``cond`` stays a branch.
-
-    A batched predicate would turn ``lax.cond`` into a select that computes both sides for every frame.
-    """
-    return flag
-
-
-@any_in_batch.def_vmap
-def _any_in_batch_rule(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
-    return any_in_batch(jnp.any(flag, axis=0) if in_batched[0] else flag), False
-
-
-def with_terms(
-    function: Callable[[Chi2Terms], Any],
-    reference: Array,
-    image: Array,
-    err: Array,
-    boundary: str,
-    oversample: int,
-    clean: bool | None,
-) -> Any:
+def with_terms(function: Callable[[Chi2Terms], Any], pair: Pair, model: Model, clean: bool | None) -> Any:
     """Build the terms by the cheapest exact way and return ``function(terms)``.
 
     One error for all pixels and no bad pixel needs a third of the work. ``clean`` says whether to take it
     that this is so; with None the data decide at run time.
     """
-    if err.ndim or boundary != "wrap" or clean is False:
-        return function(weighted_terms(reference, image, err, boundary, oversample))
+    if not pair.uniform or model.boundary.name != "wrap" or clean is False:
+        return function(weighted_terms(pair, model))
     if clean:
-        return function(uniform_terms(reference, image, err, oversample))
+        return function(uniform_terms(pair, model))
     return lax.cond(
-        any_in_batch(~is_clean(*lax.stop_gradient((reference, image, err)))),
-        lambda r, i, e: function(weighted_terms(r, i, e, boundary, oversample)),
-        lambda r, i, e: function(uniform_terms(r, i, e, oversample)),
-        reference,
-        image,
-        err,
+        any_in_batch(~is_clean(lax.stop_gradient(pair))),
+        lambda pair: function(weighted_terms(pair, model)),
+        lambda pair: function(uniform_terms(pair, model)),
+        pair,
     )
 
 
-def is_clean(reference: Array, image: Array, err: Array) -> Array:
+def is_clean(pair: Pair) -> Array:
     """Whether no pixel is bad and the common error is valid: any NaN or infinity survives a sum.
 
     An overflow of the sum is taken for a bad pixel, which merely costs time.
     """
-    return jnp.isfinite(jnp.sum(reference)) & jnp.isfinite(jnp.sum(image)) & is_valid_error(err)
+    clean = jnp.isfinite(jnp.sum(pair.reference)) & jnp.isfinite(jnp.sum(pair.image))
+    return clean & is_valid_error(pair.err)
 
 
-def is_quick(*arrays: Array, boundary: str) -> bool:
+def is_quick(pair: Pair, model: Model) -> bool:
     """Whether the cheap way is worth trying first: one error for all pixels, and values that are there.
 
     A bad pixel makes everything NaN in that way, so its result says whether it was right to try. That
     saves compiling and asking for both outside ``jit``; of traced values nothing can be asked.
     """
-    return boundary == "wrap" and arrays[-1].ndim == 0 and not any(isinstance(x, Tracer) for x in arrays)
+    return model.boundary.name == "wrap" and pair.uniform and not pair.traced
 
 
-def is_valid_error(err: Array) -> Array:
-    """Whether an error is a positive finite number whose square is one too."""
-    return jnp.isfinite(err) & (err > 0)
+def _knowledge(pair: Pair) -> Pair:
+    """The pair without its pixels."""
+    none = jnp.zeros_like(pair.image, shape=())
+    return pair._replace(reference=none, image=none, err=none, reference_err=None)
 
 
-def uniform_terms(reference: Array, image: Array, err: Array, oversample: int) -> Chi2Terms:
+def _with_prior(grid: Array, pair: Pair, model: Model) -> Array:
+    if pair.prior is None:
+        return grid
+    over = model.oversample
+    shifts = [grid_shifts(n, w, over)[0] / over for n, w in zip(grid.shape, model.window, strict=True)]
+    return grid + prior_chi2(pair, [jnp.asarray(s, grid.dtype) for s in shifts])
+
+
+def uniform_terms(pair: Pair, model: Model) -> Chi2Terms:
     """Terms for one error common to all pixels, every pixel valid, periodic boundary."""
+    reference, image, err = pair.reference, pair.image, pair.err
     shape = reference.shape
     # A common pedestal cancels in χ²; kept, it would cost float32 its digits.
+    # With a gain alone it does not cancel.
     pedestal = lax.stop_gradient(jnp.mean(reference))
-    scale = 1 / jnp.where(is_valid_error(err), err, jnp.nan)
-    reference, image = (reference - pedestal) * scale, (image - pedestal) * scale
+    pedestal = image_pedestal = jnp.zeros_like(pedestal) if model.gain and not model.background else pedestal
+    unit = jnp.where(is_valid_error(err), err, jnp.nan)
+    reference, image = (reference - pedestal) / unit, (image - pedestal) / unit
+    if model.background:
+        mean = jnp.mean(image)
+        image, image_pedestal = image - mean, image_pedestal + mean * unit
+        # To rounding it is zero already; its derivative is not.
+        reference = reference - jnp.mean(reference)
     spectrum, image_spectrum = jnp.fft.rfftn(reference), jnp.fft.rfftn(image)
+    if pair.reference_err is None:
+        energy, image_energy = jnp.sum(reference**2), jnp.sum(image**2)
+    else:
+        powers = (
+            (x.real**2 + x.imag**2) / prod(shape) for x in lax.stop_gradient((spectrum, image_spectrum))
+        )
+        filters = whitening(*powers, (pair.reference_err / unit) ** 2, jnp.ones_like(unit), shape)
+        spectrum, image_spectrum = scaled(spectrum, filters.reference), scaled(image_spectrum, filters.image)
+        energy, image_energy = _energy(spectrum, shape), _energy(image_spectrum, shape)
     correlation = conj_product(spectrum, image_spectrum)
-    energy, image_energy = jnp.sum(reference**2), jnp.sum(image**2)
     cross = split_nyquist(scaled(correlation, -2 / prod(shape)), shape)
     power = nyquist_power(spectrum, shape)
-    if oversample == 1:
-        grid = jnp.fft.irfftn(correlation, shape) * -2
+    power = FourierSeries(power.coefficients.at[(0,) * len(shape)].add(energy), power.period)
+    if model.oversample == 1:
+        cross_grid, power_grid = jnp.fft.irfftn(correlation, shape) * -2, energy
     else:
-        grid = cross.sampled(2) + jnp.tile(_half_pixel_values(power), shape)
+        cross_grid, power_grid = cross.sampled(2), jnp.tile(_half_pixel_values(power), shape)
     return Chi2Terms(
         cross=cross,
         power=power,
-        constant=energy + image_energy,
-        grid=grid,
+        total=None,
+        constant=image_energy,
+        mass=jnp.full_like(energy, prod(shape)),
+        grid=_with_prior(profiled(cross_grid, power_grid, model.gain), pair, model),
+        origin=jnp.zeros_like(energy, shape=(len(shape),), dtype=jnp.int32),
+        pair=_knowledge(pair),
         reference=spectrum,
         image=image_spectrum,
         weights=None,
-        n_valid=jnp.asarray(prod(shape), jnp.int32),
+        n_valid=jnp.full_like(energy, prod(shape), dtype=jnp.int32),
         amplitude=jnp.sqrt(energy) * jnp.sqrt(image_energy),
-        flat=jnp.zeros((), bool),
+        contrast=image_energy - jnp.sum(image) ** 2 / prod(shape)
+        if pair.reference_err is None
+        else image_energy,
+        scatter=_energy(correlation, shape) / prod(shape),
+        bands=(_band_energy(spectrum, shape), _band_energy(image_spectrum, shape)),
+        flat=jnp.zeros_like(energy, dtype=bool),
+        settled=jnp.zeros_like(energy, dtype=bool),
+        count=None,
+        scale=unit,
+        offsets=(pedestal, image_pedestal),
+        model=model,
         shape=shape,
         frame=shape,
     )
+
+
+def _energy(spectrum: Array, shape: Shape) -> Array:
+    power = spectrum.real**2 + spectrum.imag**2
+    weights = half_weights(shape[-1]).astype(power.dtype)
+    return jnp.sum(jnp.dot(power, weights, precision=lax.Precision.HIGHEST)) / prod(shape)
+
+
+def _band_energy(spectrum: Array, shape: Shape) -> Array:
+    """`_energy` in bands, shape ``(BANDS,)*D``."""
+    power = spectrum.real**2 + spectrum.imag**2
+    columns = [octaves(harmonics(n)[:m], n) for n, m in zip(shape, power.shape, strict=True)]
+    columns[-1] = columns[-1] * half_weights(shape[-1])[:, None]
+    return contract(power, [jnp.asarray(c, power.dtype) for c in columns]) / prod(shape)
 
 
 def _half_pixel_values(power: FourierSeries) -> Array:
     """A series of period one pixel at 0 and ½ on every axis, shape ``(2,)*D``."""
     ndim, dtype = power.coefficients.ndim, power.coefficients.real.dtype
     steps = [jnp.asarray([0.0, 0.5], dtype)] * ndim
-    return power.differences(jnp.zeros(ndim, jnp.int32), jnp.zeros(ndim, dtype), steps)
+    zero = jnp.zeros(ndim, jnp.int32), jnp.zeros(ndim, dtype)
+    return power.derivatives(*zero, 0) + power.differences(*zero, steps)
 
 
-class Prepared(NamedTuple):
-    """A pair without bad pixels: finite values, and weights that are zero where a pixel says nothing."""
-
-    reference: Array
-    image: Array
-    weights: Array
-    unit: Array
-    """The images have been divided by this and ``weights`` are relative to its inverse square."""
-    pedestal: Array
-    """What was subtracted from both images before."""
-    flat: Array
-    """Whether either image is constant to rounding."""
-
-
-def prepare(reference: Array, image: Array, err: Array, boundary: str) -> Prepared:
-    """Turn bad pixels into weights, for any error map, and lay out the periodic grid of the boundary."""
-    known = jnp.isfinite(reference)
-    valid = jnp.isfinite(image) & is_valid_error(err)
-    err = jnp.where(valid, err, 1.0)
-    unit = lax.stop_gradient(jnp.min(err, where=valid, initial=jnp.inf))
-    unit = jnp.where(jnp.isfinite(unit), unit, 1.0)
-    # A reference of which nothing is known says nothing about any pixel.
-    weights = jnp.where(valid & jnp.any(known), (unit / err) ** 2, 0.0)
-    flat = _is_flat(reference, known) | _is_flat(image, valid)
-    reference, image = jnp.where(known, reference, 0.0), jnp.where(valid, image, 0.0)
-    pedestal = jnp.zeros_like(unit)
-    if boundary == "wrap":
-        # Outside the frame the model of "fill" is zero, so there a pedestal does not cancel.
-        pedestal = lax.stop_gradient(jnp.mean(reference, where=known))
-        pedestal = jnp.where(jnp.isfinite(pedestal), pedestal, 0.0)
-    reference = jnp.where(known, (reference - pedestal) / unit, 0.0)
-    image = jnp.where(valid, (image - pedestal) / unit, 0.0)
-    if boundary == "fill":
-        padding = [(0, n) for n in reference.shape]
-        reference, image, weights = (jnp.pad(x, padding) for x in (reference, image, weights))
-        known = jnp.pad(known, padding, constant_values=True)
-    reference, weights = lax.cond(
-        any_in_batch(~jnp.all(known)),
-        _without_unknown,
-        lambda reference, image, weights, known: (reference, weights),
-        reference,
-        image,
-        weights,
-        known,
-    )
-    return Prepared(reference, image, weights, unit, pedestal, flat)
-
-
-def _is_flat(image: Array, valid: Array) -> Array:
-    largest = jnp.max(image, where=valid, initial=-jnp.inf)
-    smallest = jnp.min(image, where=valid, initial=jnp.inf)
-    return largest - smallest <= 8 * jnp.finfo(image.dtype).eps * jnp.maximum(
-        jnp.abs(largest), jnp.abs(smallest)
-    )
-
-
-def weighted_terms(reference: Array, image: Array, err: Array, boundary: str, oversample: int) -> Chi2Terms:
+def weighted_terms(pair: Pair, model: Model) -> Chi2Terms:
     """Terms for any error map, bad pixels and boundary."""
-    frame = reference.shape
-    reference, image, weights, _, _, flat = prepare(reference, image, err, boundary)
-    shape, size = reference.shape, prod(reference.shape)
+    prepared = prepare(pair, model)
+    layout = lay_out(prepared, pair, model)
+    if layout.variance is not None:
+        layout = _wiener(layout)
+    reference, image, weights = layout.reference, layout.image, layout.weights
+    shape, size, frame = reference.shape, reference.size, pair.image.shape
+    mass = jnp.sum(weights)
+    shared = jnp.zeros_like(mass)
+    if model.background:
+        shared = jnp.sum(weights * image) / jnp.where(mass > 0, mass, 1.0)
+        image = image - shared
     spectrum = jnp.fft.rfftn(reference)
-    correlation = conj_product(spectrum, jnp.fft.rfftn(weights * image))
-    image_energy = jnp.sum(weights * image**2)
+    image_spectrum = jnp.fft.rfftn(weights * image)
+    correlation = conj_product(spectrum, image_spectrum)
+    constant = jnp.sum(weights * image**2)
     cross = split_nyquist(scaled(correlation, -2 / size), shape)
     power = correlated_square(spectrum, shape, weights)
-    if oversample == 1:
-        grid = jnp.fft.irfftn(power.phases[0] - scaled(correlation, 2.0), shape)
-    else:
-        grid = cross.sampled(2) + power.sampled(2)
+    total = None
+    if model.background:
+        total_hat = conj_product(spectrum, jnp.fft.rfftn(weights))
+        total = split_nyquist(scaled(total_hat, 1 / size), shape)
+    grid = _search_grid(layout, correlation, cross, power, total, mass, constant, model)
     return Chi2Terms(
         cross=cross,
         power=power,
-        constant=image_energy,
-        grid=grid,
+        total=total,
+        constant=constant,
+        mass=jnp.where(mass > 0, mass, 1.0),
+        grid=_with_prior(grid, pair, model),
+        origin=layout.origin,
+        pair=_knowledge(pair),
         reference=spectrum,
         image=image,
         weights=weights,
         n_valid=jnp.sum(weights > 0, dtype=jnp.int32),
-        amplitude=jnp.sqrt(jnp.sum(reference**2)) * jnp.sqrt(image_energy),
-        flat=flat,
+        amplitude=jnp.sqrt(jnp.sum(reference**2)) * jnp.sqrt(constant),
+        contrast=constant - jnp.sum(weights * image) ** 2 / jnp.where(mass > 0, mass, 1.0),
+        scatter=_energy(correlation, shape) / size,
+        bands=(_band_energy(spectrum, shape), _band_energy(image_spectrum, shape)),
+        flat=prepared.flat,
+        settled=layout.settled,
+        count=layout.count,
+        scale=prepared.unit,
+        offsets=(prepared.pedestal, prepared.pedestal + shared * prepared.unit),
+        model=model,
         shape=shape,
         frame=frame,
     )
 
 
-def _without_unknown(reference: Array, image: Array, weights: Array, known: Array) -> tuple[Array, Array]:
-    """Take the reference's bad pixels out: fill them smoothly and ignore the image pixels they cover.
+def _search_grid(
+    layout: Layout,
+    correlation: Array,
+    cross: FourierSeries,
+    power: PolyphaseSeries,
+    total: FourierSeries | None,
+    mass: Array,
+    constant: Array,
+    model: Model,
+) -> Array:
+    over, ndim = model.oversample, correlation.ndim
+    # Times the pixels at its minimum, so that a prior and a temperature have their measure.
+    number = layout.count[tuple(layout.origin % np.array(layout.count.shape))]
+    score = layout.score * number - constant
+    if over > 1:
+        whole = jnp.full_like(score, jnp.inf, shape=tuple(over * n for n in score.shape))
+        score = whole.at[(slice(None, None, over),) * ndim].set(score)
+    if model.boundary.name == "overlap":
+        return score
+    if over == 1 and not (model.gain or model.background):
+        grid = jnp.fft.irfftn(power.phases[0] - scaled(correlation, 2.0), power.period)
+    else:
+        on_grid = power.sampled(over)
+        if total is not None:
+            on_grid = on_grid - total.sampled(over) ** 2 / jnp.where(mass > 0, mass, 1.0)
+        grid = profiled(cross.sampled(over), on_grid, model.gain)
+    return jnp.where(layout.settled, score, grid)
 
-    Which pixels those are depends on the shift. It is settled at the pixel that minimises χ² per unit of
-    weight over the known pixels, an exact statement on the pixel grid, with a margin of one pixel.
+
+def _wiener(layout: Layout) -> Layout:
+    """Filter a noisy reference, and give every pixel the variance that is left of the reference's noise.
+
+    What is left is taken as white, of the size that makes the curvature of χ² the inverse variance of the
+    shift; see `noise` for the spectra.
     """
-    shape, ndim = reference.shape, reference.ndim
-    mask = known.astype(reference.dtype)
-    mask_spectrum, weight_spectrum = jnp.fft.rfftn(mask), jnp.fft.rfftn(weights)
-    overlap = jnp.fft.irfftn(jnp.conj(mask_spectrum) * weight_spectrum, shape)
-    chi2 = jnp.fft.irfftn(
-        jnp.conj(mask_spectrum) * jnp.fft.rfftn(weights * image**2)
-        - 2 * jnp.conj(jnp.fft.rfftn(reference)) * jnp.fft.rfftn(weights * image)
-        + jnp.conj(jnp.fft.rfftn(reference**2)) * weight_spectrum,
-        shape,
-    )
-    enough = overlap > 0.5 * jnp.max(overlap)
-    index = grid_minimum(jnp.where(enough, chi2 / jnp.where(enough, overlap, 1.0), jnp.inf))
-    safe = mask
-    for axis in range(ndim):
-        safe = safe * jnp.roll(safe, 1, axis) * jnp.roll(safe, -1, axis)
-    weights = weights * jnp.roll(safe, index, tuple(range(ndim)))
-    return _fill_smoothly(reference, mask, mask_spectrum), weights
+    shape, weights = layout.reference.shape, layout.weights
+    counted = weights > 0
+    number = jnp.maximum(jnp.sum(counted), 1).astype(weights.dtype)
+    variance = jnp.broadcast_to(layout.variance, shape)
+    noise = jnp.sum(jnp.where(counted, variance, 0.0)) / number
+    image_noise = jnp.sum(jnp.where(counted, 1 / jnp.where(counted, weights, 1.0), 0.0)) / number
+    image = jnp.where(counted, layout.image, 0.0)
+    reference_hat, image_hat = jnp.fft.rfftn(layout.reference), jnp.fft.rfftn(image)
 
+    def periodogram(x: Array) -> Array:
+        return lax.stop_gradient((x.real**2 + x.imag**2) / number)
 
-def _fill_smoothly(reference: Array, mask: Array, mask_spectrum: Array) -> Array:
-    """Replace masked pixels by a Gaussian average (σ = 1.5 pixels) of the others; far from any, by zero."""
-    shape, ndim = reference.shape, reference.ndim
-    kernel = [
-        jnp.exp(-0.5 * (2 * jnp.pi * 1.5 * along(harmonics(n)[:m] / n, a, ndim)) ** 2)
-        for a, (n, m) in enumerate(zip(shape, mask_spectrum.shape, strict=True))
-    ]
-    smooth = prod(kernel[1:], start=kernel[0]).astype(reference.dtype)
-    average = jnp.fft.irfftn(jnp.fft.rfftn(reference) * smooth, shape)
-    share = jnp.fft.irfftn(mask_spectrum * smooth, shape)
-    filled = jnp.where(share > 1e-3, average / jnp.where(share > 1e-3, share, 1.0), 0.0)
-    return jnp.where(mask > 0, reference, filled)
-
-
-def grid_minimum(values: Array) -> Array:
-    """Index of the smallest element, shape ``(ndim,)``; one vectorised pass, unlike ``argmin``."""
-    rows = values.reshape(-1, values.shape[-1])
-    column = jnp.argmin(jnp.min(rows, axis=0))
-    row = jnp.argmin(rows[:, column])
-    return jnp.stack([*jnp.unravel_index(row, values.shape[:-1]), column]).astype(jnp.int32)
+    masked_hat = jnp.fft.rfftn(jnp.where(counted, layout.reference, 0.0))
+    filters = whitening(periodogram(masked_hat), periodogram(image_hat), noise, image_noise, shape)
+    gain = filters.reference / filters.image
+    signal = gain * noise / jnp.maximum(1 - gain, jnp.finfo(gain.dtype).eps)
+    reference = jnp.fft.irfftn(scaled(reference_hat, gain), shape)
+    # Curvature-weighted mean of the variance of the cross-spectrum, over that of the signal.
+    squared = [np.square(2 * np.pi * np.fft.fftfreq(n)[:m]) for n, m in zip(shape, gain.shape, strict=True)]
+    k2 = sum(np.reshape(q, [-1 if a == b else 1 for b in range(len(shape))]) for a, q in enumerate(squared))
+    k2 = jnp.asarray(k2 * half_weights(shape[-1]), gain.dtype)
+    spread = jnp.sum(k2 * gain**2 * (signal * (noise + image_noise) + noise * image_noise))
+    left = spread / jnp.maximum(jnp.sum(k2 * gain * signal), jnp.finfo(gain.dtype).tiny) - image_noise
+    share = jnp.clip(left / jnp.where(noise > 0, noise, 1.0), 0.0, 1.0)
+    weights = jnp.where(counted, 1 / (1 / jnp.where(counted, weights, 1.0) + share * variance), 0.0)
+    return layout._replace(reference=reference, weights=weights)

@@ -1,0 +1,145 @@
+"""The noise: its size from one image, and what it does to registration when both images have it.
+
+With scene spectrum S and white noise of variance N₁ in the reference and N₂ in the image, the image given
+the reference is a Gaussian process: its mean is the reference filtered by ``G = S / (S + N₁)``, its spectrum
+about that ``T = N₂ + S N₁ / (S + N₁)``. χ² of the whitened pair, ``Σ_k |D̂ − G M̂ e^(−ik·s)|² / T``, weights the
+cross-spectrum by ``G / T = S / (S (N₁ + N₂) + N₁ N₂)``, the optimum (the coherence weight of time-delay
+estimation: Knapp & Carter 1976, doi:10.1109/TASSP.1976.1162830), and its Δχ² is that of the likelihood.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from .fourier import as_real_array
+from .spectrum import Shape, along, half_weights, harmonics, scaled
+
+BINS = 64
+
+
+def estimate_noise(image: ArrayLike) -> Array:
+    """Standard deviation of the white noise of an image, from its finest detail.
+
+    The second difference along every axis, ``[1, −2, 1]`` and the products of these, takes out what is
+    linear between neighbours; the median absolute value of what is left, over ``0.6745 · 6^(D/2)``, is the
+    standard deviation (Immerkær 1996, doi:10.1006/cviu.1996.0060, with the median of Donoho 1995).
+
+    Parameters
+    ----------
+    image : array_like, shape (n,), (ny, nx), …
+        Real. Pixels that are not finite, and their neighbours, are left out.
+
+    Returns
+    -------
+    Array
+        A scalar in the units of the image. NaN where no three by three finite pixels are together, or an
+        axis has fewer than three.
+
+    Notes
+    -----
+    Right to 2 % at 64² for white Gaussian noise on scenes that are smooth over three pixels or empty in
+    most places. Detail of the size of a pixel all over the image counts as noise; noise that has been
+    smoothed, by resampling or compression, is underestimated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> y, x = np.indices((64, 64))
+    >>> scene = 100 * np.exp(-((y - 30) ** 2 + (x - 40) ** 2) / 50)
+    >>> print(f"{estimate_noise(scene + np.random.default_rng(0).normal(0, 2.0, scene.shape)):.1f}")
+    2.0
+    """
+    array = as_real_array(image, "image")
+    if array.ndim == 0 or array.size == 0:
+        raise ValueError(f"image must have at least one axis and not be empty, not shape {array.shape}")
+    if min(array.shape) < 3:
+        return jnp.full((), jnp.nan, array.dtype)
+    return _noise_of(array)
+
+
+@jax.jit
+def _noise_of(array: Array) -> Array:
+    detail = array - lax.stop_gradient(jnp.nanmedian(array))
+    for axis in range(array.ndim):
+        detail = jnp.diff(detail, 2, axis)
+    sizes = jnp.abs(jnp.where(jnp.isfinite(detail), detail, jnp.nan))
+    return jnp.nanmedian(sizes) / np.asarray(0.674489750196 * 6 ** (array.ndim / 2), array.dtype)
+
+
+class Whitening(NamedTuple):
+    """Real factors on the half plane: what the reference and the image are multiplied with."""
+
+    reference: Array
+    """``G / √T``."""
+    image: Array
+    """``1 / √T``."""
+
+
+def whitening(
+    reference_power: Array, image_power: Array, reference_noise: Array, image_noise: Array, shape: Shape
+) -> Whitening:
+    """Factors from the periodograms ``|F|² / N`` of both images and their noise variances."""
+    observed = (reference_power + image_power) / 2
+    noise = (reference_noise + image_noise) / 2
+    signal = signal_power(observed, noise, shape)
+    present = signal > 0
+    gain = jnp.where(present, signal / jnp.where(present, signal + reference_noise, 1.0), 0.0)
+    # A wave at the Nyquist frequency has no sense of direction: it could only favour one of the images.
+    for axis, n in enumerate(shape):
+        if n % 2 == 0:
+            keep = np.ones(signal.shape[axis])
+            keep[n // 2] = 0.0
+            gain = gain * along(jnp.asarray(keep, signal.dtype), axis, signal.ndim)
+    amplitude = lax.rsqrt(image_noise + signal * (1 - gain))
+    return Whitening(gain * amplitude, amplitude)
+
+
+def signal_power(observed: Array, noise: Array, shape: Shape) -> Array:
+    """Power spectrum of the scene on the half plane, from an observed one with white noise in it.
+
+    The mean over rings of equal spatial frequency, made to fall monotonically with frequency by isotonic
+    regression, less the noise. The regression pools the rings where the scene is lost in the noise, so that
+    what is left of the fluctuations there is small.
+    """
+    frequency = np.sqrt(
+        sum(
+            np.square(harmonics(n)[:m] / n).reshape([-1 if a == b else 1 for b in range(len(shape))])
+            for a, (n, m) in enumerate(zip(shape, observed.shape, strict=True))
+        )
+    )
+    # Rings one harmonic of the longest axis wide, at most so many.
+    count = min(BINS, int(np.ceil(frequency.max() * max(shape))) + 1)
+    ring = np.minimum((frequency / frequency.max() * count).astype(int), count - 1)
+    weight = np.broadcast_to(half_weights(shape[-1]), observed.shape).copy()
+    weight.flat[0] = 0.0  # The mean says nothing about the shift.
+    modes = np.bincount(ring.ravel(), weight.ravel(), count)
+    occupied = modes > 0
+    ring = (np.cumsum(occupied) - 1)[ring]
+    ring.flat[0] = 0
+    modes = modes[occupied]
+    total = jax.ops.segment_sum(
+        (observed * jnp.asarray(weight, observed.dtype)).ravel(), ring.ravel(), len(modes)
+    )
+    profile = falling(total / jnp.asarray(modes, observed.dtype), modes)
+    return jnp.maximum(profile - noise, 0.0)[ring]
+
+
+def falling(values: Array, weights: np.ndarray) -> Array:
+    """Weighted least-squares fit that never rises, by ``min_{a≤i} max_{b≥i}`` of the means over a … b."""
+    index = np.arange(len(weights))
+    sums = np.concatenate([[0.0], np.cumsum(weights)])
+    total = sums[None, 1:] - sums[:-1, None]
+    upper = index[None, :] >= index[:, None]
+    inside = (index[None, None, :] >= index[:, None, None]) & (index[None, None, :] <= index[None, :, None])
+    share = np.where(inside, weights, 0.0) / np.where(upper, total, 1.0)[:, :, None]
+    means = jnp.tensordot(jnp.asarray(share, values.dtype), values, 1, precision=lax.Precision.HIGHEST)
+    means = jnp.where(upper, means, -jnp.inf)
+    best = lax.cummax(means, axis=1, reverse=True)
+    best = jnp.where(upper, best, jnp.inf)
+    return jnp.diagonal(lax.cummin(best, axis=0))
