@@ -87,9 +87,19 @@ def _build_parser() -> _Parser:
     )
     register.add_argument(
         "--boundary",
-        choices=("wrap", "fill"),
-        default="wrap",
-        help="what lies outside REF: itself, repeated (wrap), or zero (fill); default %(default)s",
+        choices=("overlap", "wrap", "fill", "constant", "reflect", "nearest"),
+        default="overlap",
+        help="what lies outside REF: nothing known, so that the overlap alone counts (overlap); itself, "
+        "repeated (wrap) or mirrored (reflect); zero (fill, constant); its outermost pixels (nearest); "
+        "default %(default)s",
+    )
+    register.add_argument("--fit-gain", action="store_true", help="fit the brightness of IMG relative to REF")
+    register.add_argument("--fit-background", action="store_true", help="fit a constant added to IMG")
+    register.add_argument(
+        "--clip",
+        metavar="K",
+        type=_positive,
+        help="leave out pixels more than K standard deviations off, found in rounds; above 1",
     )
     register.add_argument(
         "--max-shift",
@@ -120,7 +130,8 @@ def _build_parser() -> _Parser:
     )
     _add_common(demo, default_plot="jaxchi2-demo.png")
     demo.add_argument("--no-plot", dest="plot", action="store_const", const=None, help="draw no picture")
-    demo.set_defaults(err=None, boundary="wrap", max_shift=None, nsigma=1.0, oversample=1, out=None)
+    demo.set_defaults(err=None, boundary="overlap", max_shift=None, nsigma=1.0, oversample=1, out=None)
+    demo.set_defaults(fit_gain=False, fit_background=False, clip=None)
     return parser
 
 
@@ -163,6 +174,9 @@ def _run(parser: _Parser, arguments: argparse.Namespace) -> int:
             image.data,
             err,
             boundary=arguments.boundary,
+            fit_gain=arguments.fit_gain,
+            fit_background=arguments.fit_background,
+            clip=arguments.clip,
             oversample=arguments.oversample,
             max_shift=_max_shift(arguments.max_shift),
             nsigma=arguments.nsigma,

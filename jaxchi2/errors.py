@@ -19,8 +19,8 @@ from jax import Array, lax
 from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 
-from .minimum import TAYLOR_ORDER, Minimum, apply, inverse, is_positive_definite, value_gradient_hessian
 from .layout import any_in_batch
+from .minimum import TAYLOR_ORDER, Minimum, apply, inverse, is_positive_definite, value_gradient_hessian
 from .spectrum import along, contract
 from .terms import Chi2Terms
 
@@ -97,7 +97,7 @@ class LevelPoints(NamedTuple):
 
 
 def interval_points(terms: Chi2Terms, minimum: Minimum, threshold: Array) -> LevelPoints:
-    """Extremes of each free axis over the region Δχ² < ``threshold``: first the lower ones, then the upper."""
+    """Extremes of each free axis over the region Δχ² < ``threshold``: the lower ones, then the upper."""
     free = np.flatnonzero(terms.model.free)
     covariance = covariance_of(minimum.hessian, terms.model.free)[free]
     sigma = jnp.sqrt(covariance[np.arange(len(free)), free])

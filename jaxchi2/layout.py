@@ -83,7 +83,7 @@ class Layout(NamedTuple):
     """Whether the weights belong to this origin alone, so that ``score`` must guide the search."""
     score: Array
     """Upper estimate of χ² per pixel of the overlap at every whole shift; infinite outside the window."""
-    count: Array
+    overlap: Array
     """Pixels of the overlap at every whole shift."""
 
 
@@ -149,7 +149,7 @@ def _as_it_is(prepared: Prepared) -> Layout:
         origin=jnp.zeros_like(prepared.unit, shape=(ndim,), dtype=jnp.int32),
         settled=jnp.zeros_like(prepared.flat),
         score=jnp.zeros_like(prepared.reference),
-        count=jnp.ones_like(prepared.reference),
+        overlap=jnp.ones_like(prepared.reference),
     )
 
 
@@ -218,7 +218,8 @@ def prior_chi2(pair: Pair, shifts: list[Array]) -> Array:
         return jnp.zeros((1,) * ndim, shifts[0].dtype)
     mean, precision = pair.prior
     offset = [along(s - mean[a], a, ndim) for a, s in enumerate(shifts)]
-    return sum(precision[a, b] * offset[a] * offset[b] for a in range(ndim) for b in range(ndim))
+    pairs = [precision[a, b] * offset[a] * offset[b] for a in range(ndim) for b in range(ndim)]
+    return reduce(jnp.add, pairs)
 
 
 def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
@@ -248,7 +249,7 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
         # The window leaves the frames 2·GUARD apart around the search grid, no more.
         span = tuple(max(a, b) for a, b in zip(shape, local, strict=True))
         padded = jnp.pad(x, [(0, a - b) for a, b in zip(span, x.shape, strict=True)])
-        moved = jnp.roll(padded, [origin[a] + guard for a in range(ndim)], range(ndim))
+        moved = jnp.roll(padded, origin + guard, range(ndim))
         return moved[tuple(slice(0, n) for n in local)]
 
     def padded(x: Array) -> Array:
@@ -268,7 +269,7 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
         origin=origin,
         settled=jnp.ones_like(prepared.flat),
         score=score,
-        count=count,
+        overlap=count,
     )
 
 

@@ -2,8 +2,8 @@
 
 With scene spectrum S and white noise of variance N₁ in the reference and N₂ in the image, the image given
 the reference is a Gaussian process: its mean is the reference filtered by ``G = S / (S + N₁)``, its spectrum
-about that ``T = N₂ + S N₁ / (S + N₁)``. χ² of the whitened pair, ``Σ_k |D̂ − G M̂ e^(−ik·s)|² / T``, weights the
-cross-spectrum by ``G / T = S / (S (N₁ + N₂) + N₁ N₂)``, the optimum (the coherence weight of time-delay
+about that ``T = N₂ + S N₁ / (S + N₁)``. χ² of the whitened pair, ``Σ_k |D̂ − G M̂ e^(−ik·s)|² / T``, weights
+the cross-spectrum by ``G / T = S / (S (N₁ + N₂) + N₁ N₂)``, the optimum (the coherence weight of time-delay
 estimation: Knapp & Carter 1976, doi:10.1109/TASSP.1976.1162830), and its Δχ² is that of the likelihood.
 """
 
@@ -18,7 +18,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from .fourier import as_real_array
-from .spectrum import Shape, along, half_weights, harmonics, scaled
+from .spectrum import Shape, along, half_weights, harmonics
 
 BINS = 64
 
@@ -40,6 +40,11 @@ def estimate_noise(image: ArrayLike) -> Array:
     Array
         A scalar in the units of the image. NaN where no three by three finite pixels are together, or an
         axis has fewer than three.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an empty or complex image.
 
     Notes
     -----

@@ -189,13 +189,12 @@ def _error(err: ArrayLike, shape: Shape, name: str) -> Array:
 def _masked(image: Array, mask: ArrayLike | None, name: str) -> Array:
     if mask is None:
         return image
-    if not hasattr(mask, "dtype"):
-        mask = np.asarray(mask)
-    if mask.dtype != bool:
-        raise TypeError(f"{name} must be boolean, True where a pixel is to be ignored, not {mask.dtype}")
-    if mask.shape != image.shape:
-        raise ValueError(f"{name} must have the shape of its image, {image.shape}, not {mask.shape}")
-    return jnp.where(jnp.asarray(mask), jnp.nan, image)
+    masked = mask if isinstance(mask, Array) else np.asarray(mask)
+    if masked.dtype != bool:
+        raise TypeError(f"{name} must be boolean, True where a pixel is to be ignored, not {masked.dtype}")
+    if masked.shape != image.shape:
+        raise ValueError(f"{name} must have the shape of its image, {image.shape}, not {masked.shape}")
+    return jnp.where(jnp.asarray(masked), jnp.nan, image)
 
 
 def as_boundary(boundary: str | Boundary) -> Boundary:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .pair import Boundary
     from .registration import Registration
 
 __all__ = ["plot_registration"]
@@ -47,7 +48,7 @@ def plot_registration(
     err: ArrayLike | None = None,
     result: Registration | None = None,
     *,
-    boundary: str = "wrap",
+    boundary: str | Boundary = "overlap",
     labels: tuple[str, str] = ("reference", "image"),
     origin: Literal["lower", "upper"] = "lower",
 ) -> Figure:
@@ -66,7 +67,7 @@ def plot_registration(
         equals the degrees of freedom, as the errors in ``result`` are.
     result : Registration, optional
         What `register` returned for these images; computed here if not given.
-    boundary : {"wrap", "fill"}
+    boundary : str or Boundary
         The boundary rule that ``result`` was found with.
     labels : tuple of str
         Titles of the two images, such as their file names.
@@ -217,7 +218,13 @@ def _colour_bar(figure: Figure, axes: Axes, drawn: Any, **options: Any) -> None:
 
 
 def _draw_chi2(
-    figure: Figure, axes: Axes, reference: Any, image: Any, err: Any, result: Registration, boundary: str
+    figure: Figure,
+    axes: Axes,
+    reference: Any,
+    image: Any,
+    err: Any,
+    result: Registration,
+    boundary: str | Boundary,
 ) -> None:
     import jax
     from matplotlib.colors import PowerNorm

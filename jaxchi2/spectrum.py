@@ -43,7 +43,7 @@ def half_weights(length: int) -> np.ndarray:
 
 
 def octaves(indices: np.ndarray, period: int) -> np.ndarray:
-    """Which octave below the Nyquist frequency each harmonic is in, one column each, the last for the rest."""
+    """Which octave below Nyquist each harmonic is in, one column for each, the last for the rest."""
     frequency = np.abs(indices) / period
     octave = np.clip(np.floor(-np.log2(np.maximum(frequency, 1e-9))) - 1, 0, BANDS - 1)
     return (octave[:, None] == np.arange(BANDS)).astype(np.float32)
@@ -148,7 +148,8 @@ class FourierSeries(_Series):
         """The series at one shift as a sum over bands of frequency, an octave wide on each axis."""
 
         def columns(axis: int, indices: np.ndarray, period: int) -> Array:
-            return scaled(_waves(indices, period, whole[axis], fraction[axis], 0), octaves(indices, period))
+            wave = _waves(indices, period, whole[axis], fraction[axis], 0)
+            return scaled(wave, jnp.asarray(octaves(indices, period), wave.real.dtype))
 
         return self._sum(columns)
 

@@ -222,7 +222,7 @@ def chi2_surface(
     weights: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     reference_mask: ArrayLike | None = None,
-    boundary: str | Boundary = "wrap",
+    boundary: str | Boundary = "overlap",
     fit_gain: bool = False,
     fit_background: bool = False,
     max_shift: float | tuple[float, ...] | None = None,
@@ -231,31 +231,26 @@ def chi2_surface(
 ) -> Chi2Surface:
     """χ² between an image and a shifted reference, as an exact function of the shift.
 
-        χ²(s) = Σ_i (D_i − M(i − s))² / err_i²
+        χ²(s) = Σ_i (D_i − a M(i − s) − b)² / err_i²
 
-    D is the image and M the Fourier interpolant of the reference.
+    D is the image, M the Fourier interpolant of the reference, a = 1 and b = 0 unless they are fitted: then
+    they are at their best for every s.
 
     Parameters
     ----------
-    reference, image : array_like, shape (n,), (ny, nx) or (nz, ny, nx)
-        Real; integers become the default float. Pixels that are not finite, or masked in a numpy masked
-        array, have weight zero. For those of the reference that is settled at the best whole pixel: the
-        image pixels they cover there, with a margin of one pixel, are left out at every shift.
-    err : array_like, scalar or shape of the images, optional
-        Standard deviation of each pixel of ``image``, in its units. A pixel whose error is not a positive
-        finite number has weight zero. None means 1.
-    boundary : {"wrap", "fill"}
-        What the reference is outside its frame: periodic, or zero (interpolated on twice the frame);
-        static under jit.
-    oversample : {1, 2}
-        Samples per pixel of the grid that the minimum is looked for on; static under jit.
+    reference, image, err, reference_err, weights, mask, reference_mask
+        As for `register`, but None for ``err`` means 1. Where pixels of the reference are unknown (masked,
+        or outside the frame for "overlap") the pixels that count are settled at the best whole shift, and
+        are the same for all shifts that the surface is asked about; only `Chi2Surface.map` goes further.
+    boundary, fit_gain, fit_background, max_shift, search, oversample
+        As for `register`.
 
     Returns
     -------
     Chi2Surface
         A pytree; call it, or ask it for maps, zooms, intervals, profiles and contours. Cost: 3 FFTs for
-        equal errors, about 13 with an error map. Inside ``jit``, where it cannot be known that no pixel
-        is bad, always the latter.
+        equal errors and "wrap", about 12 with an error map. Inside ``jit``, where it cannot be known that no
+        pixel is bad, always the latter.
 
     Raises
     ------
@@ -266,7 +261,7 @@ def chi2_surface(
     --------
     >>> import numpy as np
     >>> scene = np.random.default_rng(1).normal(size=(16, 16))
-    >>> surface = chi2_surface(scene, np.roll(scene, (2, -3), (0, 1)), 0.1)
+    >>> surface = chi2_surface(scene, np.roll(scene, (2, -3), (0, 1)), 0.1, boundary="wrap")
     >>> print(f"{surface([2.0, -3.0]):.3f}")
     0.000
     """

@@ -1,7 +1,7 @@
 """Products and quotients of truncated Taylor series, held as tensors of partial derivatives.
 
-Entry ``[a, b]`` of a tensor of shape ``(order + 1,) * D`` is ``∂^a_0 ∂^b_1 f`` at one point. What is nonlinear
-in several Fourier series, such as χ² at the best gain, gets its derivatives from theirs here.
+Entry ``[a, b]`` of a tensor of shape ``(order + 1,) * D`` is ``∂^a_0 ∂^b_1 f`` at one point. What is not
+linear in several Fourier series, such as χ² at the best gain, gets its derivatives from theirs here.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def multiply(f: Array, g: Array) -> Array:
         for i in range(k + 1):
             rule[i, k - i, k] = comb(k, i)
     letters = "abcdefghi"
-    i, j, k = (letters[a * ndim : (a + 1) * ndim] for a in range(3))
-    rules = ",".join(i[a] + j[a] + k[a] for a in range(ndim))
+    first, second, result = (letters[a * ndim : (a + 1) * ndim] for a in range(3))
+    rules = ",".join(first[a] + second[a] + result[a] for a in range(ndim))
     factors = [jnp.asarray(rule, f.dtype)] * ndim
-    return jnp.einsum(f"{i},{j},{rules}->{k}", f, g, *factors, precision=lax.Precision.HIGHEST)
+    return jnp.einsum(f"{first},{second},{rules}->{result}", f, g, *factors, precision=lax.Precision.HIGHEST)
 
 
 def reciprocal(f: Array) -> Array:

@@ -2,8 +2,8 @@
 
     χ²(s) = Σ_i w_i (D_i − a M(i − s) − b)²
 
-in the sums ``cross(s) = −2 Σ w_i D_i M(i − s)``, ``power(s) = Σ w_i M(i − s)²`` and ``total(s) = Σ w_i M(i − s)``,
-all of them exact Fourier series. Gain and background are 1 and 0, or at their best for every s:
+in the sums ``cross = −2 Σ w_i D_i M(i − s)``, ``power = Σ w_i M(i − s)²`` and ``total = Σ w_i M(i − s)``, all
+of them exact Fourier series in s. Gain and background are 1 and 0, or at their best for every s:
 
     χ² = constant + cross + power'         with a = 1
     χ² = constant − cross² / (4 power')    with a = −cross / (2 power'), where that is positive
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from math import prod
 from typing import Any
 
@@ -99,7 +99,7 @@ class Chi2Terms:
     mass: Array
     """``Σ w_i``, a scalar."""
     grid: Array
-    """χ² less its constant, prior included, at every ``1/oversample`` pixel of the search grid, zero first."""
+    """χ² less its constant, with the prior, at every ``1/oversample`` pixel searched, shift zero first."""
     origin: Array
     """Whole shift that the series count from, shape ``(D,)``."""
     pair: Pair
@@ -183,6 +183,7 @@ class Chi2Terms:
         return result
 
     def _prior(self, whole: Array, fraction: Array, order: int) -> Array:
+        assert self.pair.prior is not None
         mean, precision = self.pair.prior
         offset = (whole - mean) + fraction
         product = jnp.sum(precision * offset[None, :], axis=1)
@@ -266,7 +267,8 @@ class Chi2Terms:
         return jnp.sum(self.weights * residual**2)
 
     def expected_image(self, whole: Array, fraction: Array) -> tuple[Array, Array]:
-        """The best model in the image's frame and units, and which pixels count there; weighted terms only."""
+        """The best model in the image's frame and units, and which pixels count; for weighted terms."""
+        assert self.weights is not None
         gain, background = self.nuisances(whole, fraction)
         shifted = shift_spectrum(self.reference, self.shape, whole - self.origin, fraction)
         model = gain * jnp.fft.irfftn(shifted, self.shape) + background
@@ -344,10 +346,8 @@ def uniform_terms(pair: Pair, model: Model) -> Chi2Terms:
     if pair.reference_err is None:
         energy, image_energy = jnp.sum(reference**2), jnp.sum(image**2)
     else:
-        powers = (
-            (x.real**2 + x.imag**2) / prod(shape) for x in lax.stop_gradient((spectrum, image_spectrum))
-        )
-        filters = whitening(*powers, (pair.reference_err / unit) ** 2, jnp.ones_like(unit), shape)
+        first, second = (_periodogram(x, prod(shape)) for x in (spectrum, image_spectrum))
+        filters = whitening(first, second, (pair.reference_err / unit) ** 2, jnp.ones_like(unit), shape)
         spectrum, image_spectrum = scaled(spectrum, filters.reference), scaled(image_spectrum, filters.image)
         energy, image_energy = _energy(spectrum, shape), _energy(image_spectrum, shape)
     correlation = conj_product(spectrum, image_spectrum)
@@ -386,6 +386,10 @@ def uniform_terms(pair: Pair, model: Model) -> Chi2Terms:
         shape=shape,
         frame=shape,
     )
+
+
+def _periodogram(spectrum: Array, number: Array | int) -> Array:
+    return lax.stop_gradient((spectrum.real**2 + spectrum.imag**2) / number)
 
 
 def _energy(spectrum: Array, shape: Shape) -> Array:
@@ -453,7 +457,7 @@ def weighted_terms(pair: Pair, model: Model) -> Chi2Terms:
         bands=(_band_energy(spectrum, shape), _band_energy(image_spectrum, shape)),
         flat=prepared.flat,
         settled=layout.settled,
-        count=layout.count,
+        count=layout.overlap,
         scale=prepared.unit,
         offsets=(prepared.pedestal, prepared.pedestal + shared * prepared.unit),
         model=model,
@@ -474,7 +478,7 @@ def _search_grid(
 ) -> Array:
     over, ndim = model.oversample, correlation.ndim
     # Times the pixels at its minimum, so that a prior and a temperature have their measure.
-    number = layout.count[tuple(layout.origin % np.array(layout.count.shape))]
+    number = layout.overlap[tuple(layout.origin % np.array(layout.overlap.shape))]
     score = layout.score * number - constant
     if over > 1:
         whole = jnp.full_like(score, jnp.inf, shape=tuple(over * n for n in score.shape))
@@ -500,24 +504,22 @@ def _wiener(layout: Layout) -> Layout:
     shape, weights = layout.reference.shape, layout.weights
     counted = weights > 0
     number = jnp.maximum(jnp.sum(counted), 1).astype(weights.dtype)
+    assert layout.variance is not None
     variance = jnp.broadcast_to(layout.variance, shape)
     noise = jnp.sum(jnp.where(counted, variance, 0.0)) / number
     image_noise = jnp.sum(jnp.where(counted, 1 / jnp.where(counted, weights, 1.0), 0.0)) / number
     image = jnp.where(counted, layout.image, 0.0)
     reference_hat, image_hat = jnp.fft.rfftn(layout.reference), jnp.fft.rfftn(image)
-
-    def periodogram(x: Array) -> Array:
-        return lax.stop_gradient((x.real**2 + x.imag**2) / number)
-
     masked_hat = jnp.fft.rfftn(jnp.where(counted, layout.reference, 0.0))
-    filters = whitening(periodogram(masked_hat), periodogram(image_hat), noise, image_noise, shape)
+    filters = whitening(
+        _periodogram(masked_hat, number), _periodogram(image_hat, number), noise, image_noise, shape
+    )
     gain = filters.reference / filters.image
     signal = gain * noise / jnp.maximum(1 - gain, jnp.finfo(gain.dtype).eps)
     reference = jnp.fft.irfftn(scaled(reference_hat, gain), shape)
     # Curvature-weighted mean of the variance of the cross-spectrum, over that of the signal.
     squared = [np.square(2 * np.pi * np.fft.fftfreq(n)[:m]) for n, m in zip(shape, gain.shape, strict=True)]
-    k2 = sum(np.reshape(q, [-1 if a == b else 1 for b in range(len(shape))]) for a, q in enumerate(squared))
-    k2 = jnp.asarray(k2 * half_weights(shape[-1]), gain.dtype)
+    k2 = jnp.asarray(reduce(np.add.outer, squared) * half_weights(shape[-1]), gain.dtype)
     spread = jnp.sum(k2 * gain**2 * (signal * (noise + image_noise) + noise * image_noise))
     left = spread / jnp.maximum(jnp.sum(k2 * gain * signal), jnp.finfo(gain.dtype).tiny) - image_noise
     share = jnp.clip(left / jnp.where(noise > 0, noise, 1.0), 0.0, 1.0)

@@ -111,7 +111,7 @@ def peaks(terms: Chi2Terms, minimum: Minimum, n: int) -> Peaks:
 
     refined = jax.vmap(value)(whole, fraction) - minimum.taylor[zero]
     over, shape = terms.oversample, np.array(terms.grid.shape)
-    start_index = (jnp.round((whole + start) * over).astype(jnp.int32)) % shape
+    start_index = jnp.round((whole + start) * over).astype(jnp.int32) % shape[None, :]
     best_index = jnp.round((minimum.whole + minimum.fraction) * over).astype(jnp.int32) % shape
     coarse = terms.grid[tuple(start_index.T)] - terms.grid[tuple(best_index)]
     use = converged & ~terms.settled

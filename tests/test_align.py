@@ -10,8 +10,11 @@ import scipy.ndimage
 from direct import scene
 from jax.test_util import check_grads
 
-from jaxchi2 import align, register
+import jaxchi2
+from jaxchi2 import align
 from jaxchi2.fourier import shiftnd
+
+register = partial(jaxchi2.register, boundary="wrap")
 
 SHAPES = {(15,): (2.3,), (12, 13): (-3.4, 1.7), (5, 6, 7): (0.6, -1.3, 2.2)}
 # scipy interpolates towards the pixels outside the frame in these two modes only under other names.

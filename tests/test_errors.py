@@ -1,5 +1,7 @@
 """Thresholds, covariance and intervals against SciPy, finite differences and iminuit's MINOS."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,10 @@ from direct import chi2, hessian, scene, shifted
 from iminuit import Minuit
 from scipy import stats
 
-from jaxchi2 import Status, delta_chi2, register
+import jaxchi2
+from jaxchi2 import Status, delta_chi2
+
+register = partial(jaxchi2.register, boundary="wrap")
 
 
 @pytest.mark.parametrize("nfitted", [1, 2, 3, 4, 5])
@@ -90,7 +95,8 @@ def minos(reference, image, err, start, sigma, nsigma):
 def test_intervals_are_those_of_minos(name, dtype):
     reference, image, err, _, nsigma = make(name)
     found = register(*(np.asarray(x, dtype) for x in (reference, image, err)), nsigma=nsigma)
-    assert found.status == Status.OK
+    # Some are hard to tell from chance, which is not the question here.
+    assert Status(int(found.status)) & ~Status.UNRELATED == Status.OK
     assert found.interval.dtype == dtype
     sigma = np.asarray(found.stderr, float)
     # MINOS starts where a search by hand would, so that both are in the same minimum.

@@ -158,9 +158,9 @@ def test_map_leaves_out_what_bad_model_pixels_cover(x64):
     assert np.all(np.isfinite(found))
     best = np.unravel_index(found.argmin(), found.shape)
     assert best == ((9 - 1) // 2 - 2, (12 - 1) // 2 + 3)
-    # At the best shift no pixel of the model is made up, and at most the nine around the bad one are lost.
+    # At the best shift no pixel of the model is made up, and the margin around the bad one is lost.
     residuals = ((data - np.roll(model, (2, -3), (0, 1))) / 0.1) ** 2
-    around = (slice(4 + 2 - 1, 4 + 2 + 2), slice(5 - 3 - 1, 5 - 3 + 2))
+    around = (slice(4 + 2 - 2, 4 + 2 + 3), slice(5 - 3 - 2, 5 - 3 + 3))
     np.testing.assert_allclose(found[best], residuals.sum() - residuals[around].sum(), rtol=1e-9)
 
 
@@ -729,13 +729,13 @@ def test_zoom_and_errors_do_not_modify(reference, x64):
         ({"im1": np.ones((8, 9))}, ValueError, ("im1", "im2", r"\(8, 9\)", r"\(8, 8\)")),
         ({"im1": np.ones(8), "im2": np.ones(8)}, ValueError, ("im1", "im2", "two axes")),
         ({"im1": np.ones((2, 3, 4)), "im2": np.ones((2, 3, 4))}, ValueError, ("im1", "im2", "two axes")),
-        ({"im1": np.ones((1, 8)), "im2": np.ones((1, 8))}, ValueError, ("im1", "im2", r"\(1, 8\)")),
-        ({"im1": np.ones((0, 8)), "im2": np.ones((0, 8))}, ValueError, ("im1", "im2", r"\(0, 8\)")),
+        ({"im1": np.ones((1, 8)), "im2": np.ones((1, 8))}, ValueError, ("im1", r"\(1, 8\)")),
+        ({"im1": np.ones((0, 8)), "im2": np.ones((0, 8))}, ValueError, ("im1", r"\(0, 8\)")),
         ({"im2": np.ones((8, 8), complex)}, TypeError, ("im2", "complex")),
         ({"im1": np.full((8, 8), "a")}, TypeError, ("im1",)),
         ({"err": np.ones((8, 7))}, ValueError, ("err", r"\(8, 7\)")),
         ({"err": 1j}, TypeError, ("err", "complex")),
-        ({"boundary": "reflect"}, ValueError, ("boundary", "reflect", "wrap", "fill")),
+        ({"boundary": "mirror"}, ValueError, ("boundary", "mirror", "wrap", "fill")),
     ],
 )
 def test_bad_inputs_are_named(function, changes, error, words, x64):

@@ -7,12 +7,17 @@ by chance once in 1e6. The scatter of the shifts is compared with that of the li
 sampling noise, so the ratio of the two resolves 3 % with room to spare.
 """
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 from direct import scene
 
-from jaxchi2 import register
+import jaxchi2
+from jaxchi2 import Status
+
+register = partial(jaxchi2.register, boundary="wrap")
 
 SHAPE = (16, 16)
 FRAMES, CHUNK = 2600, 200
@@ -82,7 +87,9 @@ def test_calibration(kind, spectrum, snr, record_property):
     n = result["pull"].size
     spread, covered = np.std(result["pull"]), np.mean(result["covered"])
     record_property("calibration", f"pull {spread:.3f} covered {covered:.3f} scatter {result['scatter']:.3f}")
-    assert np.all(result["status"] == 0)
+    # Among thousands of frames there are neighbouring minima; they are doubts, not failures.
+    assert np.all(result["status"] & ~Status.AMBIGUOUS == 0)
+    assert np.mean(result["status"] != 0) < 0.02
     assert 5 / np.sqrt(2 * n) < 0.05
     assert abs(np.std(result["linear"]) - 1) < 5 / np.sqrt(2 * n)
     assert 0.95 < spread < 1.05

@@ -1,0 +1,291 @@
+"""Masks, bad pixels and boundaries: what counts, and what has no influence."""
+
+import warnings
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from direct import interpolate, moved, scene
+
+from jaxchi2 import Boundary, Status, chi2_surface, register
+from jaxchi2.layout import MARGIN
+
+SHAPE = (40, 37)
+SHIFT = np.array([2.3, -1.6])
+
+
+def pair(err=0.05, slope=3.0, seed=0, shift=SHIFT):
+    reference = scene(SHAPE, slope, seed=seed)
+    noise = np.random.default_rng(seed + 1).normal(scale=err, size=SHAPE)
+    return reference, moved(reference, shift) + noise
+
+
+def crops(shift, shape=(48, 50), err=0.05, seed=0):
+    """Two windows of one larger scene, the second of which sees it moved by ``shift``."""
+    large = scene((128, 128), 3.0, seed=seed, smooth=True)
+    window = tuple(slice(40, 40 + n) for n in shape)
+    noise = np.random.default_rng(seed + 1).normal(scale=err, size=shape)
+    return large[window], moved(large, shift)[window] + noise
+
+
+def assert_right(found, shift, sigmas=5.0):
+    assert found.status == Status.OK
+    assert np.all(np.abs(found.shift - shift) < sigmas * np.asarray(found.stderr))
+
+
+def same(first, second, rtol):
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
+
+
+# --- masks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("boundary", ["wrap", "overlap", "reflect", "nearest", "constant"])
+@pytest.mark.parametrize("which", ["mask", "reference_mask"])
+def test_values_of_masked_pixels_have_no_influence(boundary, which):
+    reference, image = pair()
+    mask = np.random.default_rng(3).random(SHAPE) < 0.06
+    mask[10:14, 20:25] = True
+    find = partial(register, err=0.05, boundary=boundary, **{which: mask})
+    found = find(reference, image)
+    for value in (0.0, 1e6, -1e30, np.nan, np.inf):
+        arrays = [reference.copy(), image.copy()]
+        arrays[which == "mask"][mask] = value
+        changed = find(*arrays)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(changed), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("boundary", ["wrap", "overlap"])
+def test_masks_keep_the_accuracy(boundary, dtype):
+    reference, image = (x.astype(dtype) for x in pair())
+    rng = np.random.default_rng(4)
+    for masks in ({"mask": rng.random(SHAPE) < 0.2}, {"reference_mask": rng.random(SHAPE) < 0.02}):
+        assert_right(register(reference, image, 0.05, boundary=boundary, **masks), SHIFT)
+
+
+def test_a_bad_patch_ruins_the_answer_without_a_mask():
+    reference, image = pair()
+    patch = np.zeros(SHAPE, bool)
+    patch[5:17, 8:20] = True
+    reference[patch] += 20.0
+    image[patch] += 20.0
+    spoiled = register(reference, image, 0.05, boundary="wrap")
+    assert np.max(np.abs(spoiled.shift - SHIFT)) > 1.0
+    assert_right(register(reference, image, 0.05, boundary="wrap", mask=patch, reference_mask=patch), SHIFT)
+
+
+def test_nan_numpy_masks_masks_and_weights_are_one(x64):
+    reference, image = pair()
+    mask = np.random.default_rng(5).random(SHAPE) < 0.1
+    err = np.full(SHAPE, 0.05)
+    expected = register(reference, image, err, mask=mask)
+    nan = np.where(mask, np.nan, image)
+    weights = np.where(mask, 0.0, 1 / 0.05**2)
+    same(register(reference, nan, err), expected, 1e-12)
+    same(register(reference, np.ma.array(image, mask=mask), err), expected, 1e-12)
+    same(register(reference, image, np.where(mask, np.inf, err)), expected, 1e-12)
+    same(register(reference, image, weights=weights), expected, 1e-10)
+    assert expected.dof < np.sum(~mask)
+
+
+def test_chi2_counts_the_unmasked_pixels(x64):
+    """With a mask of the image alone, the surface is the sum over its other pixels."""
+    reference, image = pair()
+    mask = np.random.default_rng(6).random(SHAPE) < 0.3
+    surface = chi2_surface(reference, image, 0.05, boundary="wrap", mask=mask)
+    for shift in (SHIFT, np.array([-7.21, 11.5])):
+        model = interpolate(reference, [np.arange(n) - s for n, s in zip(SHAPE, shift, strict=True)])
+        expected = np.sum(((image - model)[~mask] / 0.05) ** 2)
+        np.testing.assert_allclose(surface(shift), expected, rtol=1e-10)
+
+
+def test_mask_of_the_reference_takes_out_what_it_covers():
+    reference, image = pair()
+    hole = np.zeros(SHAPE, bool)
+    hole[20, 18] = True
+    found = register(reference, image, 0.05, boundary="wrap", reference_mask=hole)
+    assert found.dof == image.size - (1 + 2 * MARGIN) ** 2 - 2
+    image[20 + 2, 18 - 2] = 1e5
+    same(register(reference, image, 0.05, boundary="wrap", reference_mask=hole), found, 0)
+
+
+def test_masks_under_vmap_and_jit():
+    reference, image = (x.astype(np.float32) for x in pair())
+    masks = np.random.default_rng(7).random((3, *SHAPE)) < 0.1
+    find = jax.jit(jax.vmap(lambda m: register(reference, image, 0.05, mask=m, boundary="overlap")))
+    found = find(masks)
+    for i, mask in enumerate(masks):
+        alone = register(reference, image, 0.05, mask=mask, boundary="overlap")
+        np.testing.assert_allclose(found.shift[i], alone.shift, atol=2e-6)
+        assert found.dof[i] == alone.dof
+
+
+def test_everything_masked_is_no_data():
+    reference, image = pair()
+    everything = np.ones(SHAPE, bool)
+    for masks in ({"mask": everything}, {"reference_mask": everything}):
+        for boundary in ("wrap", "overlap"):
+            found = register(reference, image, 0.05, boundary=boundary, **masks)
+            assert int(found.status) & (Status.NO_DATA | Status.LITTLE_OVERLAP)
+            assert jnp.all(jnp.isnan(found.shift))
+
+
+# --- boundaries --------------------------------------------------------------------------------------------
+
+
+def extended(reference, boundary, value):
+    modes = {"constant": "constant", "reflect": "symmetric", "nearest": "edge"}
+    options = {"constant_values": value} if boundary == "constant" else {}
+    return np.pad(reference, [(n // 2, n - n // 2) for n in reference.shape], mode=modes[boundary], **options)
+
+
+@pytest.mark.parametrize("boundary", ["constant", "reflect", "nearest"])
+def test_chi2_is_that_of_the_continued_reference(boundary, x64):
+    """Against explicit sums over the interpolant of the reference continued over twice the frame."""
+    shape = (12, 11)
+    reference, rng = scene(shape, 2.0), np.random.default_rng(0)
+    image, err = rng.normal(size=shape), rng.uniform(0.5, 2.0, shape)
+    surface = chi2_surface(reference, image, err, boundary=Boundary(boundary, value=0.7))
+    continued = extended(reference, boundary, 0.7)
+    for shift in (np.array([1.3, -2.6]), np.array([-4.4, 0.0])):
+        positions = [np.arange(n) + n // 2 - s for n, s in zip(shape, shift, strict=True)]
+        expected = np.sum(((image - interpolate(continued, positions)) / err) ** 2)
+        np.testing.assert_allclose(surface(shift), expected, rtol=1e-9)
+
+
+def test_fill_is_constant_zero(x64):
+    reference, image = pair()
+    same(
+        register(reference, image, 0.05, boundary="fill"),
+        register(reference, image, 0.05, boundary=Boundary("constant", value=0.0)),
+        1e-12,
+    )
+
+
+@pytest.mark.parametrize("boundary", ["constant", "reflect", "nearest"])
+def test_boundaries_are_right_where_they_hold(boundary):
+    """A reference continued by the rule, moved, and cropped: the rule recovers the shift, wrap does not."""
+    reference = scene((40, 40), 4.0, seed=2)
+    continued = extended(reference, boundary, 3.0)
+    shift = np.array([5.0, -3.0])
+    noise = np.random.default_rng(1).normal(scale=0.02, size=reference.shape)
+    image = np.roll(continued, shift.astype(int), (0, 1))[20:60, 20:60] + noise
+    found = register(reference, image, 0.02, boundary=Boundary(boundary, value=3.0))
+    assert_right(found, shift)
+    assert 0.8 < found.reduced_chi2 < 1.2
+    assert register(reference, image, 0.02, boundary="wrap").reduced_chi2 > 10
+
+
+@pytest.mark.parametrize("shape", [(64,), (48, 50), (24, 22, 20)])
+def test_overlap_is_right_on_crops(shape, dtype):
+    if len(shape) == 2:
+        reference, image = crops(SHIFT, shape)
+    else:
+        large = scene(tuple(2 * n for n in shape), 3.0, smooth=True)
+        window = tuple(slice(n // 2, n // 2 + n) for n in shape)
+        shift = np.array([2.3, -1.6, 0.7])[: len(shape)]
+        noise = np.random.default_rng(1).normal(scale=0.05, size=shape)
+        reference, image = large[window], moved(large, shift)[window] + noise
+    shift = np.array([2.3, -1.6, 0.7])[: len(shape)]
+    found = register(reference.astype(dtype), image.astype(dtype), 0.05, boundary="overlap")
+    assert_right(found, shift)
+
+
+def test_overlap_works_where_wrap_fails():
+    reference, image = crops(np.array([9.4, -7.7]))
+    assert_right(register(reference, image, 0.05, boundary="overlap"), [9.4, -7.7])
+    wrong = register(reference, image, 0.05, boundary="wrap")
+    assert np.max(np.abs(wrong.shift - [9.4, -7.7]) / wrong.stderr) > 10
+
+
+@pytest.mark.parametrize("small", ["reference", "image"])
+def test_template_of_another_shape(small):
+    large = scene((96, 90), 3.0, seed=3, smooth=True)
+    rng = np.random.default_rng(0)
+    corner, offset = np.array([50, 20]), np.array([0.4, -0.3])
+    if small == "reference":
+        reference = large[50:76, 20:52]
+        image = moved(large, offset) + rng.normal(scale=0.05, size=large.shape)
+        expected = corner + offset
+    else:
+        reference = large
+        image = moved(large, offset)[50:76, 20:52] + rng.normal(scale=0.05, size=(26, 32))
+        expected = -corner + offset
+    assert_right(register(reference, image, 0.05, boundary="overlap"), expected)
+
+
+def test_min_overlap_bounds_the_search():
+    """A match that leaves a fifth of the frame is out of bounds for 0.4, and found for 0.1."""
+    large = scene((128, 128), 3.0, smooth=True)
+    reference, image = large[30:70, 30:70], large[54:94, 44:84]
+    expected = np.array([-24.0, -14.0])
+    options = {"err": 0.05, "max_shift": 30.0}
+    found = register(reference, image, boundary=Boundary("overlap", min_overlap=0.1), **options)
+    np.testing.assert_allclose(found.shift, expected, atol=1e-3)
+    other = register(reference, image, boundary=Boundary("overlap", min_overlap=0.4), **options)
+    assert np.max(np.abs(other.shift - expected)) > 1 or other.status != 0
+
+
+def test_overlap_map_is_chi2_per_pixel(x64):
+    """Against a loop over whole shifts and the pixels that both frames show."""
+    reference, image = crops(np.array([2.0, -3.0]), (14, 15))
+    surface = chi2_surface(reference, image, 0.05, boundary="overlap", max_shift=4)
+    values = np.asarray(surface.map())
+    ys, xs = surface.shifts()
+    expected, counts = np.empty((len(ys), len(xs))), np.empty((len(ys), len(xs)))
+    for a, dy in enumerate(ys.astype(int)):
+        for b, dx in enumerate(xs.astype(int)):
+            d = image[max(dy, 0) : 14 + min(dy, 0), max(dx, 0) : 15 + min(dx, 0)]
+            m = reference[max(-dy, 0) : 14 + min(-dy, 0), max(-dx, 0) : 15 + min(-dx, 0)]
+            expected[a, b] = np.sum(((d - m) / 0.05) ** 2) / d.size * (1 + np.sqrt(2 / d.size))
+            counts[a, b] = d.size
+    at = np.unravel_index(expected.argmin(), expected.shape)
+    np.testing.assert_allclose(values, expected * counts[at], rtol=1e-6)
+
+
+def test_gradient_under_overlap(x64):
+    reference, image = crops(SHIFT, (24, 25))
+    mask = np.random.default_rng(0).random(image.shape) < 0.05
+
+    def position(image):
+        return jnp.sum(register(reference, image, 0.05, mask=mask, boundary="overlap").shift)
+
+    direction = np.random.default_rng(1).normal(size=image.shape)
+    slope = np.sum(np.asarray(jax.grad(position)(jnp.asarray(image))) * direction)
+    step = 1e-5
+    expected = (position(image + step * direction) - position(image - step * direction)) / (2 * step)
+    np.testing.assert_allclose(slope, expected, rtol=1e-5)
+
+
+# --- outliers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("boundary", ["wrap", "overlap"])
+@pytest.mark.parametrize("err", [0.05, None])
+def test_clip_leaves_out_cosmic_rays(boundary, err):
+    reference, image = pair()
+    rng = np.random.default_rng(2)
+    hits = rng.random(SHAPE) < 0.03
+    image[hits] += rng.uniform(2, 30, hits.sum())
+    image[:, 11] = 50.0
+    assert np.max(np.abs(register(reference, image, err, boundary=boundary).shift - SHIFT)) > 0.1
+    found = register(reference, image, err, boundary=boundary, clip=5.0)
+    assert_right(found, SHIFT)
+    assert found.dof <= image.size - hits.sum() - SHAPE[0]
+
+
+def test_clip_leaves_gaussian_noise_alone(x64):
+    reference, image = pair()
+    err = np.full(SHAPE, 0.05)
+    clipped = register(reference, image, err, boundary="wrap", clip=6.0)
+    same(clipped, register(reference, image, err, boundary="wrap"), 1e-9)
+    compiled = jax.jit(partial(register, boundary="wrap", clip=6.0))(reference, image, err)
+    same(compiled, clipped, 1e-9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tight = register(reference, image, err, boundary="wrap", clip=1.5)
+    assert tight.dof < 0.95 * clipped.dof

@@ -1,0 +1,90 @@
+"""The noise of one image, and its spectrum, against truth."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from direct import scene
+from scipy.optimize import isotonic_regression
+
+from jaxchi2 import estimate_noise
+from jaxchi2.noise import falling, signal_power, whitening
+from jaxchi2.spectrum import half_weights
+
+
+def blobs(shape, seed=0):
+    rng = np.random.default_rng(seed)
+    grid = np.indices(shape)
+    total = np.zeros(shape)
+    for _ in range(12):
+        centre = rng.uniform(0, shape)
+        squares = sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True))
+        total += rng.uniform(5, 50) * np.exp(-squares / (2 * 2.5**2))
+    return total
+
+
+@pytest.mark.parametrize("shape", [(4096,), (64, 64), (61, 70), (20, 22, 24)])
+def test_noise_of_a_smooth_scene(shape, dtype):
+    """The median of n values scatters by 0.79 σ/√n; neighbours share pixels: 5 % is far out for 4000."""
+    noise = np.random.default_rng(1).normal(scale=2.0, size=shape)
+    image = (1e4 + blobs(shape) + noise).astype(dtype)
+    found = estimate_noise(image)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, 2.0, rtol=0.06 if len(shape) < 3 else 0.05)
+
+
+def test_noise_scales_and_leaves_out_bad_pixels():
+    image = np.random.default_rng(2).normal(size=(64, 64)).astype(np.float32)
+    plain = estimate_noise(image)
+    np.testing.assert_allclose(estimate_noise(7 * image - 3), 7 * plain, rtol=1e-5)
+    image[5] = np.nan
+    image[:, 9] = np.inf
+    image[30, 30] = 1e9
+    np.testing.assert_allclose(estimate_noise(image), plain, rtol=0.1)
+    assert jnp.isnan(estimate_noise(np.full((8, 8), np.nan)))
+    assert jnp.isnan(estimate_noise(np.ones((2, 50))))
+    np.testing.assert_array_equal(jax.jit(estimate_noise)(image), estimate_noise(image))
+
+
+def test_falling_is_isotonic_regression(dtype):
+    rng = np.random.default_rng(3)
+    for n in (1, 2, 7, 40):
+        values, weights = rng.normal(size=n) - 0.05 * np.arange(n), rng.uniform(0.5, 9, n)
+        expected = isotonic_regression(values, weights=weights, increasing=False).x
+        tolerance = 20 * np.finfo(dtype).eps
+        np.testing.assert_allclose(falling(jnp.asarray(values, dtype), weights), expected, atol=tolerance)
+
+
+def test_signal_power_of_noise_alone_is_nearly_nothing():
+    shape = (96, 95)
+    noise = np.random.default_rng(4).normal(size=shape).astype(np.float32)
+    observed = jnp.abs(jnp.fft.rfftn(noise)) ** 2 / noise.size
+    power = signal_power(observed, jnp.float32(1.0), shape)
+    weight = half_weights(shape[-1])
+    assert power.shape == observed.shape
+    assert np.sum(np.asarray(power) * weight) / noise.size < 0.02
+
+
+def test_signal_power_finds_a_steep_spectrum():
+    """Averaged over the rings, whose 100 and more modes each scatter by 10 % and less."""
+    shape = (128, 128)
+    clean = 10 * scene(shape, 3.0, seed=5)
+    noisy = clean + np.random.default_rng(5).normal(size=shape)
+    observed = jnp.asarray(np.abs(np.fft.rfftn(noisy)) ** 2 / noisy.size)
+    truth = np.abs(np.fft.rfftn(clean)) ** 2 / clean.size
+    found = np.asarray(signal_power(observed, jnp.asarray(1.0), shape))
+    k = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.rfftfreq(128))
+    for low, high in [(0.05, 0.1), (0.1, 0.15), (0.15, 0.25)]:
+        ring = (k > low) & (k < high)
+        np.testing.assert_allclose(found[ring].mean(), truth[ring].mean(), rtol=0.15)
+
+
+def test_whitening_is_the_optimal_weight():
+    shape = (32, 31)
+    observed = jnp.asarray(np.abs(np.fft.rfftn(5 * scene(shape, 2.0))) ** 2 / 992 + 1.5, jnp.float32)
+    first, second = jnp.float32(1.0), jnp.float32(2.0)
+    found = whitening(observed, observed, first, second, shape)
+    signal = signal_power(observed, (first + second) / 2, shape)
+    expected = np.array(signal / (signal * (first + second) + first * second))
+    expected[16] = 0.0
+    np.testing.assert_allclose(found.reference * found.image, expected, rtol=1e-4, atol=1e-7)
