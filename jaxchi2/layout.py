@@ -82,7 +82,9 @@ class Layout(NamedTuple):
     settled: Array
     """Whether the weights belong to this origin alone, so that ``score`` must guide the search."""
     score: Array
-    """Upper estimate of χ² per pixel of the overlap at every whole shift; infinite outside the window."""
+    """What the search minimises over whole shifts; infinite outside the window. With a gain to fit it is
+    ``n ln(1 − r²)``, n the overlap and r the correlation there: where both images are blank, χ² per pixel is
+    as small as at the match. Else an upper estimate of χ² per pixel."""
     overlap: Array
     """Pixels of the overlap at every whole shift."""
 
@@ -237,7 +239,8 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
         # χ² per pixel becomes χ² by the count at its minimum, or the prior would have no measure.
         index = grid_minimum(score)
         if pair.prior is not None:
-            index = grid_minimum(score + prior_chi2(pair, vectors) / count[tuple(index)])
+            measure = 1.0 if model.gain else count[tuple(index)]
+            index = grid_minimum(score + prior_chi2(pair, vectors) / measure)
         origin = jnp.stack([jnp.asarray(s, jnp.int32)[i] for s, i in zip(shifts, index, strict=True)])
 
     overlapping = model.boundary.name == "overlap"
@@ -310,6 +313,10 @@ def _score(prepared: Prepared, shape: Shape, model: Model) -> tuple[Array, Array
                 power - total**2 / mass,
             )
         chi2 = energy + profiled(cross, power, model.gain)
+    if model.gain:
+        least = jnp.finfo(chi2.dtype).eps * energy
+        ratio = jnp.maximum(chi2, least) / jnp.where(energy > 0, energy, 1.0)
+        return jnp.where(enough & (energy > 0), count * jnp.log(ratio), jnp.inf), count
     # One standard deviation up: of many small overlaps, one is always lucky.
     count = jnp.maximum(count, 1.0)
     return jnp.where(enough, chi2 / count * (1 + jnp.sqrt(2 / count)), jnp.inf), count

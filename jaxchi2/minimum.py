@@ -149,8 +149,8 @@ def refine(terms: Chi2Terms, whole: Array, start: Array) -> tuple[Array, Array]:
         step = step * jnp.minimum(1.0, radius / jnp.where(length > 0, length, 1.0))
         # Newton squares the error: after a step of √eps nothing is left to gain.
         done = (length < jnp.sqrt(eps)) & (ridge == 0)
-        # A gradient of rounding errors is none: equal images are at zero, not at 1e-9.
-        step = jnp.where(length < 2 * eps, 0.0, step)
+        # A gradient of rounding errors is none: equal images are at zero, not at 1e-7.
+        step = jnp.where(length < 8 * eps, 0.0, step)
         best = jnp.where(done, best + step, best)
         return best, value, gradient, hessian, best + jnp.where(done, 0.0, step), radius, count + 1, done
 

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from .errors import LevelPoints, covariance_of, interval_points
 from .fourier import as_real_array
+from .layout import MARGIN
 from .minimum import find_minimum, is_positive_definite
 from .pair import ANYWHERE, Boundary, Model, Pair, Search, check
 from .surface import extremes
@@ -104,7 +105,8 @@ class Registration(NamedTuple):
         """Probability of a χ² at least as large by noise alone; NaN if the noise is not known.
 
         By the normal approximation of Wilson & Hilferty (1931), right to 1e-3 for 10 degrees of freedom
-        and better for more.
+        and better for more. With ``reference_err`` and any boundary but "wrap", a mask or an error map, χ² is
+        that of a filtered reference and too small: an upper bound.
         """
         ratio, part = self.chi2 / self.dof, 2 / (9 * self.dof)
         upper = ndtr(-(jnp.cbrt(ratio) - (1 - part)) / jnp.sqrt(part))
@@ -358,13 +360,15 @@ def solve(terms: Chi2Terms, nsigma: Array, known_err: bool) -> tuple[Registratio
     least = 4 * np.pi**2 * eps * terms.amplitude
     curved = (jnp.diagonal(minimum.hessian) > least) | ~free
     flat = terms.flat | ~(is_positive_definite(minimum.hessian) & jnp.all(curved))
+    gain, background = terms.nuisances(whole, fraction)
+    flat |= ~(gain > 0)
     low, high = np.asarray(model.window, shift.dtype).T
     outside = jnp.any(((shift < low) | (shift > high)) & free) & model.limited
     cause = [
         (dof <= 0, Status.NO_DATA),
         (terms.settled & ~jnp.isfinite(jnp.min(terms.grid)), Status.LITTLE_OVERLAP),
         (flat, Status.FLAT),
-        (~minimum.converged, Status.NOT_CONVERGED),
+        (~minimum.converged | _strayed(terms, whole, fraction), Status.NOT_CONVERGED),
         (outside, Status.OUT_OF_WINDOW),
     ]
     fatal = jnp.select([c for c, _ in cause], [np.int32(flag) for _, flag in cause], np.int32(Status.OK))
@@ -380,7 +384,6 @@ def solve(terms: Chi2Terms, nsigma: Array, known_err: bool) -> tuple[Registratio
         return jnp.where(failed, jnp.nan, x)
 
     bounds = unless_failed(_bounds(points, free))
-    gain, background = terms.nuisances(whole, fraction)
     reference_offset, image_offset = terms.offsets
     result = Registration(
         shift=unless_failed(shift),
@@ -401,6 +404,11 @@ def solve(terms: Chi2Terms, nsigma: Array, known_err: bool) -> tuple[Registratio
         noise_known=jnp.full_like(failed, known_err),
     )
     return result, bounds
+
+
+def _strayed(terms: Chi2Terms, whole: Array, fraction: Array) -> Array:
+    """Whether the minimum has left the shift that its weights were settled for."""
+    return terms.settled & jnp.any(jnp.abs(whole - terms.origin + fraction) > MARGIN)
 
 
 def _reduced(terms: Chi2Terms, whole: Array, fraction: Array) -> Array:

@@ -477,9 +477,11 @@ def _search_grid(
     model: Model,
 ) -> Array:
     over, ndim = model.oversample, correlation.ndim
-    # Times the pixels at its minimum, so that a prior and a temperature have their measure.
-    number = layout.overlap[tuple(layout.origin % np.array(layout.overlap.shape))]
-    score = layout.score * number - constant
+    score = layout.score
+    if not model.gain:
+        # Times the pixels at its minimum, so that a prior and a temperature have their measure.
+        number = layout.overlap[tuple(layout.origin % np.array(layout.overlap.shape))]
+        score = score * number - constant
     if over > 1:
         whole = jnp.full_like(score, jnp.inf, shape=tuple(over * n for n in score.shape))
         score = whole.at[(slice(None, None, over),) * ndim].set(score)

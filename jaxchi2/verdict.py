@@ -118,13 +118,15 @@ def peaks(terms: Chi2Terms, minimum: Minimum, n: int) -> Peaks:
     shift = jnp.where(exist[:, None], whole + jnp.where(use[:, None], fraction, start), jnp.nan)
     delta = jnp.where(exist, jnp.where(use, refined, coarse), jnp.inf)
     deviations = jnp.full_like(delta, jnp.nan)
-    if terms.count is not None:
+    if terms.count is not None and not terms.model.gain:
         n_best = terms.count[tuple(best_index // over)]
         n_other = terms.count[tuple((start_index // over).T)]
         # χ² per pixel in units of the best's, which scatters by √(2/n) like the other.
         best = jnp.maximum(terms.grid[tuple(best_index)] + terms.constant, jnp.finfo(delta.dtype).tiny)
         spread = jnp.sqrt(2 / n_best + 2 / n_other * (1 + coarse / best) ** 2)
         deviations = jnp.where(terms.settled & exist, coarse / best / spread, jnp.nan)
+    order = jnp.argsort(delta)
+    shift, delta, deviations = shift[order], delta[order], deviations[order]
     first = jnp.zeros_like(delta, shape=(1,))
     return Peaks(
         jnp.concatenate([(minimum.whole + minimum.fraction)[None, :], shift]),

@@ -81,7 +81,7 @@ def test_json_equals_register(capsys):
         np.testing.assert_array_equal(fields[name], np.asarray(getattr(result, name)).tolist())
     assert fields["err"] == 8.0
     assert fields["nsigma"] == 2.0
-    assert fields["boundary"] == "wrap"
+    assert fields["boundary"] == "overlap"
     assert fields["shape"] == [192, 192]
     assert fields["version"] == jaxchi2.__version__
 
@@ -215,7 +215,7 @@ def test_json_has_null_for_nan(capsys):
     assert fields["shift"] == [None, None]
     assert fields["chi2"] is None
     assert fields["status"] == int(jaxchi2.Status.OUT_OF_WINDOW)
-    assert "outside max_shift" in fields["message"]
+    assert "outside the search window" in fields["message"]
 
 
 def test_one_dimension(capsys, tmp_path):

@@ -110,7 +110,9 @@ def test_mask_of_the_reference_takes_out_what_it_covers():
     found = register(reference, image, 0.05, boundary="wrap", reference_mask=hole)
     assert found.dof == image.size - (1 + 2 * MARGIN) ** 2 - 2
     image[20 + 2, 18 - 2] = 1e5
-    same(register(reference, image, 0.05, boundary="wrap", reference_mask=hole), found, 0)
+    again = register(reference, image, 0.05, boundary="wrap", reference_mask=hole)
+    np.testing.assert_array_equal(again.shift, found.shift)
+    np.testing.assert_array_equal(again.chi2, found.chi2)
 
 
 def test_masks_under_vmap_and_jit():
@@ -197,9 +199,9 @@ def test_overlap_is_right_on_crops(shape, dtype):
 
 def test_overlap_works_where_wrap_fails():
     reference, image = crops(np.array([9.4, -7.7]))
-    assert_right(register(reference, image, 0.05, boundary="overlap"), [9.4, -7.7])
+    assert_right(register(reference, image, 0.05, boundary="overlap"), np.array([9.4, -7.7]))
     wrong = register(reference, image, 0.05, boundary="wrap")
-    assert np.max(np.abs(wrong.shift - [9.4, -7.7]) / wrong.stderr) > 10
+    assert np.max(np.abs(wrong.shift - np.array([9.4, -7.7])) / wrong.stderr) > 10
 
 
 @pytest.mark.parametrize("small", ["reference", "image"])

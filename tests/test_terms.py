@@ -18,7 +18,7 @@ FITS = [(True, False), (False, True), (True, True)]
 
 
 def pair(gain=1.0, background=0.0, mapped=False, seed=0, slope=2.0):
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed + 100)
     reference = 3 + scene(SHAPE, slope, seed=seed)
     err = ERR * rng.uniform(0.5, 2.0, SHAPE) if mapped else np.asarray(ERR)
     return reference, gain * moved(reference, SHIFT) + background + err * rng.normal(size=SHAPE), err

@@ -21,7 +21,7 @@ def lattice(n=32, period=8):
 
 
 def noisy(reference, shift, err=0.5, seed=0):
-    return moved(reference, shift) + np.random.default_rng(seed).normal(scale=err, size=reference.shape)
+    return moved(reference, shift) + np.random.default_rng(seed + 100).normal(scale=err, size=reference.shape)
 
 
 @pytest.mark.parametrize("boundary", ["wrap", "overlap", "reflect"])
@@ -44,7 +44,7 @@ def test_related_images_are_believed(slope, boundary):
         found = register(reference, noisy(reference, (2.3, -1.6), 1.0, seed), 1.0, boundary=boundary)
         if boundary == "wrap":
             assert found.status == Status.OK
-        # Noise of full bandwidth cannot be interpolated at the edge of a frame, which does not make it unrelated.
+        # Full bandwidth cannot be interpolated at the edge of a frame; that does not make images unrelated.
         assert not Status(int(found.status)) & Status.UNRELATED
         assert found.chance < 1e-3
 

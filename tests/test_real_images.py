@@ -1,0 +1,101 @@
+"""Crops of photographs at known offsets, colour channels, and a FITS mosaic.
+
+The photographs are those that scikit-image carries in its wheel.
+"""
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from skimage import data
+
+from jaxchi2 import Status, register
+
+NAMES = ["camera", "moon", "coins", "brick", "hubble_deep_field"]
+
+
+def photograph(name):
+    image = getattr(data, name)().astype(np.float32)
+    return image.mean(-1) if image.ndim == 3 else image
+
+
+def window(image, corner, shape=(128, 128)):
+    return image[corner[0] : corner[0] + shape[0], corner[1] : corner[1] + shape[1]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("offset", [(7, -4), (23, 11)])
+def test_crops_at_whole_offsets(name, offset):
+    """The same pixels in both, so the answer is exact; taken as periodic they are up to 0.3 pixels off."""
+    image = photograph(name)
+    corner = np.array(image.shape) // 2 - 70
+    reference, moved = window(image, corner), window(image, corner - offset)
+    found = register(reference, moved)
+    assert found.status == Status.OK
+    np.testing.assert_allclose(found.shift, offset, atol=1e-4)
+
+
+def test_periodic_rule_is_wrong_on_crops():
+    worst = []
+    for name in NAMES:
+        image = photograph(name)
+        corner = np.array(image.shape) // 2 - 70
+        found = register(window(image, corner), window(image, corner - (7, -4)), boundary="wrap")
+        worst.append(np.max(np.abs(np.asarray(found.shift) - [7, -4]) / np.asarray(found.stderr)))
+    assert np.median(worst) > 4
+
+
+@pytest.mark.parametrize("name", ["camera", "moon", "hubble_deep_field"])
+def test_crops_at_fractions_of_a_pixel(name):
+    """Three by three pixels averaged after a low-pass, so that the coarse pixels resolve what they hold."""
+    image = photograph(name)
+    k = np.hypot(np.fft.fftfreq(image.shape[0])[:, None], np.fft.rfftfreq(image.shape[1]))
+    smooth = np.fft.irfft2(np.fft.rfft2(image) * np.exp(-0.5 * (k / 0.07) ** 2), image.shape)
+
+    def coarse(corner):
+        fine = window(smooth, corner, (288, 288))
+        return fine.reshape(96, 3, 96, 3).mean((1, 3))
+
+    found = register(coarse((40, 40)), coarse((33, 30)))
+    np.testing.assert_allclose(found.shift, (7 / 3, 10 / 3), atol=0.02)
+
+
+def test_colours_of_a_deep_field():
+    """Between the channels of one exposure there is no shift but that of the colours; gain and sky differ.
+
+    Expected within 0.2 pixels: stars are sharp to a few pixels and the channels are aligned.
+    """
+    field = data.hubble_deep_field().astype(np.float32)[520:648, 680:808]
+    for first, second in [(0, 1), (1, 2), (0, 2)]:
+        found = register(field[..., first], field[..., second], fit_gain=True, fit_background=True)
+        plain = register(field[..., first], field[..., second])
+        assert found.status == Status.OK
+        assert np.all(np.abs(found.shift) < 0.2)
+        assert 0.5 < found.gain < 2
+        assert found.gain_err < 0.05
+        assert found.chi2 < plain.chi2
+
+
+def test_a_word_is_found_on_its_page():
+    page = photograph("page")
+    text, word = page[42:122, 20:236], page[50:66, 166:224]
+    noisy = text + np.random.default_rng(2).normal(scale=10, size=text.shape).astype(np.float32)
+    for options in ({}, {"fit_gain": True, "fit_background": True}):
+        found = register(word, noisy, 10.0, **options)
+        assert found.status == Status.OK
+        np.testing.assert_allclose(found.shift, (8, 146), atol=0.05)
+
+
+def test_different_photographs_are_unrelated():
+    images = [window(photograph(name), (60, 60), (96, 96)) for name in ("camera", "moon", "brick", "grass")]
+    for i, first in enumerate(images):
+        for second in images[:i]:
+            assert register(first, second).status != Status.OK
+
+
+def test_a_frame_of_nan_is_left_out(tmp_path):
+    """A big-endian FITS image with blank borders, as mosaics have them."""
+    pixels = window(photograph("moon"), (100, 100), (64, 64))
+    padded = np.pad(pixels, 6, constant_values=np.nan)
+    fits.PrimaryHDU(np.roll(padded, (2, -3), (0, 1))).writeto(tmp_path / "image.fits")
+    found = register(padded, fits.getdata(tmp_path / "image.fits"), 1.0)
+    np.testing.assert_allclose(found.shift, (2, -3), atol=1e-4)
