@@ -31,7 +31,7 @@ class Peaks(NamedTuple):
 
 
 class RunnerUp(NamedTuple):
-    """The next best separate minimum of χ²."""
+    """The next best separate minimum of χ²: the deepest on the search grid, then refined."""
 
     shift: Array
     """Its shift in pixels, shape ``(D,)``; NaN where there is none."""
