@@ -3,9 +3,9 @@
     python benchmarks/register_pair.py [--sizes 64 128 …] [--dtype float32] [--repeats 15] [--peers]
 
 The floor is what any Fourier method pays: two ``rfft2`` and one ``irfft2``, compiled. ``register`` returns
-shift, covariance and profile-likelihood interval. The ways are timed in turn, round after round, and every
-ratio is a median over the rounds of time divided by the floor's time in the same round, so that a drift of
-the machine's speed falls out. Peers (extra ``bench``) work in float64 on the CPU, OpenCV in ``--dtype``.
+shift, covariance, profile-likelihood interval and verdict. The ways are timed in turn, round after round, and
+every ratio is a median over the rounds of time divided by the floor's time in the same round, so that a drift
+of the machine's speed falls out. Peers (extra ``bench``) work in float64 on the CPU, OpenCV in ``--dtype``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -41,12 +42,20 @@ def floor(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def ours(a: jax.Array, b: jax.Array, err_map: jax.Array) -> dict[str, Callable]:
-    compiled = jax.jit(jaxchi2.register)
+    periodic = partial(jaxchi2.register, boundary="wrap")
+    compiled = jax.jit(periodic)
+    fitted = jax.jit(partial(periodic, fit_gain=True, fit_background=True))
+    overlap = jax.jit(partial(jaxchi2.register, boundary="overlap"))
+    mask = err_map > 1.9
+    masked = jax.jit(lambda a, b: periodic(a, b, 1.0, mask=mask, reference_mask=mask))
     return {
         "floor": lambda: floor(a, b),
-        "register": lambda: jaxchi2.register(a, b, 1.0),
-        "register in jit": lambda: compiled(a, b, 1.0),
-        "register, error map": lambda: compiled(a, b, err_map),
+        "wrap": lambda: periodic(a, b, 1.0),
+        "wrap in jit": lambda: compiled(a, b, 1.0),
+        "gain, background": lambda: fitted(a, b, 1.0),
+        "error map": lambda: compiled(a, b, err_map),
+        "masks": lambda: masked(a, b),
+        "overlap": lambda: overlap(a, b, 1.0),
         "chi2_shift": lambda: jaxchi2.chi2_shift(a, b, 1.0),
     }
 

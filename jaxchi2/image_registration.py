@@ -82,7 +82,7 @@ def chi2n_map(
     -----
     Unlike `image_registration`: NaN and zero errors get weight zero, not value zero at weight one;
     "fill" with a scalar error sums the third term over the overlap alone; the boundaries that package
-    accepts and treats as "wrap" are refused; integer images do not overflow.
+    accepts here and treats as "wrap" are refused; integer images do not overflow.
 
     Examples
     --------
@@ -155,8 +155,9 @@ def chi2_shift(
     upsample_factor : float or "auto"
         Samples per pixel of the returned χ² grid; "auto" fits its window to the region within
         ``max_nsig``; static under jit.
-    boundary : {"wrap", "fill"}
-        ``im1`` is periodic, or zero outside its frame; static under jit.
+    boundary : str
+        What ``im1`` is outside its frame, one of the names that `register` takes; static under jit. "wrap",
+        the default as in `image_registration`, is wrong where content crosses the edge; "overlap" is not.
     zeromean : bool
         Subtract from each image the plain mean of its finite pixels first; static under jit.
     nfitted : int

@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from direct import scene
+from direct import moved, scene
 
 import jaxchi2
 from jaxchi2 import Status
@@ -97,3 +97,71 @@ def test_calibration(kind, spectrum, snr, record_property):
     assert abs(covered - 0.6827) < 5 * np.sqrt(0.6827 * 0.3173 / n)
     assert abs(result["scatter"] - 1) < 0.03
     assert abs(result["reduced"] - 1) < 5 * np.sqrt(2 / (254 * FRAMES)) + 1e-3
+
+
+# --- real images: edges, gain and background, noise in both -----------------------------------------------
+
+PULLS = 2700  # Five standard deviations of the spread of so many are 0.068.
+
+
+def pulls_on(pairs, shifts, **options):
+    """Pulls of many pairs in float32, and how many have a status."""
+
+    def one(pair):
+        return jaxchi2.register(*pair, **options)
+
+    found = jax.jit(lambda pairs: jax.lax.map(one, pairs))(tuple(x.astype(np.float32) for x in pairs))
+    return (np.asarray(found.shift, float) - shifts) / np.asarray(found.stderr), np.asarray(found.status)
+
+
+def windows(count, n, err, gain=1.0, background=0.0):
+    """Windows of one smooth scene, half its size, and of the same moved: the content crosses the edge."""
+    rng = np.random.default_rng(21)
+    large = scene((2 * n, 2 * n), 3.0, seed=4, smooth=True)
+    shifts = rng.uniform(-4, 4, (count, 2))
+    inside = (slice(n // 2, n // 2 + n),) * 2
+    images = np.stack([gain * moved(large, s)[inside] + background for s in shifts])
+    images += err * rng.normal(size=images.shape)
+    return (np.broadcast_to(large[inside], images.shape), images), shifts
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_errors_cover_on_windows_of_a_larger_scene(fitted):
+    n, err = 36, 0.2
+    pairs, shifts = windows(PULLS // 2, n, err, *((0.6, 8.0) if fitted else ()))
+    options = {"err": err, "fit_gain": fitted, "fit_background": fitted}
+    pull, status = pulls_on(pairs, shifts, boundary="overlap", **options)
+    assert np.mean(status != 0) < 0.01
+    assert 0.93 < np.sqrt(np.mean(pull**2)) < 1.07
+    assert np.sqrt(np.mean(pulls_on(pairs, shifts, boundary="wrap", **options)[0] ** 2)) > 5
+
+
+def test_noise_in_both_images_is_calibrated_and_near_the_bound():
+    """Blobs; plain χ² with the sum of the variances quotes a third of its scatter."""
+    n, err, rng = 48, 1.0, np.random.default_rng(9)
+    y, x = np.indices((n, n))
+    clean = np.zeros((n, n))
+    for cy, cx in rng.uniform(0, n, (8, 2)):
+        dy, dx = (y - cy + n / 2) % n - n / 2, (x - cx + n / 2) % n - n / 2
+        clean += rng.uniform(3, 10) * np.exp(-(dy**2 + dx**2) / 8)
+    count = PULLS // 2
+    shifts = rng.uniform(-3, 3, (count, 2))
+    images = np.stack([moved(clean, s) for s in shifts]) + err * rng.normal(size=(count, n, n))
+    references = clean + err * rng.normal(size=images.shape)
+    k = 2 * np.pi * np.stack(np.meshgrid(np.fft.fftfreq(n), np.fft.fftfreq(n), indexing="ij"))
+    signal = np.abs(np.fft.fft2(clean)) ** 2 / clean.size
+    weight = signal**2 / (2 * signal * err**2 + err**4)
+    bound = np.sqrt(np.diag(np.linalg.inv(np.einsum("aij,bij,ij->ab", k, k, weight))))
+    options = {"boundary": "wrap", "max_shift": 8.0}
+
+    def one(pair):
+        found = jaxchi2.register(*pair, err, reference_err=err, **options)
+        return found.shift, found.stderr
+
+    sent = tuple(a.astype(np.float32) for a in (references, images))
+    found, quoted = (np.asarray(a, float) for a in jax.jit(lambda p: jax.lax.map(one, p))(sent))
+    error = found - shifts
+    assert np.sqrt(np.mean((error / bound) ** 2)) < 1.08
+    assert 0.93 < np.sqrt(np.mean((error / quoted) ** 2)) < 1.07
+    plain, _ = pulls_on((references, images), shifts, err=2**0.5 * err, **options)
+    assert np.sqrt(np.mean(plain**2)) > 2
