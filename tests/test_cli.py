@@ -192,6 +192,8 @@ def test_status_flag_is_exit_status_one(capsys, tmp_path):
         "register",
         REFERENCE,
         IMAGE,
+        "--boundary",
+        "wrap",
         "--max-shift",
         2,
         "--out",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from direct import interpolate, moved, scene
 
-from jaxchi2 import Boundary, Status, chi2_shift, chi2_shift_iterzoom, chi2_surface, register
+from jaxchi2 import Boundary, Status, chi2_surface, register
 from jaxchi2.layout import MARGIN
 
 SHAPE = (40, 37)
@@ -274,7 +274,8 @@ def test_clip_leaves_out_cosmic_rays(boundary, err):
     hits = rng.random(SHAPE) < 0.03
     image[hits] += rng.uniform(2, 30, hits.sum())
     image[:, 11] = 50.0
-    assert np.max(np.abs(register(reference, image, err, boundary=boundary).shift - SHIFT)) > 0.1
+    # Far off, or no answer at all.
+    assert not np.max(np.abs(register(reference, image, err, boundary=boundary).shift - SHIFT)) < 0.1
     found = register(reference, image, err, boundary=boundary, clip=5.0)
     assert_right(found, SHIFT)
     assert found.dof <= image.size - hits.sum() - SHAPE[0]
@@ -291,15 +292,3 @@ def test_clip_leaves_gaussian_noise_alone(x64):
         warnings.simplefilter("error")
         tight = register(reference, image, err, boundary="wrap", clip=1.5)
     assert tight.dof < 0.95 * clipped.dof
-
-
-@pytest.mark.parametrize("boundary", ["overlap", "reflect", "nearest", "constant"])
-@pytest.mark.parametrize("function", [chi2_shift, chi2_shift_iterzoom])
-def test_boundaries_of_the_functions_of_image_registration(function, boundary, dtype):
-    reference, image = (x.astype(dtype) for x in crops(np.array([2.3, -1.6])))
-    dx, dy, *_, (x, y, values) = function(reference, image, 0.05, boundary=boundary, return_chi2array=True)
-    found = register(reference, image, 0.05, boundary=boundary)
-    np.testing.assert_allclose([dy, dx], found.shift, atol=1e-6)
-    lowest = np.unravel_index(np.argmin(values), values.shape)
-    sign = -1 if function is chi2_shift else 1
-    np.testing.assert_allclose([sign * y[lowest], sign * x[lowest]], found.shift, atol=0.02)
