@@ -133,7 +133,8 @@ def test_errors_cover_on_windows_of_a_larger_scene(fitted):
     pull, status = pulls_on(pairs, shifts, boundary="overlap", **options)
     assert np.mean(status != 0) < 0.01
     assert 0.93 < np.sqrt(np.mean(pull**2)) < 1.07
-    assert np.sqrt(np.mean(pulls_on(pairs, shifts, boundary="wrap", **options)[0] ** 2)) > 5
+    # Where the wrong rule gives an answer at all.
+    assert np.sqrt(np.nanmean(pulls_on(pairs, shifts, boundary="wrap", **options)[0] ** 2)) > 5
 
 
 def test_noise_in_both_images_is_calibrated_and_near_the_bound():
@@ -164,4 +165,4 @@ def test_noise_in_both_images_is_calibrated_and_near_the_bound():
     assert np.sqrt(np.mean((error / bound) ** 2)) < 1.08
     assert 0.93 < np.sqrt(np.mean((error / quoted) ** 2)) < 1.07
     plain, _ = pulls_on((references, images), shifts, err=2**0.5 * err, **options)
-    assert np.sqrt(np.mean(plain**2)) > 2
+    assert np.sqrt(np.nanmean(plain**2)) > 2
