@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _build_parser() -> _Parser:
     from . import __version__
+    from .pair import BOUNDARIES
 
     parser = _Parser(
         prog="jaxchi2", description="Sub-pixel image registration by chi-squared, with error bars."
@@ -87,7 +88,7 @@ def _build_parser() -> _Parser:
     )
     register.add_argument(
         "--boundary",
-        choices=("overlap", "wrap", "fill", "constant", "reflect", "nearest"),
+        choices=BOUNDARIES,
         default="overlap",
         help="what lies outside REF: nothing known, so that the overlap alone counts (overlap); itself, "
         "repeated (wrap) or mirrored (reflect); zero (fill, constant); its outermost pixels (nearest); "

@@ -108,6 +108,14 @@ def interval_points(terms: Chi2Terms, minimum: Minimum, threshold: Array) -> Lev
     return LevelPoints(points, found)
 
 
+def extremes(points: LevelPoints, free: tuple[bool, ...]) -> Array:
+    """Lower and upper extreme per axis, shape ``(D, 2)``, from `interval_points`; zero for an axis held."""
+    axes = np.flatnonzero(free)
+    own = points.displacement[np.arange(len(points.found)), np.resize(axes, len(points.found))]
+    bounds = jnp.where(points.found, own, jnp.nan).reshape(2, len(axes)).T
+    return jnp.zeros_like(own, shape=(len(free), 2)).at[axes].set(bounds)
+
+
 def contour_points(terms: Chi2Terms, minimum: Minimum, threshold: Array, n: int) -> LevelPoints:
     """``n`` points of the curve Δχ² = ``threshold`` of a two-dimensional surface, one on each ray.
 

@@ -197,15 +197,20 @@ def grid_shifts(length: int, window: tuple[float, float], over: int = 1) -> tupl
     return shift, (low <= shift) & (shift <= high)
 
 
-def admitted(shape: Shape, over: int, pair: Pair, model: Model) -> list[Array]:
-    """Per axis, which samples of the search grid may be the minimum."""
-    allowed = []
-    for axis, length in enumerate(shape):
+def in_window(grid: Array, over: int, pair: Pair, model: Model) -> Array:
+    """A search grid with infinities where the minimum may not be."""
+    for axis, length in enumerate(grid.shape):
         shift, inside = grid_shifts(length, model.window[axis], over)
         if pair.held is not None and not model.free[axis]:
             inside = shift == jnp.round(pair.held[axis]) * over
-        allowed.append(along(jnp.asarray(inside), axis, len(shape)))
-    return allowed
+        grid = jnp.where(along(jnp.asarray(inside), axis, grid.ndim), grid, jnp.inf)
+    return grid
+
+
+def shift_at(index: Array, shape: Shape, over: int, model: Model) -> Array:
+    """Shift of samples of a search grid in units of 1/``over`` pixel, int32; the axes are last in both."""
+    vectors = [grid_shifts(n, w, over)[0] for n, w in zip(shape, model.window, strict=True)]
+    return jnp.stack([jnp.asarray(v, jnp.int32)[index[..., a]] for a, v in enumerate(vectors)], axis=-1)
 
 
 def started(shift: Array, pair: Pair, model: Model) -> Array:
@@ -213,12 +218,10 @@ def started(shift: Array, pair: Pair, model: Model) -> Array:
     return shift if pair.held is None else jnp.where(np.array(model.free), shift, pair.held)
 
 
-def prior_chi2(pair: Pair, shifts: list[Array]) -> Array:
-    """``(s − μ)ᵀ P (s − μ)`` on the grid spanned by one vector of shifts per axis; zero without a prior."""
+def prior_chi2(prior: tuple[Array, Array], shifts: list[Array]) -> Array:
+    """``(s − μ)ᵀ P (s − μ)`` on the grid spanned by one vector of shifts per axis."""
     ndim = len(shifts)
-    if pair.prior is None:
-        return jnp.zeros((1,) * ndim, shifts[0].dtype)
-    mean, precision = pair.prior
+    mean, precision = prior
     offset = [along(s - mean[a], a, ndim) for a, s in enumerate(shifts)]
     pairs = [precision[a, b] * offset[a] * offset[b] for a in range(ndim) for b in range(ndim)]
     return reduce(jnp.add, pairs)
@@ -228,20 +231,18 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     frame, ndim = prepared.image.shape, prepared.image.ndim
     shape = search_shape(prepared.reference.shape, frame, model)
     score, count = _score(prepared, shape, model)
-    allowed = admitted(shape, 1, pair, model)
-    for axis in range(ndim):
-        score = jnp.where(allowed[axis], score, jnp.inf)
+    score = in_window(score, 1, pair, model)
     if pair.initial is not None:
         origin = jnp.round(lax.stop_gradient(started(pair.initial, pair, model))).astype(jnp.int32)
     else:
-        shifts = [grid_shifts(n, w)[0] for n, w in zip(shape, model.window, strict=True)]
-        vectors = [jnp.asarray(s, score.dtype) for s in shifts]
-        # χ² per pixel becomes χ² by the count at its minimum, or the prior would have no measure.
         index = grid_minimum(score)
         if pair.prior is not None:
+            # χ² per pixel becomes χ² by the count at its minimum, or the prior would have no measure.
             measure = 1.0 if model.gain else count[tuple(index)]
-            index = grid_minimum(score + prior_chi2(pair, vectors) / measure)
-        origin = jnp.stack([jnp.asarray(s, jnp.int32)[i] for s, i in zip(shifts, index, strict=True)])
+            shifts = [grid_shifts(n, w)[0] for n, w in zip(shape, model.window, strict=True)]
+            vectors = [jnp.asarray(s, score.dtype) for s in shifts]
+            index = grid_minimum(score + prior_chi2(pair.prior, vectors) / measure)
+        origin = shift_at(index, shape, 1, model)
 
     overlapping = model.boundary.name == "overlap"
     guard = GUARD if overlapping else 0

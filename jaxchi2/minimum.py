@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .layout import admitted, grid_minimum, grid_shifts, started
+from .layout import grid_minimum, in_window, shift_at, started
 from .terms import Chi2Terms
 
 MAX_STEPS = 50
@@ -105,25 +105,20 @@ def best_pixel(terms: Chi2Terms) -> tuple[Array, Array]:
     pair, grid, over = terms.pair, lax.stop_gradient(terms.grid), terms.oversample
     dtype = terms.constant.dtype
     if pair.initial is not None:
-        return _split(started(pair.initial, pair, terms.model))
-    index = grid_minimum(in_window(terms, grid))
-    shifts = [grid_shifts(n, w, over)[0] for n, w in zip(grid.shape, terms.model.window, strict=True)]
-    shift = jnp.stack([jnp.asarray(s, jnp.int32)[i] for s, i in zip(shifts, index, strict=True)])
+        return split(lax.stop_gradient(started(pair.initial, pair, terms.model)))
+    index = grid_minimum(in_window(grid, over, pair, terms.model))
+    shift = shift_at(index, grid.shape, over, terms.model)
     whole = shift // over
     fraction = (shift - whole * over).astype(dtype) / over
-    return (whole, fraction) if pair.held is None else _split(started(whole + fraction, pair, terms.model))
+    if pair.held is None:
+        return whole, fraction
+    return split(lax.stop_gradient(started(whole + fraction, pair, terms.model)))
 
 
-def _split(shift: Array) -> tuple[Array, Array]:
+def split(shift: Array) -> tuple[Array, Array]:
+    """Nearest whole shift, int32, and the remainder, which keeps the derivative."""
     whole = jnp.round(lax.stop_gradient(shift))
-    return whole.astype(jnp.int32), lax.stop_gradient(shift) - whole
-
-
-def in_window(terms: Chi2Terms, grid: Array) -> Array:
-    """The grid with infinities where the search may not go."""
-    for allowed in admitted(grid.shape, terms.oversample, terms.pair, terms.model):
-        grid = jnp.where(allowed, grid, jnp.inf)
-    return grid
+    return whole.astype(jnp.int32), shift - whole
 
 
 @jax.custom_jvp

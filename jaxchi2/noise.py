@@ -78,12 +78,14 @@ def _noise_of(array: Array) -> Array:
 
 
 class Whitening(NamedTuple):
-    """Real factors on the half plane: what the reference and the image are multiplied with."""
+    """Real factors on the half plane, what the reference and the image are multiplied with; and the scene."""
 
     reference: Array
     """``G / √T``."""
     image: Array
     """``1 / √T``."""
+    signal: Array
+    """S, as estimated."""
 
 
 def whitening(
@@ -102,7 +104,7 @@ def whitening(
             keep[n // 2] = 0.0
             gain = gain * along(jnp.asarray(keep, signal.dtype), axis, signal.ndim)
     amplitude = lax.rsqrt(image_noise + signal * (1 - gain))
-    return Whitening(gain * amplitude, amplitude)
+    return Whitening(gain * amplitude, amplitude, signal)
 
 
 def signal_power(observed: Array, noise: Array, shape: Shape) -> Array:

@@ -14,12 +14,11 @@ from jax.core import Tracer
 from jax.scipy.special import ndtr
 from jax.typing import ArrayLike
 
-from .errors import LevelPoints, covariance_of, interval_points
+from .errors import covariance_of, extremes, interval_points
 from .fourier import as_real_array
 from .layout import MARGIN
 from .minimum import find_minimum, is_positive_definite
 from .pair import ANYWHERE, Boundary, Model, Pair, Search, check
-from .surface import extremes
 from .terms import Chi2Terms, is_quick, weighted_terms, with_terms
 from .verdict import RunnerUp, log_chance, runner_up
 
@@ -383,7 +382,7 @@ def solve(terms: Chi2Terms, nsigma: Array, known_err: bool) -> tuple[Registratio
     def unless_failed(x: Array) -> Array:
         return jnp.where(failed, jnp.nan, x)
 
-    bounds = unless_failed(_bounds(points, free))
+    bounds = unless_failed(extremes(points, model.free))
     reference_offset, image_offset = terms.offsets
     result = Registration(
         shift=unless_failed(shift),
@@ -418,12 +417,6 @@ def _reduced(terms: Chi2Terms, whole: Array, fraction: Array) -> Array:
     period = np.asarray(terms.period)
     turns = jnp.floor((whole + fraction) / period + 0.5).astype(whole.dtype)
     return (whole - turns * period.astype(np.int32)) + fraction
-
-
-def _bounds(points: LevelPoints, free: np.ndarray) -> Array:
-    """Lower and upper extreme per axis; both zero for one that is held."""
-    found = extremes(points.displacement, points.found, np.flatnonzero(free))
-    return jnp.zeros_like(found, shape=(len(free), 2)).at[np.flatnonzero(free)].set(found)
 
 
 def _nuisance_covariance(terms: Chi2Terms, whole: Array, fraction: Array, gain: Array) -> Array:

@@ -8,11 +8,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
-from .errors import contour_points, delta_chi2, interval_points, profile_values
-from .minimum import find_minimum
+from .errors import contour_points, delta_chi2, extremes, interval_points, profile_values
+from .minimum import find_minimum, split
 from .pair import ANYWHERE, Boundary, Search, check
 from .terms import Chi2Terms, is_quick, uniform_terms, weighted_terms
 from .verdict import Peaks, Posterior, peaks, posterior
@@ -23,8 +23,7 @@ def split_shift(shift: ArrayLike, ndim: int, dtype: jnp.dtype, name: str = "shif
     shift = jnp.asarray(shift, dtype)
     if shift.shape != (ndim,):
         raise ValueError(f"{name} must hold one value per axis, shape ({ndim},), not {shift.shape}")
-    whole = jnp.round(lax.stop_gradient(shift))
-    return whole.astype(jnp.int32), shift - whole
+    return split(shift)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["terms"], meta_fields=[])
@@ -121,9 +120,7 @@ class Chi2Surface:
         """
         found = find_minimum(self.terms)
         points = interval_points(self.terms, found, self._threshold(nsigma, nfitted))
-        axes = np.flatnonzero(self.terms.model.free)
-        own = extremes(points.displacement, points.found, axes)
-        bounds = jnp.zeros_like(own, shape=(len(found.whole), 2)).at[axes].set(own)
+        bounds = extremes(points, self.terms.model.free)
         return found.whole[:, None] + found.fraction[:, None] + bounds
 
     @partial(jax.jit, static_argnames=("n", "nfitted"))
@@ -205,12 +202,6 @@ class Chi2Surface:
 def _zoom(terms: Chi2Terms, whole: Array, fraction: Array, steps: Array, shape: tuple[int, ...]) -> Array:
     offsets = [jnp.asarray(np.arange(m) - (m - 1) / 2, steps.dtype) * steps[a] for a, m in enumerate(shape)]
     return terms.residual_chi2(whole, fraction) + terms.differences(whole, fraction, offsets)
-
-
-def extremes(displacement: Array, found: Array, axes: np.ndarray) -> Array:
-    """Lower and upper extreme of each of the axes, shape ``(n, 2)``, from the points of `interval_points`."""
-    own = displacement[np.arange(len(found)), np.resize(axes, len(found))]
-    return jnp.where(found, own, jnp.nan).reshape(2, len(axes)).T
 
 
 def chi2_surface(

@@ -78,7 +78,7 @@ from .taylor import multiply, reciprocal
         "bands",
         "flat",
         "settled",
-        "count",
+        "overlap",
         "scale",
         "offsets",
     ],
@@ -124,7 +124,7 @@ class Chi2Terms:
     """Whether an image is constant to rounding. Weights that differ give χ² a minimum even so."""
     settled: Array
     """Whether the weights hold for shifts near ``origin`` alone, and ``grid`` is χ² per pixel elsewhere."""
-    count: Array | None
+    overlap: Array | None
     """Pixels of the overlap at each whole shift of the search grid, where that may depend on the shift."""
     scale: Array
     """The images have been divided by this."""
@@ -176,9 +176,11 @@ class Chi2Terms:
             result = cross + power
         if self.pair.prior is not None:
             offset = whole + fraction
-            start = prior_chi2(self.pair, [offset[a : a + 1] for a in range(len(offset))])
+            start = prior_chi2(self.pair.prior, [offset[a : a + 1] for a in range(len(offset))])
             result = (
-                result + prior_chi2(self.pair, [offset[a] + d for a, d in enumerate(displacements)]) - start
+                result
+                + prior_chi2(self.pair.prior, [offset[a] + d for a, d in enumerate(displacements)])
+                - start
             )
         return result
 
@@ -324,7 +326,7 @@ def _with_prior(grid: Array, pair: Pair, model: Model) -> Array:
         return grid
     over = model.oversample
     shifts = [grid_shifts(n, w, over)[0] / over for n, w in zip(grid.shape, model.window, strict=True)]
-    return grid + prior_chi2(pair, [jnp.asarray(s, grid.dtype) for s in shifts])
+    return grid + prior_chi2(pair.prior, [jnp.asarray(s, grid.dtype) for s in shifts])
 
 
 def uniform_terms(pair: Pair, model: Model) -> Chi2Terms:
@@ -379,7 +381,7 @@ def uniform_terms(pair: Pair, model: Model) -> Chi2Terms:
         bands=(_band_energy(spectrum, shape), _band_energy(image_spectrum, shape)),
         flat=jnp.zeros_like(energy, dtype=bool),
         settled=jnp.zeros_like(energy, dtype=bool),
-        count=None,
+        overlap=None,
         scale=unit,
         offsets=(pedestal, image_pedestal),
         model=model,
@@ -457,7 +459,7 @@ def weighted_terms(pair: Pair, model: Model) -> Chi2Terms:
         bands=(_band_energy(spectrum, shape), _band_energy(image_spectrum, shape)),
         flat=prepared.flat,
         settled=layout.settled,
-        count=layout.overlap,
+        overlap=layout.overlap,
         scale=prepared.unit,
         offsets=(prepared.pedestal, prepared.pedestal + shared * prepared.unit),
         model=model,
@@ -516,8 +518,7 @@ def _wiener(layout: Layout) -> Layout:
     filters = whitening(
         _periodogram(masked_hat, number), _periodogram(image_hat, number), noise, image_noise, shape
     )
-    gain = filters.reference / filters.image
-    signal = gain * noise / jnp.maximum(1 - gain, jnp.finfo(gain.dtype).eps)
+    gain, signal = filters.reference / filters.image, filters.signal
     reference = jnp.fft.irfftn(scaled(reference_hat, gain), shape)
     # Curvature-weighted mean of the variance of the cross-spectrum, over that of the signal.
     squared = [np.square(2 * np.pi * np.fft.fftfreq(n)[:m]) for n, m in zip(shape, gain.shape, strict=True)]

@@ -12,9 +12,9 @@ import numpy as np
 from jax import Array, lax
 from jax.scipy.special import log_ndtr, ndtr
 
-from .layout import admitted, grid_minimum, grid_shifts
-from .minimum import Minimum, best_pixel, in_window, refine
-from .spectrum import harmonics, octaves
+from .layout import grid_minimum, grid_shifts, in_window, shift_at
+from .minimum import Minimum, best_pixel, refine
+from .spectrum import along, harmonics, octaves
 from .terms import Chi2Terms
 
 
@@ -73,16 +73,14 @@ def separate_minima(terms: Chi2Terms, n: int) -> tuple[Array, Array, Array]:
             lowest &= below & jnp.isfinite(neighbour)
     start_whole, start_fraction = best_pixel(terms)
     near = jnp.ones((1,) * ndim, bool)
-    shifts = []
     for axis, length in enumerate(grid.shape):
-        shift = grid_shifts(length, terms.model.window[axis], over)[0]
-        shifts.append(jnp.asarray(shift, jnp.int32))
+        shift = jnp.asarray(grid_shifts(length, terms.model.window[axis], over)[0], jnp.int32)
         start = jnp.round((start_whole[axis] + start_fraction[axis]) * over).astype(jnp.int32)
-        distance = (shifts[axis] - start + length // 2) % length - length // 2
-        near = near & (jnp.abs(distance) <= over).reshape([-1 if a == axis else 1 for a in range(ndim)])
-    values = jnp.where(lowest & ~near, in_window(terms, grid), jnp.inf)
+        distance = (shift - start + length // 2) % length - length // 2
+        near = near & along(jnp.abs(distance) <= over, axis, ndim)
+    values = jnp.where(lowest & ~near, in_window(grid, over, terms.pair, terms.model), jnp.inf)
     lowest_values, indices = smallest(values, n)
-    picked = jnp.stack([shifts[a][indices[:, a]] for a in range(ndim)], axis=1)
+    picked = shift_at(indices, grid.shape, over, terms.model)
     whole = picked // over
     return whole, (picked - whole * over).astype(grid.dtype) / over, jnp.isfinite(lowest_values)
 
@@ -118,9 +116,9 @@ def peaks(terms: Chi2Terms, minimum: Minimum, n: int) -> Peaks:
     shift = jnp.where(exist[:, None], whole + jnp.where(use[:, None], fraction, start), jnp.nan)
     delta = jnp.where(exist, jnp.where(use, refined, coarse), jnp.inf)
     deviations = jnp.full_like(delta, jnp.nan)
-    if terms.count is not None and not terms.model.gain:
-        n_best = terms.count[tuple(best_index // over)]
-        n_other = terms.count[tuple((start_index // over).T)]
+    if terms.overlap is not None and not terms.model.gain:
+        n_best = terms.overlap[tuple(best_index // over)]
+        n_other = terms.overlap[tuple((start_index // over).T)]
         # χ² per pixel in units of the best's, which scatters by √(2/n) like the other.
         best = jnp.maximum(terms.grid[tuple(best_index)] + terms.constant, jnp.finfo(delta.dtype).tiny)
         spread = jnp.sqrt(2 / n_best + 2 / n_other * (1 + coarse / best) ** 2)
@@ -202,10 +200,7 @@ def _log_chance_in_bands(terms: Chi2Terms, minimum: Minimum) -> Array:
 def posterior(terms: Chi2Terms, temperature: Array) -> Posterior:
     """``exp(−χ² / (2 temperature))`` over the search grid, normalised, with its mean and covariance."""
     ndim, over = terms.grid.ndim, terms.oversample
-    inside = jnp.ones((1,) * ndim, bool)
-    for allowed in admitted(terms.grid.shape, over, terms.pair, terms.model):
-        inside = inside & allowed
-    inside = inside & jnp.isfinite(terms.grid)
+    inside = jnp.isfinite(in_window(terms.grid, over, terms.pair, terms.model))
     values = jnp.where(inside, jnp.where(inside, terms.grid, 0.0) / (-2 * temperature), -jnp.inf)
     probability = jax.nn.softmax(values.reshape(-1)).reshape(values.shape)
     marginals, positions = [], []
