@@ -187,6 +187,14 @@ def search_shape(reference: Shape, image: Shape, model: Model) -> Shape:
     return tuple(next_fast_len(max(m + high, n - low) + 2 * GUARD, real=True) for m, n, (low, high) in pairs)
 
 
+def odd_fast_len(length: int) -> int:
+    """The next odd length with small factors: without a Nyquist term, whose convention is not symmetric."""
+    length |= 1
+    while next_fast_len(length) != length:
+        length += 2
+    return length
+
+
 def grid_shifts(length: int, window: tuple[float, float], over: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Shift of each sample of a search grid in units of 1/``over`` pixel, and whether it is in the window."""
     low, high = int(np.ceil(window[0] * over)), int(np.floor(window[1] * over))
@@ -246,7 +254,7 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
 
     overlapping = model.boundary.name == "overlap"
     guard = GUARD if overlapping else 0
-    local = tuple(next_fast_len(n + 2 * guard, real=True) for n in frame) if overlapping else frame
+    local = tuple(odd_fast_len(n + 2 * guard) for n in frame) if overlapping else frame
 
     def here(x: Array) -> Array:
         """The reference's pixels where the image's frame and its guard are, outside the frame zero."""
