@@ -11,11 +11,14 @@ from .errors import delta_chi2
 from .image_registration import (
     chi2_shift,
     chi2_shift_iterzoom,
+    chi2_shift_leastsq,
     chi2map_to_errors,
     chi2n_map,
     iterative_zoom,
     iterative_zoom_1d,
 )
+from .leastsq import Descent, Fit, GaussNewton, fit
+from .motion import Affine, Rigid, Shift, Similarity
 from .noise import estimate_noise
 from .pair import Boundary, Search
 from .registration import Registration, Status, register
@@ -25,22 +28,31 @@ from .verdict import Peaks, Posterior, RunnerUp
 __version__ = "0.1.0"
 
 __all__ = [
+    "Affine",
     "Boundary",
     "Chi2Surface",
+    "Descent",
+    "Fit",
+    "GaussNewton",
     "Peaks",
     "Posterior",
     "Registration",
+    "Rigid",
     "RunnerUp",
     "Search",
+    "Shift",
+    "Similarity",
     "Status",
     "align",
     "chi2_shift",
     "chi2_shift_iterzoom",
+    "chi2_shift_leastsq",
     "chi2_surface",
     "chi2map_to_errors",
     "chi2n_map",
     "delta_chi2",
     "estimate_noise",
+    "fit",
     "fourier",
     "iterative_zoom",
     "iterative_zoom_1d",

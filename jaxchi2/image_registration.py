@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +25,11 @@ from jax.typing import ArrayLike
 from .errors import delta_chi2
 from .fourier import accept_obsolete, as_real_array, correlate2d, zoomnd
 from .layout import grid_minimum, lay_out, prepare
+from .leastsq import fit
 from .minimum import best_pixel
 from .pair import BOUNDARIES, Model, Pair, check_images, check_model
 from .registration import Registration, Status, solve
+from .sampling import MODES
 from .spectrum import harmonics
 from .terms import Chi2Terms, is_quick, with_terms
 
@@ -287,6 +290,106 @@ def chi2_shift_iterzoom(
     )
     window = RezoomedGrid(*levels) if return_chi2array else None
     return _in_order(*_shift_and_grid(pair, model, 2, window), return_error, verbose)
+
+
+def chi2_shift_leastsq(
+    im1: ArrayLike,
+    im2: ArrayLike,
+    err: ArrayLike | None = None,
+    mode: str = "wrap",
+    maxoff: float | None = None,
+    return_error: bool = True,
+    guessx: float = 0,
+    guessy: float = 0,
+    use_fft: bool = False,
+    ignore_outside: bool = True,
+    verbose: bool = False,
+) -> tuple:
+    """Measure the shift of ``im2`` from ``im1`` and its error by least squares on the pixels, with `fit`.
+
+    Parameters
+    ----------
+    im1, im2 : array_like, shape (ny, nx)
+        The reference and the image; a constant between them is fitted. A pixel that is not finite has weight
+        zero.
+    err : array_like, scalar or shape (ny, nx), optional
+        Standard deviation of each pixel of ``im2``; weight zero where it is not a positive finite number.
+        None: the errors are scaled by the reduced χ².
+    mode : {"wrap", "constant", "reflect", "nearest"}
+        What ``im1`` is outside its frame, if that is asked for, as in ``scipy.ndimage.map_coordinates``,
+        "wrap" being its "grid-wrap"; static under jit.
+    maxoff : float, optional
+        Largest shift along each axis; as many pixels are left out at each edge of the frame, so that nothing
+        from outside is looked at, whatever ``ignore_outside`` says. Static under jit.
+    return_error : bool
+        Whether to return the errors; static under jit.
+    guessx, guessy : float
+        Where to start, in pixels. Both zero: at the best shift of all. Static under jit.
+    use_fft : bool
+        Interpolate by Fourier series instead of cubic splines; static under jit.
+    ignore_outside : bool
+        Leave out pixels without a counterpart in ``im1``; static under jit.
+    verbose : bool
+        Print the shift and χ² at every step (outside ``jit`` only).
+
+    Returns
+    -------
+    dx, dy : Array
+        Shift in pixels, positive towards larger indices. NaN where there is no minimum.
+    errx, erry : Array
+        Marginal standard errors. Only with ``return_error``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For unlike or unfit shapes, complex dtypes, unknown options, a ``maxoff`` that leaves no pixels.
+
+    Notes
+    -----
+    Unlike `image_registration`: it runs; ``im1`` is interpolated, and ``err`` stays with the pixels of
+    ``im2``, where that package interpolates image and errors; ``maxoff`` leaves out a margin, not all but a
+    square of twice its size; "wrap" has the period of the frame; no input is modified.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> scene = rng.normal(size=(32, 32))
+    >>> image = np.roll(scene, (2, -3), (0, 1)) + rng.normal(scale=0.1, size=scene.shape)
+    >>> dx, dy, errx, erry = chi2_shift_leastsq(scene, image, 0.1, use_fft=True)
+    >>> print(f"{dx:.3f} ± {errx:.3f}, {dy:.3f} ± {erry:.3f}")
+    -2.995 ± 0.002, 1.998 ± 0.002
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
+    pair = check_images(im1, im2, err, names=("im1", "im2"))
+    if pair.ndim != 2:
+        raise ValueError(f"im1 and im2 must have two axes, not {pair.ndim}; fit() takes one to three")
+    guess = np.array([guessy, guessx]) if guessx or guessy else None
+    mask = None
+    if maxoff is not None:
+        margin = ceil(_positive(maxoff, "maxoff"))
+        if 2 * margin >= min(pair.image.shape):
+            raise ValueError(f"maxoff must be below half of each axis of {pair.image.shape}, not {maxoff!r}")
+        mask = np.ones(pair.image.shape, bool)
+        mask[margin:-margin, margin:-margin] = False
+    found = fit(
+        pair.reference,
+        pair.image,
+        None if err is None else pair.err,
+        mask=mask,
+        interpolation="fourier" if use_fft else "cubic",
+        boundary="overlap" if ignore_outside and maxoff is None else mode,
+        max_shift=maxoff,
+        initial=guess,
+        fit_background=True,
+    )
+    if verbose and not isinstance(found.cost, Tracer):
+        for step in range(int(found.steps) + 1):
+            y, x = found.history.parameters[step, :2]
+            print(f"{step:3d}  x = {x:.6f}, y = {y:.6f}, chi2 = {2 * found.history.cost[step]:.6g}")
+    (dy, dx), (erry, errx) = found.shift, found.stderr.shift
+    return (dx, dy, errx, erry) if return_error else (dx, dy)
 
 
 def _pair(

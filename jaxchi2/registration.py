@@ -41,6 +41,7 @@ class Status(IntFlag):
     LITTLE_OVERLAP = 32
     UNRELATED = 64
     AMBIGUOUS = 128
+    AT_BOUND = 256
 
     @property
     def message(self) -> str:
@@ -57,8 +58,8 @@ _MESSAGES = {
     Status.OPEN_INTERVAL: "Δχ² does not reach its threshold on every side, an interval bound is NaN",
     Status.UNRELATED: "unrelated images would match as well by chance",
     Status.AMBIGUOUS: "another minimum is nearly as deep",
+    Status.AT_BOUND: "a parameter of the fit lies at its bound and has no error",
 }
-FATAL = Status.NO_DATA | Status.LITTLE_OVERLAP | Status.FLAT | Status.NOT_CONVERGED | Status.OUT_OF_WINDOW
 MAX_CHANCE = 1e-3
 """Chance of so good a match between unrelated images from which `Status.UNRELATED` is set."""
 MIN_PROBABILITY = 0.99
@@ -299,15 +300,15 @@ def _register(
 ) -> Registration:
     if not known_err:
         # Without errors, the reference's range is a unit in which no square under- or overflows.
-        pair = pair._replace(err=_range_of(pair.reference))
+        pair = pair._replace(err=range_of(pair.reference))
     if clip is not None:
-        pair, clean = _clipped(pair, known_err, model, clip), False
+        pair, clean = clipped(pair, known_err, model, clip), False
     run = partial(solve, nsigma=nsigma, known_err=known_err)
     result, _ = with_terms(run, pair, model, clean)
     return result if known_err else result._replace(chi2=result.chi2 * pair.err**2)
 
 
-def _clipped(pair: Pair, known_err: bool, model: Model, clip: float) -> Pair:
+def clipped(pair: Pair, known_err: bool, model: Model, clip: float) -> Pair:
     """The pair without the pixels whose residual is above ``clip`` standard deviations, found in rounds.
 
     Without known errors a standard deviation is 1.4826 times the median absolute residual. Every round
@@ -327,7 +328,8 @@ def _clipped(pair: Pair, known_err: bool, model: Model, clip: float) -> Pair:
     return pair._replace(image=jnp.where(kept, pair.image, jnp.nan))
 
 
-def _range_of(array: Array) -> Array:
+def range_of(array: Array) -> Array:
+    """Largest finite value less the smallest, or one where that is no unit; a constant."""
     finite = jnp.isfinite(array)
     largest, smallest = (
         jnp.max(array, where=finite, initial=-jnp.inf),

@@ -24,6 +24,8 @@ PACKAGE = Path(jaxchi2.__file__).parent
 ORDER = [
     "fourier",
     "spectrum",
+    "sampling",
+    "motion",
     "taylor",
     "pair",
     "noise",
@@ -35,6 +37,7 @@ ORDER = [
     "surface",
     "align",
     "registration",
+    "leastsq",
     "image_registration",
     "io",
     "data",
@@ -207,7 +210,7 @@ import jax
 before = dict(jax.config.values)
 already = set(sys.modules)
 import jaxchi2
-heavy = {"matplotlib", "astropy", "tifffile", "imageio", "optax", "scipy.stats", "PIL"}
+heavy = {"matplotlib", "astropy", "tifffile", "imageio", "scipy.stats", "PIL"}
 print(sorted(heavy & (set(sys.modules) - already)), dict(jax.config.values) == before)
 """
     run = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import scipy.stats
 from conftest import enable_x64
-from direct import chi2, interpolate, scene, shifted
+from direct import chi2, interpolate, moved, scene, shifted
+from scipy.ndimage import map_coordinates
+from scipy.optimize import least_squares
 
 from jaxchi2 import (
     chi2_shift,
     chi2_shift_iterzoom,
+    chi2_shift_leastsq,
     chi2map_to_errors,
     chi2n_map,
     iterative_zoom,
@@ -833,3 +836,103 @@ def test_gradient_of_shift(x64):
         steps = [[a + (i == which) * k * h * direction for i, a in enumerate(arguments)] for k in (-1, 1)]
         slope = (dx(*steps[1]) - dx(*steps[0])) / (2 * h)
         np.testing.assert_allclose(np.vdot(gradient[which], direction), slope, rtol=1e-6)
+
+
+# chi2_shift_leastsq
+
+
+def windows(shift, shape=(40, 36), err=0.1, seed=21):
+    """Two windows of a smooth scene, the second after a shift ``(dx, dy)``, with noise."""
+    larger = scene((2 * shape[0], 2 * shape[1]), 3.0, seed=seed, smooth=True)
+    window = tuple(slice(n // 2, n // 2 + n) for n in shape)
+    noise = np.random.default_rng(seed + 1).normal(scale=err, size=shape)
+    return larger[window], moved(larger, shift[::-1])[window] + noise
+
+
+@pytest.mark.parametrize("options", [{}, {"use_fft": True}, {"maxoff": 8}, {"maxoff": 8.0, "use_fft": True}])
+def test_leastsq_finds_the_shift_in_pixels_and_brightness(options, dtype):
+    im1, im2 = (x.astype(dtype) for x in windows((-4.3, 2.6)))
+    before = im1.copy(), im2.copy()
+    dx, dy, errx, erry = chi2_shift_leastsq(im1, im2 + dtype.type(3), 0.1, **options)
+    assert dx.dtype == dtype
+    assert 0.001 < errx < 0.1
+    assert 0.001 < erry < 0.1
+    assert abs(dx + 4.3) < 4 * errx
+    assert abs(dy - 2.6) < 4 * erry
+    for kept, given in zip(before, (im1, im2), strict=True):
+        np.testing.assert_array_equal(kept, given)
+
+
+def test_leastsq_needs_no_good_guess():
+    im1, im2 = windows((-4.3, 2.6))
+    expected = chi2_shift_leastsq(im1, im2, 0.1)
+    for guess in [(-6.0, 4.0), (-3.0, 1.0), (-4.0, 0.7)]:
+        found = chi2_shift_leastsq(im1, im2, 0.1, guessx=guess[0], guessy=guess[1])
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("mode", ["wrap", "constant", "reflect", "nearest"])
+def test_leastsq_modes_are_those_of_map_coordinates(mode, x64):
+    im1, im2 = windows((-1.3, 0.6))
+    mean = im1.mean()
+    grid = np.indices(im1.shape)
+
+    def residuals(p):
+        model = map_coordinates(
+            im1 - mean, grid - p[:2, None, None], mode={"wrap": "grid-wrap"}.get(mode, mode)
+        )
+        return ((im2 - mean - model - p[2]) / 0.1).ravel()
+
+    found = chi2_shift_leastsq(im1 - mean, im2 - mean, 0.1, mode, ignore_outside=False)
+    expected = least_squares(residuals, [*map(float, found[1::-1]), 0.0], xtol=1e-13, ftol=1e-15, gtol=1e-13)
+    np.testing.assert_allclose(found[1::-1], expected.x[:2], atol=2e-6)
+
+
+def test_leastsq_bounds_and_crops():
+    im1, im2 = windows((-4.3, 2.6))
+    bounded = chi2_shift_leastsq(im1, im2, 0.1, maxoff=3, return_error=False)
+    assert bounded[0] == -3
+    dirty = im2.copy()
+    dirty[:6], dirty[:, -6:] = 1e3, -1e3
+    clean, framed = (chi2_shift_leastsq(im1, x, 0.1, maxoff=6) for x in (im2, dirty))
+    np.testing.assert_allclose(framed, clean, atol=1e-5)
+
+
+def test_leastsq_prints_its_steps(capsys):
+    im1, im2 = windows((-1.3, 0.6))
+    chi2_shift_leastsq(im1, im2, 0.1, verbose=True, guessx=-1.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2
+    assert lines[0].startswith("  0  x = -1.0")
+    assert float(lines[-1].split("chi2 = ")[1]) < float(lines[0].split("chi2 = ")[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mode": "mirror"}, "mode must be one of"),
+        ({"maxoff": 20}, "maxoff must be below"),
+        ({"maxoff": -1}, "maxoff"),
+    ],
+)
+def test_leastsq_bad_arguments(options, words):
+    with pytest.raises(ValueError, match=words):
+        chi2_shift_leastsq(*windows((0, 0)), 0.1, **options)
+
+
+@pytest.mark.parametrize("boundary", ["wrap", "fill", "reflect", "nearest", "overlap"])
+def test_grids_hold_the_minimum_for_every_boundary(boundary):
+    im1, im2 = (x.astype(np.float32) for x in windows((6.2, -5.4)))
+    for function, options, sign in (
+        (chi2_shift, {"upsample_factor": 4}, -1),
+        (chi2_shift, {"max_auto_size": 64}, -1),
+        (chi2_shift_iterzoom, {}, 1),
+    ):
+        *shift, (x, y, grid) = function(
+            im1, im2, 0.1, boundary=boundary, return_error=False, return_chi2array=True, **options
+        )
+        lowest = np.unravel_index(np.argmin(grid), grid.shape)
+        assert all(0 < i < n - 1 for i, n in zip(lowest, grid.shape, strict=True))
+        step = abs(x[0, 1] - x[0, 0])
+        # The axes of the ellipse may lie askew to the grid's.
+        np.testing.assert_allclose([sign * x[lowest], sign * y[lowest]], shift, atol=0.75 * step)

@@ -1,5 +1,6 @@
 """Truncated Taylor series against products of polynomials."""
 
+from functools import reduce
 from math import factorial
 
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ def polynomial(ndim, order, seed):
 
 def derivatives(coefficients):
     """Partial derivatives at zero: each coefficient times the factorials of its powers."""
-    factors = [[factorial(k) for k in range(n)] for n in coefficients.shape]
-    return jnp.asarray(coefficients * np.prod(np.ix_(*factors)).astype(float))
+    factors = [[float(factorial(k)) for k in range(n)] for n in coefficients.shape]
+    return jnp.asarray(coefficients * reduce(np.multiply.outer, factors))
 
 
 CASES = pytest.mark.parametrize(("ndim", "order"), [(1, 5), (2, 3), (2, 5), (3, 1), (3, 2)])

@@ -1,0 +1,774 @@
+"""Least squares on the pixels, by gradients: robust losses, motions beyond a shift, any optax optimiser.
+
+    cost(θ) = ½ Σ_i C² ρ((r_i / C)²),    r_i = (D_i − a M(T_θ⁻¹(i)) − b) / err_i
+
+θ holds the parameters of the motion T, and gain and background where they are fitted. Four things are kept
+apart: the residuals (`Scene`), the way to a minimum (`GaussNewton`, `Descent`), its derivative, which is that
+of the stationary point whatever found it (`_stationary`), and the errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
+
+from .layout import MARGIN, Prepared, fill_smoothly, lay_out, prepare
+from .minimum import best_pixel
+from .motion import MOTIONS, Motion, sources
+from .pair import ANYWHERE, Boundary, Model, Pair, check
+from .registration import Status, clipped, range_of
+from .sampling import Interpolant, interpolant
+from .spectrum import Shape, shift_spectrum
+from .terms import weighted_terms
+
+INTERPOLATIONS = {"fourier": None, "linear": 1, "cubic": 3}
+CLIP_AT_START = 6.0
+"""Standard deviations from which a pixel is left out of the search for a start, if the loss is robust."""
+SETTLING_ROUNDS = 3
+"""Fits, each with the pixels that count and the unit of a robust loss as of the one before."""
+
+
+# Losses: ρ(z) and its first two derivatives.
+
+
+def _linear(z: Array) -> tuple[Array, Array, Array]:
+    return z, jnp.ones_like(z), jnp.zeros_like(z)
+
+
+def _huber(z: Array) -> tuple[Array, Array, Array]:
+    inside = z <= 1
+    root = jnp.sqrt(jnp.where(inside, 1.0, z))
+    value = jnp.where(inside, z, 2 * root - 1)
+    return value, jnp.where(inside, 1.0, 1 / root), jnp.where(inside, 0.0, -0.5 / root**3)
+
+
+def _soft_l1(z: Array) -> tuple[Array, Array, Array]:
+    root = jnp.sqrt(1 + z)
+    return 2 * z / (1 + root), 1 / root, -0.5 / root**3
+
+
+def _cauchy(z: Array) -> tuple[Array, Array, Array]:
+    return jnp.log1p(z), 1 / (1 + z), -1 / (1 + z) ** 2
+
+
+LOSSES: dict[str, Callable[[Array], tuple[Array, Array, Array]]] = {
+    "linear": _linear,
+    "huber": _huber,
+    "soft_l1": _soft_l1,
+    "cauchy": _cauchy,
+}
+
+
+# Residuals.
+
+
+class Scene(NamedTuple):
+    """What a fit compares: a reference that can be moved, and an image with weights."""
+
+    reference: Array | Interpolant
+    """Half-plane spectrum, moved by ``origin``, for Fourier interpolation; else a spline."""
+    image: Array
+    weights: Array
+    origin: Array
+    """Whole shift that the spectrum has been moved by, shape ``(D,)``."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The static choices of a fit."""
+
+    motion: str
+    interpolation: str
+    loss: str
+    gain: bool
+    background: bool
+    shape: Shape
+    """Of the image's frame."""
+
+    def residuals(self, vector: Array, scene: Scene) -> Array:
+        """``r_i`` for a vector of parameters, one per pixel, zero for a pixel that does not count."""
+        motion, gain, background = self.parts(vector)
+        if isinstance(scene.reference, Interpolant):
+            model = scene.reference(sources(motion, self.shape))
+        else:
+            whole = jnp.round(lax.stop_gradient(motion.shift)).astype(jnp.int32)
+            moved = shift_spectrum(
+                scene.reference, scene.image.shape, whole - scene.origin, motion.shift - whole
+            )
+            model = jnp.fft.irfftn(moved, scene.image.shape)
+        # The root of a zero weight has no derivative.
+        root = jnp.sqrt(jnp.where(scene.weights > 0, scene.weights, 1.0))
+        return jnp.where(scene.weights > 0, root * (scene.image - gain * model - background), 0.0)
+
+    def cost(self, vector: Array, scene: Scene, scale: Array) -> Array:
+        """Half the sum of losses."""
+        z = (self.residuals(vector, scene) / scale) ** 2
+        return 0.5 * scale**2 * jnp.sum(LOSSES[self.loss](z)[0])
+
+    def parts(self, vector: Array) -> tuple[Motion, Array, Array]:
+        """Motion, gain and background in a vector of parameters."""
+        motion, rest = self.motion_in(vector)
+        one = jnp.ones_like(vector[0])
+        return motion, rest[0] if self.gain else one, rest[-1] if self.background else 0 * one
+
+    def motion_in(self, vector: Array) -> tuple[Motion, Array]:
+        """The motion at the head of a vector, and what follows it."""
+        ndim = len(self.shape)
+        flat, unravel = ravel_pytree(MOTIONS[self.motion].by(jnp.zeros(ndim, vector.dtype)))
+        return unravel(vector[: len(flat)]), vector[len(flat) :]
+
+    def unit(self) -> np.ndarray:
+        """Change of each parameter that counts as much as a shift by one pixel."""
+        radius = float(np.sqrt(np.sum(np.square(self.shape)) / 12))
+        ndim = len(self.shape)
+        size = len(ravel_pytree(MOTIONS[self.motion].by(jnp.zeros(ndim)))[0])
+        return np.array(
+            [1.0] * ndim + [1 / radius] * (size - ndim) + [0.1] * self.gain + [1.0] * self.background
+        )
+
+
+class Expansion(NamedTuple):
+    """The cost around a vector of parameters."""
+
+    cost: Array
+    gradient: Array
+    curvature: Array
+    """Gauss–Newton matrix, of each pixel's loss no negative curvature."""
+    spread: Array
+    """Sum of the squared gradients of the pixels' losses."""
+
+
+def expand(problem: Problem, vector: Array, scene: Scene, scale: Array) -> Expansion:
+    """Cost, gradient and Gauss–Newton matrix, by one forward derivative per parameter."""
+    residuals, push = jax.linearize(partial(problem.residuals, scene=scene), vector)
+    columns = jax.vmap(push)(jnp.eye(len(vector), dtype=vector.dtype)).reshape(len(vector), -1)
+    flat = residuals.reshape(-1)
+    z = (flat / scale) ** 2
+    rho, slope, bend = LOSSES[problem.loss](z)
+    score = slope * flat
+    matrix = partial(jnp.dot, precision=lax.Precision.HIGHEST)
+    return Expansion(
+        0.5 * scale**2 * jnp.sum(rho),
+        matrix(columns, score),
+        matrix(columns * jnp.maximum(slope + 2 * bend * z, 0.0)[None], columns.T),
+        matrix(columns * (score**2)[None], columns.T),
+    )
+
+
+# Optimisers.
+
+
+class History(NamedTuple):
+    """What the optimiser saw, one entry per step, the start first; NaN after the last."""
+
+    cost: Array
+    """Shape ``(steps + 1,)``."""
+    parameters: Array
+    """Shape ``(steps + 1, P)``: the motion's, then gain and background where they are fitted."""
+
+
+class Path(NamedTuple):
+    """Where an optimiser came from and got to."""
+
+    vector: Array
+    converged: Array
+    costs: Array
+    vectors: Array
+
+
+Bounds = tuple[Array, Array]
+Cost = Callable[[Array], Array]
+Expand = Callable[[Array], Expansion]
+
+
+def _free(vector: Array, gradient: Array, bounds: Bounds) -> Array:
+    """Which parameters are not held at a bound by the cost."""
+    low, high = bounds
+    return ~(((vector <= low) & (gradient > 0)) | ((vector >= high) & (gradient < 0)))
+
+
+def _only(free: Array, matrix: Array) -> Array:
+    """A matrix of the free parameters, unity for the others."""
+    both = free[:, None] & free[None, :]
+    return jnp.where(both, matrix, jnp.eye(len(free), dtype=matrix.dtype))
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """Gauss–Newton steps, damped as by Levenberg and Marquardt where a full one does not lower the cost."""
+
+    max_steps: int = 100
+
+    def __call__(self, cost: Cost, expand: Expand, start: Array, unit: Array, bounds: Bounds) -> Path:
+        """Minimise from ``start``; ``unit`` is the size of a step of one pixel."""
+        del cost
+        eps = jnp.finfo(start.dtype).eps
+
+        def step(state: tuple) -> tuple:
+            best, at, candidate, damping, count, _, costs, vectors = state
+            new = expand(candidate)
+            accept = (count == 0) | (new.cost <= at.cost * (1 + 16 * eps))
+            best = jnp.where(accept, candidate, best)
+            at = jax.tree.map(partial(jnp.where, accept), new, at)
+            damping = jnp.where(accept, jnp.where(damping > 1e-2, damping / 3, 0.0), 4 * damping + 1e-2)
+            free = _free(best, at.gradient, bounds)
+            matrix, gradient = _only(free, at.curvature), jnp.where(free, at.gradient, 0.0)
+            full = jnp.linalg.solve(matrix, gradient)
+            gain = 0.5 * jnp.sum(gradient * full)
+            damped = jnp.linalg.solve(matrix + jnp.diag(damping * jnp.diagonal(matrix)), gradient)
+            # A step of more than a pixel is out of sight of the minimum that it aims at.
+            damped = damped / jnp.maximum(1.0, jnp.max(jnp.abs(damped / unit)))
+            candidate = jnp.clip(best - damped, *bounds)
+            done = (jnp.max(jnp.abs(full / unit)) < eps**0.75) | (gain <= eps**1.25 * at.cost)
+            # Rounding, or the kink of a linear interpolation: nothing lower is in sight.
+            done |= ~accept & (gain <= 16 * eps * at.cost)
+            done |= ~accept & (jnp.max(jnp.abs(damped / unit)) < jnp.sqrt(eps))
+            costs, vectors = costs.at[count].set(at.cost), vectors.at[count].set(best)
+            return best, at, candidate, damping, count + 1, done, costs, vectors
+
+        def goes_on(state: tuple) -> Array:
+            _, at, _, _, count, done, *_ = state
+            return ~done & (count <= self.max_steps) & jnp.isfinite(at.cost)
+
+        at = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(expand, start))
+        zero = jnp.zeros_like(start[0])
+        state = (
+            start,
+            at,
+            start,
+            zero,
+            zero.astype(jnp.int32),
+            zero > 0,
+            *_no_history(self.max_steps, start),
+        )
+        best, _, last, _, _, done, costs, vectors = lax.while_loop(goes_on, step, state)
+        # The last step is small, and takes the error to its square.
+        return Path(jnp.where(done, last, best), done, costs, vectors)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Any gradient transformation of optax, in units in which every parameter moves the pixels by about one.
+
+    It has converged where the gradient is worth less than 1 % of the standard errors.
+    """
+
+    transformation: optax.GradientTransformation
+    max_steps: int = 300
+
+    def __call__(self, cost: Cost, expand: Expand, start: Array, unit: Array, bounds: Bounds) -> Path:
+        """Minimise from ``start``; ``unit`` is the size of a step of one pixel."""
+        optimizer = optax.with_extra_args_support(self.transformation)
+        eps = jnp.finfo(start.dtype).eps
+
+        def scaled_cost(scaled: Array) -> Array:
+            return cost(start + scaled * unit)
+
+        def step(state: tuple) -> tuple:
+            at, best, lowest, inner, count, _, costs, vectors = state
+            vector = start + at * unit
+            around = expand(vector)
+            value, gradient = around.cost, around.gradient * unit
+            free = _free(vector, around.gradient, bounds)
+            slope = jnp.where(free, around.gradient, 0.0)
+            full = jnp.linalg.solve(_only(free, around.curvature), slope)
+            done = (jnp.sum(slope * full) < 1e-4) | (jnp.max(jnp.abs(full / unit)) < eps**0.75)
+            better = (value <= lowest) | (count == 0) | done
+            best, lowest = jnp.where(better, at, best), jnp.where(better, value, lowest)
+            costs, vectors = costs.at[count].set(value), vectors.at[count].set(vector)
+            updates, inner = optimizer.update(
+                gradient, inner, at, value=value, grad=gradient, value_fn=scaled_cost
+            )
+            moved = jnp.clip(start + optax.apply_updates(at, updates) * unit, *bounds)
+            return (moved - start) / unit, best, lowest, inner, count + 1, done, costs, vectors
+
+        def goes_on(state: tuple) -> Array:
+            _, _, lowest, _, count, done, *_ = state
+            return ~done & (count <= self.max_steps) & jnp.isfinite(lowest)
+
+        at = jnp.zeros_like(start)
+        zero = at[0]
+        history = _no_history(self.max_steps, start)
+        state = (at, at, zero, optimizer.init(at), zero.astype(jnp.int32), zero > 0, *history)
+        _, best, _, _, _, done, costs, vectors = lax.while_loop(goes_on, step, state)
+        return Path(start + best * unit, done, costs, vectors)
+
+
+def _no_history(max_steps: int, start: Array) -> tuple[Array, Array]:
+    nothing = jnp.full_like(start, jnp.nan, shape=(max_steps + 1, len(start)))
+    return nothing[:, 0], nothing
+
+
+# From a pair to a result.
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _stationary(
+    problem: Problem,
+    optimizer: GaussNewton | Descent,
+    scene: Scene,
+    start: Array,
+    scale: Array,
+    bounds: Bounds,
+) -> Path:
+    """The minimum of the cost that is found from ``start``."""
+    return optimizer(
+        lambda vector: problem.cost(vector, scene, scale),
+        lambda vector: expand(problem, vector, scene, scale),
+        start,
+        jnp.asarray(problem.unit(), start.dtype),
+        bounds,
+    )
+
+
+@_stationary.defjvp
+def _stationary_jvp(
+    problem: Problem, optimizer: GaussNewton | Descent, primals: tuple, tangents: tuple
+) -> tuple[Path, Path]:
+    scene, start, scale, bounds = primals
+    path = _stationary(problem, optimizer, scene, start, scale, bounds)
+    gradient, change = jax.jvp(
+        lambda scene, scale: jax.grad(problem.cost)(path.vector, scene, scale),
+        (scene, scale),
+        (tangents[0], tangents[2]),
+    )
+    free = _free(path.vector, gradient, bounds)
+    matrix = _hessian(problem, path.vector, scene, scale, free)[0]
+    tangent = -jnp.linalg.solve(matrix, jnp.where(free, change, 0.0))
+    none = jax.tree.map(
+        lambda x: jnp.zeros_like(x) if x.dtype == start.dtype else np.zeros(x.shape, jax.dtypes.float0), path
+    )
+    return path, none._replace(vector=tangent)
+
+
+def _hessian(problem: Problem, vector: Array, scene: Scene, scale: Array, free: Array) -> tuple[Array, Array]:
+    """Second derivatives of the cost in the free parameters, and whether there is a minimum.
+
+    Where there is none, the unit matrix, so that no derivative is NaN.
+    """
+    matrix = _only(free, jax.hessian(problem.cost)(vector, scene, scale))
+    definite = jnp.all(jnp.isfinite(jnp.linalg.cholesky(lax.stop_gradient(matrix))))
+    return jnp.where(definite, matrix, jnp.eye(len(vector), dtype=vector.dtype)), definite
+
+
+class Fit(NamedTuple):
+    """A motion, how well it is known, and how it was found; batched when it comes out of ``vmap``."""
+
+    motion: Motion
+    """`Shift`, `Rigid`, `Similarity` or `Affine`: what takes the reference to the image."""
+    covariance: Array
+    """Covariance of the motion's parameters, shape ``(P, P)``, in the order of its fields, row by row."""
+    chi2: Array
+    """Σ r², a scalar, wild pixels too; with ``err=None`` the sum of squared residuals."""
+    dof: Array
+    """Degrees of freedom: pixels with a weight less the number of parameters."""
+    status: Array
+    """`Status` flags; zero means nothing is wrong."""
+    gain: Array
+    """Factor of the reference in the image, 1 if not fitted."""
+    background: Array
+    """What the image has beside the reference times ``gain``; 0 if not fitted."""
+    nuisance_covariance: Array
+    """Covariance of gain and background, shape ``(2, 2)``; 0 for what is not fitted."""
+    cost: Array
+    """Half the sum of losses at the minimum."""
+    steps: Array
+    """Steps that the optimiser took, an integer: the entries of ``history`` but one."""
+    history: History
+    """The way there. It has no derivative."""
+
+    @property
+    def shift(self) -> Array:
+        """Displacement of the frame's centre in pixels, shape ``(D,)``."""
+        return self.motion.shift
+
+    @property
+    def stderr(self) -> Motion:
+        """Standard error of every parameter, as a motion."""
+        errors = jnp.sqrt(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
+        batch = self.shift.ndim - 1
+        sizes = [int(np.prod(x.shape[batch:])) for x in self.motion]
+        parts = jnp.split(errors, np.cumsum(sizes)[:-1], axis=-1)
+        return type(self.motion)(*(p.reshape(x.shape) for p, x in zip(parts, self.motion, strict=True)))
+
+    @property
+    def gain_err(self) -> Array:
+        """Standard error of ``gain``."""
+        return jnp.sqrt(self.nuisance_covariance[..., 0, 0])
+
+    @property
+    def background_err(self) -> Array:
+        """Standard error of ``background``."""
+        return jnp.sqrt(self.nuisance_covariance[..., 1, 1])
+
+
+def fit(
+    reference: ArrayLike,
+    image: ArrayLike,
+    err: ArrayLike | None = None,
+    *,
+    model: str = "shift",
+    interpolation: str | None = None,
+    optimizer: GaussNewton | Descent | optax.GradientTransformation = GaussNewton(),
+    loss: str = "linear",
+    loss_scale: ArrayLike = 1.0,
+    initial: Motion | ArrayLike | None = None,
+    bounds: tuple[Motion, Motion] | None = None,
+    max_shift: float | tuple[float, ...] | None = None,
+    weights: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    reference_mask: ArrayLike | None = None,
+    boundary: str | Boundary = "overlap",
+    fit_gain: bool = False,
+    fit_background: bool = False,
+) -> Fit:
+    """Fit a motion to an image pair by least squares on the pixels, also robustly.
+
+        cost = ½ Σ_i C² ρ((r_i / C)²),    r_i = (D_i − a M(T⁻¹(i)) − b) / err_i
+
+    D is the image, M the interpolated reference, T the motion; a = 1 and b = 0 unless fitted. For a shift
+    with Fourier interpolation and the linear loss it is the χ² of `register`, which is faster.
+
+    Parameters
+    ----------
+    reference, image, err, weights, mask, reference_mask, boundary, fit_gain, fit_background
+        As for `register`. With "linear" and "cubic" the boundaries are those of
+        ``scipy.ndimage.map_coordinates``, "wrap" being its "grid-wrap". Where pixels of the reference are
+        unknown, those of the image that count are chosen for the start, and again after each of a few fits.
+    model : {"shift", "rigid", "similarity", "affine"}
+        What moves the image: a displacement; with a rotation; with a scale too (both in two dimensions
+        only); any linear map and a displacement. Static under jit.
+    interpolation : {"fourier", "linear", "cubic"}, optional
+        Of the reference between its pixels; static under jit. None: "fourier" for a shift, which alone it
+        takes, else "cubic". Splines smooth the reference at high frequencies: at half a pixel a
+        cubic one loses 3 % of a wave of 4 pixels, a linear one 29 %.
+    optimizer : GaussNewton, Descent or optax.GradientTransformation
+        The way to the minimum; static under jit. A transformation of optax stands for
+        ``Descent(transformation)``. Make it once: two equal calls of ``optax.adam`` are two programs.
+    loss : {"linear", "huber", "soft_l1", "cauchy"}
+        ρ(z), as ``scipy.optimize.least_squares`` defines them; static under jit.
+    loss_scale : array_like
+        C, the residual in standard deviations from which a pixel counts less. Without ``err`` a standard
+        deviation is 1.4826 times the median absolute residual of a fit before.
+    initial : Motion or array_like, shape (D,), optional
+        Where to start: a motion of the model, or a shift. None: at the best whole shift.
+    bounds : tuple of Motion, optional
+        Lowest and highest motion; infinite where there is no bound.
+    max_shift : float or tuple of float, optional
+        Largest absolute shift along all axes or each; static under jit.
+
+    Returns
+    -------
+    Fit
+        The motion, its covariance and what else is known. The covariance is the inverse of the Hessian of
+        the cost, scaled by the reduced χ² without ``err``; with a robust loss it is ``H⁻¹ V H⁻¹``, V the sum
+        over pixels of their squared gradients (Huber 1967). Everything but ``history`` is differentiable,
+        to any order, by the implicit function theorem.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For unlike or unfit shapes, complex dtypes, unknown options; while tracing, under jit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(1)
+    >>> y, x = np.indices((32, 32)) - 15.5
+    >>> def scene(y, x): return np.exp(-(y**2 + (x / 3) ** 2) / 20) + np.exp(-((y - 6) ** 2 + x**2) / 9)
+    >>> turned = scene(y * np.cos(0.1) + x * np.sin(0.1), x * np.cos(0.1) - y * np.sin(0.1))
+    >>> found = fit(scene(y, x), turned + 0.01 * rng.normal(size=x.shape), 0.01, model="rigid")
+    >>> print(f"{found.motion.angle:.3f} ± {found.stderr.angle:.3f}")
+    0.098 ± 0.001
+    """
+    pair, choices = check(
+        reference,
+        image,
+        err,
+        reference_err=None,
+        weights=weights,
+        mask=mask,
+        reference_mask=reference_mask,
+        boundary=boundary,
+        fit_gain=fit_gain,
+        fit_background=fit_background,
+        max_shift=max_shift,
+        search=ANYWHERE,
+        oversample=1,
+    )
+    problem = _problem(pair, choices, model, interpolation, loss)
+    if isinstance(optimizer, optax.GradientTransformation):
+        optimizer = Descent(optimizer)
+    if not isinstance(optimizer, GaussNewton | Descent):
+        raise TypeError(
+            f"optimizer must be GaussNewton, Descent or a transformation of optax, not {optimizer!r}"
+        )
+    dtype = pair.image.dtype
+    start = None if initial is None else _as_motion(initial, problem, dtype, "initial")
+    limits = _limits(bounds, problem, choices, dtype)
+    loss_scale = jnp.asarray(loss_scale, dtype)
+    if loss_scale.ndim:
+        raise ValueError(f"loss_scale must be a scalar, not shape {loss_scale.shape}")
+    known_err = err is not None or weights is not None
+    return _fit(pair, start, limits, loss_scale, problem, choices, optimizer, known_err)
+
+
+def _problem(pair: Pair, choices: Model, model: str, interpolation: str | None, loss: str) -> Problem:
+    if model not in MOTIONS:
+        raise ValueError(f"model must be one of {tuple(MOTIONS)}, not {model!r}")
+    if model in ("rigid", "similarity") and pair.ndim != 2:
+        raise ValueError(f"model {model!r} is for images with 2 axes, not {pair.ndim}")
+    if interpolation is None:
+        interpolation = "fourier" if model == "shift" else "cubic"
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation must be one of {tuple(INTERPOLATIONS)}, not {interpolation!r}")
+    if interpolation == "fourier" and model != "shift":
+        raise ValueError(f"interpolation 'fourier' is for the model 'shift', not {model!r}; take 'cubic'")
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {tuple(LOSSES)}, not {loss!r}")
+    return Problem(model, interpolation, loss, choices.gain, choices.background, pair.image.shape)
+
+
+def _as_motion(value: Motion | ArrayLike, problem: Problem, dtype: jnp.dtype, name: str) -> Array:
+    """The parameters of a motion, or of a shift, as a vector."""
+    kind, ndim = MOTIONS[problem.motion], len(problem.shape)
+    if not isinstance(value, tuple(MOTIONS.values())):
+        shift = jnp.asarray(value, dtype)
+        if shift.shape != (ndim,):
+            raise ValueError(f"{name} must hold one value per axis, shape ({ndim},), not {shift.shape}")
+        value = kind.by(shift)
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+    wanted = jax.tree.map(jnp.shape, kind.by(jnp.zeros(ndim)))
+    given = jax.tree.map(jnp.shape, value)
+    if given != wanted:
+        raise ValueError(f"{name} must have fields of shapes {wanted}, not {given}")
+    return ravel_pytree(jax.tree.map(lambda x: jnp.asarray(x, dtype), value))[0]
+
+
+def _limits(
+    bounds: tuple[Motion, Motion] | None, problem: Problem, choices: Model, dtype: jnp.dtype
+) -> Bounds:
+    """Lowest and highest value of every parameter."""
+    size, nuisances = len(problem.unit()), problem.gain + problem.background
+    low, high = jnp.full(size, -jnp.inf, dtype), jnp.full(size, jnp.inf, dtype)
+    if choices.limited:
+        edges = np.asarray(choices.window, dtype).T
+        low, high = (x.at[: len(e)].set(e) for x, e in zip((low, high), edges, strict=True))
+    if bounds is not None:
+        if not isinstance(bounds, list | tuple) or len(bounds) != 2:
+            raise TypeError("bounds must be a lowest and a highest motion")
+        given = [_as_motion(b, problem, dtype, "bounds") for b in bounds]
+        given = [
+            jnp.concatenate([g, jnp.full(nuisances, s, dtype)])
+            for g, s in zip(given, (-jnp.inf, jnp.inf), strict=True)
+        ]
+        low, high = jnp.maximum(low, given[0]), jnp.minimum(high, given[1])
+    return low, high
+
+
+@partial(jax.jit, static_argnames=("problem", "choices", "optimizer", "known_err"))
+def _fit(
+    pair: Pair,
+    start: Array | None,
+    bounds: Bounds,
+    loss_scale: Array,
+    problem: Problem,
+    choices: Model,
+    optimizer: GaussNewton | Descent,
+    known_err: bool,
+) -> Fit:
+    if not known_err:
+        pair = pair._replace(err=range_of(pair.reference))
+    vector, fatal = _start(pair, start, problem, choices, known_err)
+    prepared = prepare(pair, choices)
+
+    def search(vector: Array) -> tuple[Path, Scene, Array, Array]:
+        vector = lax.stop_gradient(jnp.clip(vector, *bounds))
+        scene = _scene(prepared, pair, choices, problem, vector)
+        scale = jnp.ones_like(loss_scale)
+        if problem.loss != "linear":
+            unit = 1.0 if known_err else _spread(problem.residuals(vector, scene), scene)
+            scale = loss_scale * unit
+        begin = lax.stop_gradient(_with_nuisances(problem, vector, scene, scale, bounds))
+        return _stationary(problem, optimizer, scene, begin, scale, bounds), scene, scale, vector
+
+    def settle(vector: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+        path = search(vector)[0]
+        return path.vector, (path.costs, path.vectors)
+
+    # At the best whole shift the pixels that count are those at the minimum already; its residuals are not.
+    settling = choices.boundary.name == "overlap" and (start is not None or problem.motion != "shift")
+    settling |= problem.loss != "linear" and not known_err
+    costs, vectors = _no_history(-1, vector)
+    if settling:
+        vector, (costs, vectors) = lax.stop_gradient(lax.scan(settle, vector, None, SETTLING_ROUNDS - 1))
+    path, scene, scale, begin = search(vector)
+    path = path._replace(
+        costs=jnp.concatenate([costs.reshape(-1), path.costs]),
+        vectors=jnp.concatenate([vectors.reshape(-1, len(vector)), path.vectors]),
+    )
+    if choices.boundary.name == "overlap":
+        strayed = jnp.abs(path.vector - begin)[: pair.ndim] > MARGIN
+        path = path._replace(converged=path.converged & ~jnp.any(strayed))
+    return _result(problem, prepared, scene, scale, bounds, path, known_err, fatal)
+
+
+def _start(
+    pair: Pair, start: Array | None, problem: Problem, choices: Model, known_err: bool
+) -> tuple[Array, Array]:
+    """Parameters to start from, and what is fatally wrong already."""
+    dtype = pair.image.dtype
+    fatal = jnp.zeros((), jnp.int32)
+    if start is None:
+        pair = lax.stop_gradient(pair)
+        if problem.loss != "linear":
+            pair = clipped(pair, known_err, choices, CLIP_AT_START)
+        terms = weighted_terms(pair, choices)
+        missing = terms.settled & ~jnp.isfinite(jnp.min(terms.grid))
+        fatal = jnp.where(missing, np.int32(Status.LITTLE_OVERLAP), np.int32(Status.OK))
+        whole, fraction = best_pixel(terms)
+        start = ravel_pytree(MOTIONS[problem.motion].by(whole + fraction))[0]
+    nuisances = [1.0] * problem.gain + [0.0] * problem.background
+    return jnp.concatenate([lax.stop_gradient(start), jnp.asarray(nuisances, dtype)]), fatal
+
+
+def _scene(prepared: Prepared, pair: Pair, choices: Model, problem: Problem, vector: Array) -> Scene:
+    """What is compared, the pixels that count chosen for the motion of ``vector``."""
+    motion, _ = problem.motion_in(vector)
+    order = INTERPOLATIONS[problem.interpolation]
+    if order is None:
+        layout = lay_out(prepared, pair._replace(initial=motion.shift), choices)
+        return Scene(jnp.fft.rfftn(layout.reference), layout.image, layout.weights, layout.origin)
+    boundary = choices.boundary
+    mode = {"fill": "constant", "overlap": "nearest"}.get(boundary.name, boundary.name)
+    outside = (boundary.value - prepared.pedestal) / prepared.unit
+    known = prepared.known.astype(prepared.reference.dtype)
+    filled = fill_smoothly(prepared.reference, known)
+    safe = _eroded(known, boundary.name)
+    if boundary.name == "overlap":
+        counts = interpolant(safe, 1, "constant", 0.0)
+    else:
+        counts = interpolant(safe, 1, mode, 1.0)
+    seen = counts(lax.stop_gradient(sources(motion, problem.shape))) > 1 - 1e-4
+    return Scene(
+        interpolant(filled, order, mode, outside),
+        prepared.image,
+        jnp.where(seen, prepared.weights, 0.0),
+        jnp.zeros(len(problem.shape), jnp.int32),
+    )
+
+
+def _eroded(known: Array, boundary: str) -> Array:
+    """Known pixels that are `MARGIN` from any unknown one."""
+    mode = {"wrap": "wrap", "overlap": "constant"}.get(boundary, "edge")
+    padded = jnp.pad(known, MARGIN, mode=mode)
+    for axis, n in enumerate(known.shape):
+        near = [lax.slice_in_dim(padded, k, k + n, axis=axis) for k in range(2 * MARGIN + 1)]
+        padded = reduce(jnp.minimum, near)
+    return padded
+
+
+def _spread(residuals: Array, scene: Scene) -> Array:
+    """Standard deviation of the residuals from their median size."""
+    counted = jnp.where(scene.weights > 0, jnp.abs(residuals), jnp.nan)
+    spread = lax.stop_gradient(1.4826 * jnp.nanmedian(counted))
+    return jnp.where(spread > 0, spread, 1.0)
+
+
+def _with_nuisances(problem: Problem, vector: Array, scene: Scene, scale: Array, bounds: Bounds) -> Array:
+    """The parameters with gain and background at their best for the motion."""
+    nuisances = problem.gain + problem.background
+    if not nuisances:
+        return vector
+    around = expand(problem, vector, scene, scale)
+    held = np.arange(len(problem.unit())) < len(problem.unit()) - nuisances
+    step = jnp.linalg.solve(
+        _only(jnp.asarray(~held), around.curvature), jnp.where(held, 0.0, around.gradient)
+    )
+    return jnp.clip(jnp.where(jnp.isfinite(step), vector - step, vector), *bounds)
+
+
+def _result(
+    problem: Problem,
+    prepared: Prepared,
+    scene: Scene,
+    scale: Array,
+    bounds: Bounds,
+    path: Path,
+    known_err: bool,
+    fatal: Array,
+) -> Fit:
+    vector = path.vector
+    around = expand(problem, vector, scene, scale)
+    free = _free(vector, lax.stop_gradient(around.gradient), bounds)
+    hessian, definite = _hessian(problem, vector, scene, scale, free)
+    chi2 = jnp.sum(problem.residuals(vector, scene) ** 2)
+    dof = jnp.sum(scene.weights > 0, dtype=jnp.int32) - len(vector)
+    covariance = jnp.linalg.inv(hessian)
+    matrix = partial(jnp.dot, precision=lax.Precision.HIGHEST)
+    if problem.loss != "linear":
+        covariance = matrix(matrix(covariance, around.spread), covariance)
+    elif not known_err:
+        covariance = covariance * chi2 / jnp.maximum(dof, 1)
+
+    change, offset = _to_units(problem, prepared)
+    motion, gain, background = problem.parts(matrix(change, vector) + offset)
+    covariance = matrix(matrix(change, covariance), change.T)
+    covariance = jnp.where(free[:, None] & free[None, :], covariance, jnp.nan)
+    size = len(vector) - problem.gain - problem.background
+    fitted = np.flatnonzero([problem.gain, problem.background])
+    nuisances = jnp.zeros_like(covariance, shape=(2, 2))
+    nuisances = nuisances.at[fitted[:, None], fitted].set(covariance[size:, size:])
+
+    cause: list[tuple[Array, Array | np.int32]] = [
+        (fatal != 0, fatal),
+        (dof <= 0, np.int32(Status.NO_DATA)),
+        (prepared.flat | ~definite | ~(gain > 0), np.int32(Status.FLAT)),
+        (~path.converged, np.int32(Status.NOT_CONVERGED)),
+    ]
+    fatal = jnp.select([c for c, _ in cause], [flag for _, flag in cause], np.int32(Status.OK))
+    failed = fatal != Status.OK
+
+    def unless_failed(x: Array) -> Array:
+        return jnp.where(failed, jnp.nan, x)
+
+    # The history is in order already where there was one round; NaN is what follows the end of one.
+    order = jnp.argsort(jnp.isnan(path.costs), stable=True)
+    unit = prepared.unit if not known_err else 1.0
+    return Fit(
+        motion=jax.tree.map(unless_failed, motion),
+        covariance=unless_failed(covariance[:size, :size]),
+        chi2=unless_failed(chi2 * unit**2),
+        dof=dof,
+        status=jnp.where(failed, fatal, jnp.where(jnp.all(free), 0, np.int32(Status.AT_BOUND))),
+        gain=unless_failed(gain),
+        background=unless_failed(background),
+        nuisance_covariance=unless_failed(nuisances),
+        cost=unless_failed(around.cost * unit**2),
+        steps=jnp.sum(~jnp.isnan(path.costs), dtype=jnp.int32) - 1,
+        history=History(path.costs[order] * unit**2, (matrix(path.vectors, change.T) + offset[None])[order]),
+    )
+
+
+def _to_units(problem: Problem, prepared: Prepared) -> tuple[Array, Array]:
+    """What turns the parameters that are fitted into those in units of the images: a matrix and an offset."""
+    change = jnp.eye(len(problem.unit()), dtype=prepared.unit.dtype)
+    offset = jnp.zeros_like(prepared.unit, shape=(len(change),))
+    if problem.background:
+        # ``(D − p)/u = a (M − p)/u + b'`` with p the pedestal that both have lost, u their unit.
+        change = change.at[-1, -1].set(prepared.unit)
+        if problem.gain:
+            change = change.at[-1, -2].set(-prepared.pedestal)
+            offset = offset.at[-1].set(prepared.pedestal)
+    return change, offset
