@@ -61,7 +61,8 @@ def separate_minima(terms: Chi2Terms, n: int) -> tuple[Array, Array, Array]:
     """
     grid = lax.stop_gradient(terms.grid)
     ndim, over = grid.ndim, terms.oversample
-    padded = jnp.pad(grid, 1, mode="wrap")
+    # Behind a barrier, or every comparison would work its neighbours out anew.
+    grid, padded = lax.optimization_barrier((grid, jnp.pad(grid, 1, mode="wrap")))
     lowest = jnp.ones(grid.shape, bool)
     steps = list(np.ndindex((3,) * ndim))
     middle = len(steps) // 2
