@@ -14,7 +14,7 @@ depends on the shift. Two steps settle that:
 from __future__ import annotations
 
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -238,7 +238,7 @@ def prior_chi2(prior: tuple[Array, Array], shifts: list[Array]) -> Array:
 def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     frame, ndim = prepared.image.shape, prepared.image.ndim
     shape = search_shape(prepared.reference.shape, frame, model)
-    score, count = _score(prepared, shape, model)
+    score, count = _score(prepared, shape, model, uniform=pair.err.ndim == 0)
     score = in_window(score, 1, pair, model)
     if pair.initial is not None:
         origin = jnp.round(lax.stop_gradient(started(pair.initial, pair, model))).astype(jnp.int32)
@@ -285,25 +285,63 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     )
 
 
-def _score(prepared: Prepared, shape: Shape, model: Model) -> tuple[Array, Array]:
-    """χ² per pixel over the pixels known in both images at every whole shift, and their number."""
+def _spectrum(x: Array, shape: Shape) -> Array:
+    padding = [(0, m - n) for m, n in zip(shape, x.shape, strict=True)]
+    return jnp.fft.rfftn(jnp.pad(lax.stop_gradient(x), padding))
 
-    def spectrum(x: Array) -> Array:
-        padding = [(0, m - n) for m, n in zip(shape, x.shape, strict=True)]
-        return jnp.fft.rfftn(jnp.pad(lax.stop_gradient(x), padding))
+
+def _coverage(prepared: Prepared, shape: Shape, uniform: bool) -> tuple[Array, Array, Array]:
+    """Spectra of the known pixels and of the weights, and the pixels of the overlap at every whole shift."""
+    known_hat = _spectrum(prepared.known.astype(prepared.weights.dtype), shape)
+    weight_hat = _spectrum(prepared.weights, shape)
+    valid = (prepared.weights > 0).astype(prepared.weights.dtype)
+    valid_hat = weight_hat if uniform else _spectrum(valid, shape)
+    return known_hat, weight_hat, jnp.round(jnp.fft.irfftn(conj_product(known_hat, valid_hat), shape))
+
+
+def _whole_coverage(prepared: Prepared, shape: Shape) -> tuple[Array, Array, Array]:
+    """`_coverage` where every pixel is known and weighs one: products of vectors, one for each axis."""
+    dtype, ndim = prepared.weights.dtype, len(shape)
+
+    def outer(vectors: list[np.ndarray], dtype: Any) -> Array:
+        return reduce(jnp.multiply, [along(jnp.asarray(v, dtype), a, ndim) for a, v in enumerate(vectors)])
+
+    frames = [
+        [np.fft.fft(np.ones(n), m) for n, m in zip(x.shape, shape, strict=True)]
+        for x in (prepared.reference, prepared.image)
+    ]
+    counts = [np.fft.ifft(k.conj() * v).real.round() for k, v in zip(*frames, strict=True)]
+    half = [[*vectors[:-1], vectors[-1][: shape[-1] // 2 + 1]] for vectors in frames]
+    complex_type = jnp.result_type(dtype, np.complex64)
+    known_hat, weight_hat = (outer(vectors, complex_type) for vectors in half)
+    return known_hat, weight_hat, outer(counts, dtype)
+
+
+def _score(prepared: Prepared, shape: Shape, model: Model, uniform: bool) -> tuple[Array, Array]:
+    """χ² per pixel over the pixels known in both images at every whole shift, and their number.
+
+    ``uniform`` says that every valid pixel weighs one.
+    """
 
     def back(x: Array) -> Array:
         return jnp.fft.irfftn(x, shape)
 
     model_image, data, weights = prepared.reference, prepared.image, prepared.weights
-    known = prepared.known.astype(model_image.dtype)
-    valid = (weights > 0).astype(weights.dtype)
-    known_hat, model_hat, square_hat = spectrum(known), spectrum(model_image), spectrum(model_image**2)
-    weight_hat, data_hat = spectrum(weights), spectrum(weights * data)
-    energy_hat = conj_product(known_hat, spectrum(weights * data**2))
+    if model.boundary.name == "overlap":
+        known_hat, weight_hat, count = lax.cond(
+            any_in_batch(~(jnp.all(prepared.known) & jnp.all(weights == 1))),
+            lambda p: _coverage(p, shape, uniform),
+            lambda p: _whole_coverage(p, shape),
+            prepared,
+        )
+    else:
+        known_hat, weight_hat, count = _coverage(prepared, shape, uniform)
+    model_hat, square_hat = _spectrum(model_image, shape), _spectrum(model_image**2, shape)
+    data_hat = _spectrum(weights * data, shape)
+    energy_hat = conj_product(known_hat, _spectrum(weights * data**2, shape))
     cross_hat, power_hat = conj_product(model_hat, data_hat), conj_product(square_hat, weight_hat)
-    count = jnp.round(back(conj_product(known_hat, spectrum(valid))))
-    least = jnp.maximum(model.boundary.min_overlap * jnp.minimum(jnp.sum(known), jnp.sum(valid)), 1.0)
+    known, valid = jnp.sum(prepared.known, dtype=count.dtype), jnp.sum(weights > 0, dtype=count.dtype)
+    least = jnp.maximum(model.boundary.min_overlap * jnp.minimum(known, valid), 1.0)
     enough = count >= least
     if not (model.gain or model.background):
         chi2 = back(energy_hat + power_hat - 2 * cross_hat)

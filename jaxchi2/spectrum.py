@@ -323,12 +323,14 @@ def _hyperplane_power(spectrum: Array, shape: Shape, at_nyquist: tuple[bool, ...
     return jnp.sum(power) / prod(shape)
 
 
-def correlated_square(spectrum: Array, shape: Shape, weights: Array) -> PolyphaseSeries:
-    """The series of ``Σ_i w_i M(i − s)²`` from M's half-plane spectrum: exact, M² at full bandwidth."""
-    weight_spectrum = jnp.fft.rfftn(weights)
+def correlated_square(
+    array: Array, spectrum: Array, weights: Array, weight_spectrum: Array
+) -> PolyphaseSeries:
+    """The series of ``Σ_i w_i M(i − s)²`` from M's pixels and their spectrum: exact, M² at full bandwidth."""
+    shape = array.shape
     phases = []
     for offset in product((0.0, 0.5), repeat=len(shape)):
-        samples = jnp.fft.irfftn(_shift_by_constant(spectrum, shape, offset), shape)
+        samples = jnp.fft.irfftn(_shift_by_constant(spectrum, shape, offset), shape) if any(offset) else array
         phases.append(conj_product(jnp.fft.rfftn(samples**2), weight_spectrum))
     even = [axis for axis, n in enumerate(shape) if n % 2 == 0]
     # With one even axis the Nyquist terms are cosines and so are their squares.
@@ -337,8 +339,6 @@ def correlated_square(spectrum: Array, shape: Shape, weights: Array) -> Polyphas
 
 
 def _shift_by_constant(spectrum: Array, shape: Shape, offset: tuple[float, ...]) -> Array:
-    if not any(offset):
-        return spectrum
     # Behind a barrier, or the compiler spends its time on working out constants as large as the image.
     fraction = lax.optimization_barrier(jnp.asarray(offset, spectrum.real.dtype))
     return shift_spectrum(spectrum, shape, jnp.zeros(len(shape), jnp.int32), fraction)

@@ -434,10 +434,11 @@ def weighted_terms(pair: Pair, model: Model) -> Chi2Terms:
     correlation = conj_product(spectrum, image_spectrum)
     constant = jnp.sum(weights * image**2)
     cross = split_nyquist(scaled(correlation, -2 / size), shape)
-    power = correlated_square(spectrum, shape, weights)
+    weight_spectrum = jnp.fft.rfftn(weights)
+    power = correlated_square(reference, spectrum, weights, weight_spectrum)
     total = None
     if model.background:
-        total_hat = conj_product(spectrum, jnp.fft.rfftn(weights))
+        total_hat = conj_product(spectrum, weight_spectrum)
         total = split_nyquist(scaled(total_hat, 1 / size), shape)
     grid = _search_grid(layout, correlation, cross, power, total, mass, constant, model)
     return Chi2Terms(
@@ -489,14 +490,18 @@ def _search_grid(
         score = whole.at[(slice(None, None, over),) * ndim].set(score)
     if model.boundary.name == "overlap":
         return score
-    if over == 1 and not (model.gain or model.background):
-        grid = jnp.fft.irfftn(power.phases[0] - scaled(correlation, 2.0), power.period)
-    else:
-        on_grid = power.sampled(over)
-        if total is not None:
-            on_grid = on_grid - total.sampled(over) ** 2 / jnp.where(mass > 0, mass, 1.0)
-        grid = profiled(cross.sampled(over), on_grid, model.gain)
-    return jnp.where(layout.settled, score, grid)
+
+    def of_the_series(score: Array) -> Array:
+        if over == 1 and not (model.gain or model.background):
+            grid = jnp.fft.irfftn(power.phases[0] - scaled(correlation, 2.0), power.period)
+        else:
+            on_grid = power.sampled(over)
+            if total is not None:
+                on_grid = on_grid - total.sampled(over) ** 2 / jnp.where(mass > 0, mass, 1.0)
+            grid = profiled(cross.sampled(over), on_grid, model.gain)
+        return jnp.where(layout.settled, score, grid)
+
+    return lax.cond(any_in_batch(~layout.settled), of_the_series, lambda score: score, score)
 
 
 def _wiener(layout: Layout) -> Layout:

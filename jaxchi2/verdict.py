@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 from math import prod
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 from jax.scipy.special import log_ndtr, ndtr
 
-from .layout import grid_minimum, grid_shifts, in_window, shift_at
+from .layout import any_in_batch, grid_minimum, grid_shifts, in_window, shift_at
 from .minimum import Minimum, best_pixel, refine
 from .spectrum import along, harmonics, octaves
 from .terms import Chi2Terms
@@ -61,7 +61,8 @@ def separate_minima(terms: Chi2Terms, n: int) -> tuple[Array, Array, Array]:
     """
     grid = lax.stop_gradient(terms.grid)
     ndim, over = grid.ndim, terms.oversample
-    padded = jnp.pad(grid, 1, mode="wrap")
+    # Behind a barrier, or every comparison would work its neighbours out anew.
+    grid, padded = lax.optimization_barrier((grid, jnp.pad(grid, 1, mode="wrap")))
     lowest = jnp.ones(grid.shape, bool)
     steps = list(np.ndindex((3,) * ndim))
     middle = len(steps) // 2
@@ -101,7 +102,14 @@ def peaks(terms: Chi2Terms, minimum: Minimum, n: int) -> Peaks:
     shifts, and their Δχ² is that of χ² per pixel times the pixels at the minimum.
     """
     whole, start, exist = separate_minima(terms, n - 1)
-    fraction, converged = jax.vmap(lambda w, s: refine(terms, w, s))(whole, start)
+    fraction, converged = lax.cond(
+        any_in_batch(~terms.settled),
+        lambda terms, whole, start: jax.vmap(partial(refine, terms))(whole, start),
+        lambda terms, whole, start: (start, jnp.zeros_like(exist)),
+        terms,
+        whole,
+        start,
+    )
     zero = (0,) * len(terms.model.free)
 
     def value(whole: Array, fraction: Array) -> Array:

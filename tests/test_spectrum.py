@@ -41,7 +41,7 @@ class Case:
     def compute(self, array, weights, whole, fraction):
         shape, spectrum = self.shape, jnp.fft.rfftn(array)
         series = split_nyquist(spectrum / array.size, shape)
-        power = correlated_square(spectrum, shape, weights)
+        power = correlated_square(array, spectrum, weights, jnp.fft.rfftn(weights))
         displacements = [jnp.asarray(d) for d in self.displacements]
         return {
             "coefficients": series.coefficients,
