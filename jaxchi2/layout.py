@@ -256,33 +256,43 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     guard = GUARD if overlapping else 0
     local = tuple(odd_fast_len(n + 2 * guard) for n in frame) if overlapping else frame
 
-    def here(x: Array) -> Array:
-        """The reference's pixels where the image's frame and its guard are, outside the frame zero."""
+    def here(x: Array, outside: float) -> Array:
+        """The reference's pixels where the image's frame and its guard are."""
         # The window leaves the frames 2·GUARD apart around the search grid, no more.
         span = tuple(max(a, b) for a, b in zip(shape, local, strict=True))
-        padded = jnp.pad(x, [(0, a - b) for a, b in zip(span, x.shape, strict=True)])
+        margin = [(0, a - b) for a, b in zip(span, x.shape, strict=True)]
+        padded = jnp.pad(x, margin, constant_values=outside)
         moved = jnp.roll(padded, origin + guard, range(ndim))
         return moved[tuple(slice(0, n) for n in local)]
 
     def padded(x: Array) -> Array:
         return jnp.pad(x, [(guard, m - n - guard) for m, n in zip(local, frame, strict=True)])
 
-    known = here(prepared.known.astype(prepared.reference.dtype))
-    safe = known
-    for axis in MARGIN * tuple(range(ndim)):
-        safe = safe * jnp.roll(safe, 1, axis) * jnp.roll(safe, -1, axis)
+    # Behind a barrier, or what depends on a pixel would move it anew.
+    moved = lax.optimization_barrier(here(jnp.where(prepared.known, prepared.reference, jnp.nan), jnp.nan))
+    known = jnp.isfinite(moved)
     variance = prepared.variance
-    weights = padded(prepared.weights) * safe
+    weights = jnp.where(eroded(known, MARGIN), padded(prepared.weights), 0.0)
     return Layout(
-        reference=fill_smoothly(here(prepared.reference), known),
+        reference=fill_smoothly(jnp.where(known, moved, 0.0), known.astype(moved.dtype)),
         image=jnp.where(weights > 0, padded(prepared.image), 0.0),
         weights=weights,
-        variance=variance if variance is None or not variance.ndim else here(variance),
+        variance=variance if variance is None or not variance.ndim else here(variance, 0.0),
         origin=origin,
         settled=jnp.ones_like(prepared.flat),
         score=score,
         overlap=count,
     )
+
+
+def eroded(known: Array, margin: int) -> Array:
+    """Whether all pixels within ``margin`` along every axis are known, on a periodic grid."""
+    for axis, length in enumerate(known.shape):
+        around = [(margin * (a == axis),) * 2 for a in range(known.ndim)]
+        wide = jnp.pad(known, around, mode="wrap")
+        steps = range(2 * margin + 1)
+        known = reduce(jnp.logical_and, [lax.slice_in_dim(wide, k, k + length, axis=axis) for k in steps])
+    return known
 
 
 def _spectrum(x: Array, shape: Shape) -> Array:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from direct import interpolate, moved, scene
 
-from jaxchi2 import Boundary, Status, chi2_surface, register
+from jaxchi2 import Boundary, Status, chi2_surface, layout, register
 from jaxchi2.layout import MARGIN
+from jaxchi2.pair import Pair, check_model
 
 SHAPE = (40, 37)
 SHIFT = np.array([2.3, -1.6])
@@ -247,6 +248,40 @@ def test_overlap_map_is_chi2_per_pixel(x64):
             counts[a, b] = d.size
     at = np.unravel_index(expected.argmin(), expected.shape)
     np.testing.assert_allclose(values, expected * counts[at], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "other"),
+    [((30,), (30,)), ((31,), (24,)), ((16, 15), (16, 15)), ((12, 21), (19, 8)), ((8, 9, 10), (7, 9, 6))],
+)
+@pytest.mark.parametrize(("gain", "background"), [(False, False), (False, True), (True, False), (True, True)])
+def test_whole_frames_score_as_any_others_do(shape, other, gain, background, dtype, monkeypatch):
+    """Frames without a bad pixel skip transforms; counts are the same, scores to rounding."""
+    rng = np.random.default_rng(0)
+    images = [jnp.asarray(rng.normal(size=n), dtype) for n in (shape, other)]
+    model = check_model(shape, other, "overlap", gain=gain, background=background)
+    pair = Pair(*images, jnp.asarray(0.5, dtype))
+    prepared, grid = layout.prepare(pair, model), layout.search_shape(shape, other, model)
+    quick, number = layout._score(prepared, grid, model, uniform=True)
+    monkeypatch.setattr(layout, "any_in_batch", lambda flag: jnp.ones_like(flag))
+    for uniform in (True, False):
+        general, expected = layout._score(prepared, grid, model, uniform)
+        np.testing.assert_array_equal(number, expected)
+        inside = np.isfinite(layout.in_window(general, 1, pair, model))
+        rtol = 2e3 * np.finfo(dtype).eps
+        np.testing.assert_allclose(np.where(inside, quick, 0), np.where(inside, general, 0), rtol, rtol)
+
+
+def test_whole_frames_and_others_in_one_batch():
+    reference, image = (np.stack([x] * 3).astype(np.float32) for x in crops(SHIFT, (24, 25)))
+    for spoiled in ([], [1], [0, 1, 2]):
+        image[spoiled, 5, 7] = np.nan
+        found = jax.jit(jax.vmap(lambda a, b: register(a, b, 0.05)))(reference, image)
+        for i in range(3):
+            alone = register(reference[i], image[i], 0.05)
+            np.testing.assert_allclose(found.shift[i], alone.shift, atol=2e-6)
+            assert found.dof[i] == alone.dof
+            np.testing.assert_allclose(found.runner_up.shift[i], alone.runner_up.shift, atol=2e-6)
 
 
 def test_gradient_under_overlap(x64):
