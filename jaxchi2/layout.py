@@ -285,11 +285,11 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     )
 
 
-def eroded(known: Array, margin: int) -> Array:
-    """Whether all pixels within ``margin`` along every axis are known, on a periodic grid."""
+def eroded(known: Array, margin: int, outside: str = "wrap") -> Array:
+    """Whether all pixels within ``margin`` along every axis are known; ``outside`` as in ``jnp.pad``."""
     for axis, length in enumerate(known.shape):
         around = [(margin * (a == axis),) * 2 for a in range(known.ndim)]
-        wide = jnp.pad(known, around, mode="wrap")
+        wide = jnp.pad(known, around, mode=outside)
         steps = range(2 * margin + 1)
         known = reduce(jnp.logical_and, [lax.slice_in_dim(wide, k, k + length, axis=axis) for k in steps])
     return known

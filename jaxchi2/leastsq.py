@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
-from .layout import MARGIN, Prepared, fill_smoothly, lay_out, prepare
+from .layout import MARGIN, Prepared, eroded, fill_smoothly, lay_out, prepare
 from .minimum import best_pixel
 from .motion import MOTIONS, Motion, sources
 from .pair import ANYWHERE, Boundary, Model, Pair, check
@@ -233,6 +233,7 @@ class GaussNewton:
             # Rounding, or the kink of a linear interpolation: nothing lower is in sight.
             done |= ~accept & (gain <= 16 * eps * at.cost)
             done |= ~accept & (jnp.max(jnp.abs(damped / unit)) < jnp.sqrt(eps))
+            candidate = jnp.where(done & ~accept, best, candidate)
             costs, vectors = costs.at[count].set(at.cost), vectors.at[count].set(best)
             return best, at, candidate, damping, count + 1, done, costs, vectors
 
@@ -601,6 +602,8 @@ def _fit(
             unit = 1.0 if known_err else _spread(problem.residuals(vector, scene), scene)
             scale = loss_scale * unit
         begin = lax.stop_gradient(_with_nuisances(problem, vector, scene, scale, bounds))
+        if problem.interpolation != "fourier" and choices.boundary.name in ("constant", "fill"):
+            begin = lax.stop_gradient(_off_the_jump(problem, begin, scene, scale, bounds))
         return _stationary(problem, optimizer, scene, begin, scale, bounds), scene, scale, vector
 
     def settle(vector: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
@@ -655,11 +658,14 @@ def _scene(prepared: Prepared, pair: Pair, choices: Model, problem: Problem, vec
     outside = (boundary.value - prepared.pedestal) / prepared.unit
     known = prepared.known.astype(prepared.reference.dtype)
     filled = fill_smoothly(prepared.reference, known)
-    safe = _eroded(known, boundary.name)
+    beyond = {"wrap": "wrap", "overlap": "constant"}.get(boundary.name, "edge")
+    safe = eroded(prepared.known, MARGIN, beyond).astype(filled.dtype)
     if boundary.name == "overlap":
         counts = interpolant(safe, 1, "constant", 0.0)
     else:
         counts = interpolant(safe, 1, mode, 1.0)
+    if problem.motion == "shift":
+        motion = jax.tree.map(jnp.round, motion)
     seen = counts(lax.stop_gradient(sources(motion, problem.shape))) > 1 - 1e-4
     return Scene(
         interpolant(filled, order, mode, outside),
@@ -667,16 +673,6 @@ def _scene(prepared: Prepared, pair: Pair, choices: Model, problem: Problem, vec
         jnp.where(seen, prepared.weights, 0.0),
         jnp.zeros(len(problem.shape), jnp.int32),
     )
-
-
-def _eroded(known: Array, boundary: str) -> Array:
-    """Known pixels that are `MARGIN` from any unknown one."""
-    mode = {"wrap": "wrap", "overlap": "constant"}.get(boundary, "edge")
-    padded = jnp.pad(known, MARGIN, mode=mode)
-    for axis, n in enumerate(known.shape):
-        near = [lax.slice_in_dim(padded, k, k + n, axis=axis) for k in range(2 * MARGIN + 1)]
-        padded = reduce(jnp.minimum, near)
-    return padded
 
 
 def _spread(residuals: Array, scene: Scene) -> Array:
@@ -697,6 +693,17 @@ def _with_nuisances(problem: Problem, vector: Array, scene: Scene, scale: Array,
         _only(jnp.asarray(~held), around.curvature), jnp.where(held, 0.0, around.gradient)
     )
     return jnp.clip(jnp.where(jnp.isfinite(step), vector - step, vector), *bounds)
+
+
+def _off_the_jump(problem: Problem, vector: Array, scene: Scene, scale: Array, bounds: Bounds) -> Array:
+    """A little towards the minimum.
+
+    The edge of the frame is within it at whole shifts only: χ² jumps there, and no path leaves such a point.
+    """
+    around = expand(problem, vector, scene, scale)
+    towards = jnp.sign(jnp.linalg.solve(around.curvature, around.gradient))
+    step = jnp.asarray(0.01 * problem.unit(), vector.dtype)
+    return jnp.clip(jnp.where(jnp.isfinite(towards), vector - step * towards, vector), *bounds)
 
 
 def _result(

@@ -121,7 +121,7 @@ def test_spline_fit_is_that_of_scipy(interpolation, boundary, loss, x64):
         (optax.lbfgs(), 2e-2),
         (Descent(optax.adam(0.05), max_steps=500), 2e-2),
         (Descent(optax.sgd(2e-4, momentum=0.5), max_steps=500), 2e-2),
-        (GaussNewton(max_steps=12), 1e-3),
+        (GaussNewton(max_steps=60), 1e-3),
     ],
     ids=["lbfgs", "adam", "sgd", "gauss-newton"],
 )
@@ -369,7 +369,6 @@ def test_other_dimensions(shape, interpolation, x64):
         {"interpolation": "cubic", "boundary": "nearest"},
         {"loss": "cauchy", "fit_gain": True, "fit_background": True},
         {"model": "rigid", "boundary": "nearest"},
-        {"optimizer": Descent(optax.lbfgs(), max_steps=100), "boundary": "wrap"},
     ],
     ids=lambda options: " ".join(map(str, options.values()))[:30] or "plain",
 )
@@ -389,9 +388,22 @@ def test_derivatives_are_those_of_the_minimum(options, x64):
     step = 1e-4
     differences = (8 * (found(step) - found(-step)) - (found(2 * step) - found(-2 * step))) / (12 * step)
     forward = jax.jacfwd(found)(0.0)
-    atol = 1e-4 if isinstance(options.get("optimizer"), Descent) else 1e-7
-    np.testing.assert_allclose(forward, differences, rtol=1e-6, atol=atol * float(np.max(np.abs(forward))))
+    np.testing.assert_allclose(forward, differences, rtol=1e-6, atol=1e-7 * float(np.max(np.abs(forward))))
     np.testing.assert_allclose(jax.jacrev(found)(0.0), forward, rtol=1e-9, atol=1e-12)
+
+
+def test_derivatives_are_those_of_the_minimum_whatever_found_it(x64):
+    reference, image = pair()
+
+    def gradient(**options):
+        return jax.jit(
+            jax.grad(lambda image: fit(reference, image, ERR, boundary="wrap", **options).shift[0])
+        )(image)
+
+    expected = gradient()
+    found = gradient(optimizer=Descent(optax.lbfgs(), max_steps=100))
+    # As far apart as the two minima, which agree to a hundredth of the error.
+    np.testing.assert_allclose(found, expected, atol=2e-3 * float(np.max(np.abs(expected))))
 
 
 def test_gradients_of_failed_frames_and_bad_pixels_are_zero():
