@@ -21,6 +21,7 @@ from .leastsq import Descent, Fit, GaussNewton, fit
 from .motion import Affine, Rigid, Shift, Similarity
 from .noise import estimate_noise
 from .pair import Boundary, Search
+from .pipeline import register_and_align
 from .registration import Registration, Status, register
 from .surface import Chi2Surface, chi2_surface
 from .verdict import Peaks, Posterior, RunnerUp
@@ -57,4 +58,5 @@ __all__ = [
     "iterative_zoom",
     "iterative_zoom_1d",
     "register",
+    "register_and_align",
 ]

@@ -239,8 +239,9 @@ def register(
         ``shift`` in array-axis order: ``np.roll(reference, 3, axis=0)`` has ``(+3, 0)``. `align` undoes
         it. ``covariance`` is ``2 H⁻¹`` with H the Hessian of χ², ``stderr`` the marginal errors,
         ``interval`` the profile likelihood's (MINOS). ``status`` is a `Status`; what is wrong with the
-        values never raises. Every field is differentiable in the images and errors, to any order, by the
-        implicit function theorem; what was chosen (whole shift, pixels left out, scene spectrum) is constant.
+        values never raises. Every field but the verdict's, ``runner_up`` and ``chance``, is differentiable in
+        the images and errors, to any order, by the implicit function theorem; what was chosen (whole shift,
+        pixels left out, scene spectrum) is constant.
 
     Raises
     ------
@@ -354,8 +355,10 @@ def solve(terms: Chi2Terms, nsigma: Array, known_err: bool) -> tuple[Registratio
     scale = jnp.ones_like(chi2) if known_err else chi2 / jnp.maximum(dof, 1)
     points = interval_points(terms, minimum, nsigma**2 * scale)
     shift = _reduced(terms, whole, fraction)
-    second = runner_up(terms, minimum, scale)
-    chance = jnp.exp(log_chance(terms, minimum))
+    # The verdict has no derivative. Stopped here, none of its parts is linearised first.
+    evidence = lax.stop_gradient((terms, minimum))
+    second = runner_up(*evidence, lax.stop_gradient(scale))
+    chance = jnp.exp(log_chance(*evidence))
 
     # Curvature that rounding alone could make is none; that of the shortest wave is π² times its amplitude.
     least = 4 * np.pi**2 * eps * terms.amplitude

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial, reduce
+from functools import reduce
 from math import prod
 from typing import NamedTuple
 
@@ -104,7 +104,7 @@ def peaks(terms: Chi2Terms, minimum: Minimum, n: int) -> Peaks:
     whole, start, exist = separate_minima(terms, n - 1)
     fraction, converged = lax.cond(
         any_in_batch(~terms.settled),
-        lambda terms, whole, start: jax.vmap(partial(refine, terms))(whole, start),
+        lambda terms, whole, start: lax.map(lambda at: refine(terms, *at), (whole, start)),
         lambda terms, whole, start: (start, jnp.zeros_like(exist)),
         terms,
         whole,
@@ -115,7 +115,7 @@ def peaks(terms: Chi2Terms, minimum: Minimum, n: int) -> Peaks:
     def value(whole: Array, fraction: Array) -> Array:
         return terms.derivatives(whole, fraction, 0)[zero]
 
-    refined = jax.vmap(value)(whole, fraction) - minimum.taylor[zero]
+    refined = lax.map(lambda at: value(*at), (whole, fraction)) - minimum.taylor[zero]
     over, shape = terms.oversample, np.array(terms.grid.shape)
     start_index = jnp.round((whole + start) * over).astype(jnp.int32) % shape[None, :]
     best_index = jnp.round((minimum.whole + minimum.fraction) * over).astype(jnp.int32) % shape
@@ -143,7 +143,7 @@ def peaks(terms: Chi2Terms, minimum: Minimum, n: int) -> Peaks:
 
 def runner_up(terms: Chi2Terms, minimum: Minimum, scale: Array) -> RunnerUp:
     """The second best minimum, with χ² in units of ``scale``."""
-    found = lax.stop_gradient(peaks(terms, minimum, 2))
+    found = peaks(terms, minimum, 2)
     # Differences that rounding could make are none.
     noise = 16 * jnp.finfo(scale.dtype).eps * terms.amplitude
     delta = found.delta_chi2[1]

@@ -26,6 +26,13 @@ def dtype(request):
         yield np.dtype(request.param)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Some thousand compiled programs in one process are more memory maps than Linux allows it."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Run the test in double precision."""

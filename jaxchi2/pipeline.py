@@ -1,0 +1,92 @@
+"""Registration as a step of a program: images in, images on the reference's grid and their shifts out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from .align import align
+from .fourier import as_real_array
+from .registration import Registration, register
+
+
+def register_and_align(
+    reference: ArrayLike,
+    images: ArrayLike,
+    err: ArrayLike | None = None,
+    *,
+    order: str | int = "fourier",
+    mode: str = "wrap",
+    fill: float = float("nan"),
+    **options: Any,
+) -> tuple[Array, Registration]:
+    """Register images to one reference and bring each back onto it: `register`, then `align`.
+
+    Differentiable in all arrays, through the shifts too. An image that cannot be registered comes out as
+    ``fill`` and has no part in any gradient.
+
+    Parameters
+    ----------
+    reference : array_like, shape (n,), (ny, nx) or (nz, ny, nx)
+        What the images are registered to.
+    images : array_like, shape (..., ny, nx)
+        One image or a batch with any number of leading axes; pixels that are not finite have weight zero.
+    err : array_like, optional
+        A scalar, one map for all images, or one map per image, of the shape of ``images``; see `register`.
+    order, mode : str or int, str
+        Interpolation and what lies outside the frame, as of `align`; static under jit.
+    fill : float
+        Value of all pixels of an image that has no shift; see its ``status``.
+    **options
+        Of `register`, the same for all images.
+
+    Returns
+    -------
+    aligned : Array
+        The images on the reference's grid, of the shape of ``images``.
+    registration : Registration
+        With the leading axes of ``images`` in every field.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For unfit shapes and options, as of `register` and `align`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> scene = rng.normal(size=(32, 32))
+    >>> frames = np.stack([np.roll(scene, k, axis=1) for k in (1, 2, 3)])
+    >>> frames += 0.1 * rng.normal(size=frames.shape)
+    >>> aligned, found = register_and_align(scene, frames, 0.1, boundary="wrap")
+    >>> print(np.round(found.dx), f"noise left: {np.std(aligned - scene):.2f}")
+    [1. 2. 3.] noise left: 0.10
+    """
+    reference, images = as_real_array(reference, "reference"), as_real_array(images, "images")
+    batch = images.ndim - reference.ndim
+    if batch < 0:
+        raise ValueError(
+            f"images must have the {reference.ndim} axes of reference, and may have more before them, "
+            f"not shape {images.shape}"
+        )
+    err_shape = () if err is None else jnp.shape(err)
+    per_image = len(err_shape) > reference.ndim
+    if per_image and err_shape != images.shape:
+        raise ValueError(f"err must be for one image or of images' shape {images.shape}, not {err_shape}")
+
+    def one(image: Array, err: ArrayLike | None) -> tuple[Array, Registration]:
+        found = register(reference, image, err, **options)
+        known = jnp.all(jnp.isfinite(found.shift))
+        # The shift of a failed image is kept from the interpolation, where NaN would enter all gradients.
+        aligned = align(image, jnp.where(known, found.shift, 0.0), order=order, mode=mode)
+        return jnp.where(known, aligned, fill), found
+
+    function = one
+    for _ in range(batch):
+        function = jax.vmap(function, in_axes=(0, 0 if per_image else None))
+    return function(images, err)
