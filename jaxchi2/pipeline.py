@@ -64,7 +64,7 @@ def register_and_align(
     >>> frames = np.stack([np.roll(scene, k, axis=1) for k in (1, 2, 3)])
     >>> frames += 0.1 * rng.normal(size=frames.shape)
     >>> aligned, found = register_and_align(scene, frames, 0.1, boundary="wrap")
-    >>> print(np.round(found.dx), f"noise left: {np.std(aligned - scene):.2f}")
+    >>> print(np.round(found.dx), f"noise left: {np.std(aligned - scene[None]):.2f}")
     [1. 2. 3.] noise left: 0.10
     """
     reference, images = as_real_array(reference, "reference"), as_real_array(images, "images")
