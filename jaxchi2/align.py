@@ -1,4 +1,4 @@
-"""Undo a shift: bring an image back onto its reference."""
+"""Undo a shift or another motion: bring an image back onto its reference."""
 
 from __future__ import annotations
 
@@ -11,29 +11,35 @@ from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
 from .fourier import as_real_array, shiftnd
+from .motion import MOTIONS, Motion, Shift, check_motion, targets
+from .sampling import interpolant
 
-ORDERS = ("fourier", 0, 1)
+ORDERS = ("fourier", 0, 1, 3)
 MODES = ("wrap", "constant", "nearest", "reflect", "mirror")
 
 
-def align(image: ArrayLike, shift: ArrayLike, *, order: str | int = "fourier", mode: str = "wrap") -> Array:
-    """Move an image by minus a shift, so that it lies on its reference: ``out(i) = image(i + shift)``.
+def align(
+    image: ArrayLike, shift: ArrayLike | Motion, *, order: str | int = "fourier", mode: str = "wrap"
+) -> Array:
+    """Undo a motion of an image, so that it lies on its reference: ``out(i) = image(i + shift)``.
 
     Parameters
     ----------
     image : array_like, shape (n,), (ny, nx), …
         Real; integers become the default float, other dtypes are kept.
-    shift : array_like, shape (D,)
-        What `register` measured: displacement along each axis in pixels, in axis order.
-    order : {"fourier", 0, 1}
+    shift : array_like, shape (D,), or Shift, Rigid, Similarity, Affine
+        What `register` measured, a displacement along each axis in pixels and in axis order, or the
+        ``motion`` that `fit` found.
+    order : {"fourier", 0, 1, 3}
         How to interpolate; static under jit. "fourier" is exact for band-limited periodic content, keeps
         white noise white and rings at sharp edges and at the frame's edge if opposite sides differ; a
-        pixel that is not finite counts as zero there. 0 takes the nearest pixel, 1 interpolates linearly,
-        which smooths noise by up to a factor 2 per axis in variance; a NaN spreads to its neighbours only.
+        pixel that is not finite counts as zero there; it takes a shift alone. 0 takes the nearest pixel, 1
+        interpolates linearly, which smooths noise by up to a factor 2 per axis in variance; a NaN spreads
+        to its neighbours only. 3 is a cubic spline, between the two; a NaN spreads over the image.
     mode : {"wrap", "constant", "nearest", "reflect", "mirror"}
         What lies outside the frame, by scipy's names: "wrap" repeats the image with the period of its
-        shape (scipy's "grid-wrap"), "constant" is zero and is interpolated towards (scipy's
-        "grid-constant"); static under jit. "fourier" takes "wrap" alone.
+        shape (scipy's "grid-wrap"), "constant" is zero, interpolated towards with order 1 (scipy's
+        "grid-constant"); static under jit. "fourier" takes "wrap" alone, and 3 all but "mirror".
 
     Returns
     -------
@@ -53,11 +59,14 @@ def align(image: ArrayLike, shift: ArrayLike, *, order: str | int = "fourier", m
     [0. 1. 2. 3. 4. 5.]
     """
     image = as_real_array(image, "image")
-    shift = jnp.asarray(shift, image.dtype)
-    if image.ndim == 0 or shift.shape != (image.ndim,):
+    kinds = tuple(MOTIONS.values())
+    motion = shift if isinstance(shift, kinds) else Shift(jnp.asarray(shift))
+    motion = jax.tree.map(lambda x: jnp.asarray(x, image.dtype), motion)
+    if image.ndim == 0 or motion.shift.shape != (image.ndim,):
         raise ValueError(
-            f"shift must hold one value per axis of image, shape ({image.ndim},), not {shift.shape}"
+            f"shift must hold one value per axis of image, shape ({image.ndim},), not {motion.shift.shape}"
         )
+    check_motion(motion, image.ndim, "shift")
     if order not in ORDERS or isinstance(order, bool):
         raise ValueError(f"order must be one of {ORDERS}, not {order!r}")
     if mode not in MODES:
@@ -65,11 +74,19 @@ def align(image: ArrayLike, shift: ArrayLike, *, order: str | int = "fourier", m
     if order == "fourier":
         if mode != "wrap":
             raise ValueError(f"order='fourier' is periodic and takes mode='wrap' alone, not {mode!r}")
-        return shiftnd(image, -shift)
-    return _interpolate(image, shift, int(order), mode)
+        if not isinstance(motion, Shift):
+            raise ValueError(
+                f"order='fourier' undoes a shift alone, not {type(motion).__name__}; take order=3"
+            )
+        return shiftnd(image, -motion.shift)
+    if order == 3 and mode == "mirror":
+        raise ValueError("order=3 takes any mode but 'mirror'")
+    return _interpolate(image, motion, int(order), mode)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _interpolate(image: Array, shift: Array, order: int, mode: str) -> Array:
-    axes = [jnp.arange(n, dtype=image.dtype) + shift[a] for a, n in enumerate(image.shape)]
-    return map_coordinates(image, jnp.meshgrid(*axes, indexing="ij"), order, mode=mode)
+def _interpolate(image: Array, motion: Motion, order: int, mode: str) -> Array:
+    positions = targets(motion, image.shape)
+    if order == 3:
+        return interpolant(image, order, mode)(positions)
+    return map_coordinates(image, list(positions), order, mode=mode)

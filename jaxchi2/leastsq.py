@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 
 from .layout import MARGIN, Prepared, eroded, fill_smoothly, lay_out, prepare
 from .minimum import best_pixel
-from .motion import MOTIONS, Motion, sources
+from .motion import MOTIONS, Motion, check_motion, sources
 from .pair import ANYWHERE, Boundary, Model, Pair, check
 from .registration import Status, clipped, range_of
 from .sampling import Interpolant, interpolant
@@ -550,10 +550,7 @@ def _as_motion(value: Motion | ArrayLike, problem: Problem, dtype: jnp.dtype, na
         value = kind.by(shift)
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
-    wanted = jax.tree.map(jnp.shape, kind.by(jnp.zeros(ndim)))
-    given = jax.tree.map(jnp.shape, value)
-    if given != wanted:
-        raise ValueError(f"{name} must have fields of shapes {wanted}, not {given}")
+    check_motion(value, ndim, name)
     return ravel_pytree(jax.tree.map(lambda x: jnp.asarray(x, dtype), value))[0]
 
 

@@ -6,13 +6,15 @@ image's frame, positions in pixels in axis order. Its parameters are a pytree, w
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .spectrum import Shape, along
+from .spectrum import Shape
 
 
 class Shift(NamedTuple):
@@ -25,6 +27,10 @@ class Shift(NamedTuple):
     def by(cls, shift: Array) -> Self:
         """The motion that is this shift and nothing else."""
         return cls(shift)
+
+    def turn(self, offsets: list[Array]) -> list[Array]:
+        """``A p`` for positions p relative to the centre, without the shift."""
+        return offsets
 
     def undo(self, offsets: list[Array]) -> list[Array]:
         """``A⁻¹ p`` for positions p relative to the centre, the shift taken off."""
@@ -43,6 +49,12 @@ class Rigid(NamedTuple):
     def by(cls, shift: Array) -> Self:
         """The motion that is this shift and nothing else."""
         return cls(shift, jnp.zeros_like(shift[0]))
+
+    def turn(self, offsets: list[Array]) -> list[Array]:
+        """``A p`` for positions p relative to the centre, without the shift."""
+        y, x = offsets
+        cos, sin = jnp.cos(self.angle), jnp.sin(self.angle)
+        return [cos * y - sin * x, sin * y + cos * x]
 
     def undo(self, offsets: list[Array]) -> list[Array]:
         """``A⁻¹ p`` for positions p relative to the centre, the shift taken off."""
@@ -66,6 +78,10 @@ class Similarity(NamedTuple):
         """The motion that is this shift and nothing else."""
         return cls(shift, jnp.zeros_like(shift[0]), jnp.ones_like(shift[0]))
 
+    def turn(self, offsets: list[Array]) -> list[Array]:
+        """``A p`` for positions p relative to the centre, without the shift."""
+        return [p * self.scale for p in Rigid(self.shift, self.angle).turn(offsets)]
+
     def undo(self, offsets: list[Array]) -> list[Array]:
         """``A⁻¹ p`` for positions p relative to the centre, the shift taken off."""
         return [p / self.scale for p in Rigid(self.shift, self.angle).undo(offsets)]
@@ -84,10 +100,18 @@ class Affine(NamedTuple):
         """The motion that is this shift and nothing else."""
         return cls(shift, jnp.eye(len(shift), dtype=shift.dtype))
 
+    def turn(self, offsets: list[Array]) -> list[Array]:
+        """``A p`` for positions p relative to the centre, without the shift."""
+        return _product(self.matrix, offsets)
+
     def undo(self, offsets: list[Array]) -> list[Array]:
         """``A⁻¹ p`` for positions p relative to the centre, the shift taken off."""
-        inverse = jnp.linalg.inv(self.matrix)
-        return [sum(inverse[a, b] * p for b, p in enumerate(offsets)) for a in range(len(offsets))]
+        return _product(jnp.linalg.inv(self.matrix), offsets)
+
+
+def _product(matrix: Array, offsets: list[Array]) -> list[Array]:
+    parts = [[matrix[a, b] * p for b, p in enumerate(offsets)] for a in range(len(offsets))]
+    return [reduce(jnp.add, terms) for terms in parts]
 
 
 Motion = Shift | Rigid | Similarity | Affine
@@ -99,13 +123,32 @@ MOTIONS: dict[str, type[Motion]] = {
 }
 
 
+def check_motion(motion: Motion, ndim: int, name: str) -> None:
+    """Raise unless a motion has the fields of one in ``ndim`` dimensions."""
+    if isinstance(motion, Rigid | Similarity) and ndim != 2:
+        raise ValueError(f"{name} is a {type(motion).__name__}, for images with 2 axes, not {ndim}")
+    wanted = jax.tree.map(jnp.shape, type(motion).by(jnp.zeros(ndim)))
+    given = jax.tree.map(jnp.shape, motion)
+    if given != wanted:
+        raise ValueError(f"{name} must have fields of shapes {wanted}, not {given}")
+
+
 def sources(motion: Motion, shape: Shape) -> Array:
     """Where in the reference each pixel of an image frame comes from, shape ``(D, *shape)``."""
-    ndim, dtype = len(shape), motion.shift.dtype
-    center = [(n - 1) / 2 for n in shape]
-    offsets = [
-        along(jnp.asarray(np.arange(n) - c, dtype) - motion.shift[a], a, ndim)
-        for a, (n, c) in enumerate(zip(shape, center, strict=True))
-    ]
-    moved = motion.undo(list(jnp.broadcast_arrays(*offsets)))
+    offsets, center = _frame(shape, motion.shift)
+    moved = motion.undo([p - s for p, s in zip(offsets, motion.shift, strict=True)])
     return jnp.stack([p + c for p, c in zip(moved, center, strict=True)])
+
+
+def targets(motion: Motion, shape: Shape) -> Array:
+    """Where in the image each pixel of a reference of its shape is to be found, shape ``(D, *shape)``."""
+    offsets, center = _frame(shape, motion.shift)
+    moved = motion.turn(offsets)
+    return jnp.stack([p + (s + c) for p, s, c in zip(moved, motion.shift, center, strict=True)])
+
+
+def _frame(shape: Shape, like: Array) -> tuple[list[Array], list[float]]:
+    """Positions of the pixels of a frame relative to its centre, and the centre."""
+    center = [(n - 1) / 2 for n in shape]
+    axes = [jnp.asarray(np.arange(n) - c, like.dtype) for n, c in zip(shape, center, strict=True)]
+    return list(jnp.meshgrid(*axes, indexing="ij")), center

@@ -11,7 +11,7 @@ from direct import scene
 from jax.test_util import check_grads
 
 import jaxchi2
-from jaxchi2 import align
+from jaxchi2 import Affine, Rigid, Shift, Similarity, align, fit
 from jaxchi2.fourier import shiftnd
 
 register = partial(jaxchi2.register, boundary="wrap")
@@ -67,6 +67,53 @@ def test_equals_scipy(order, mode, x64):
         np.testing.assert_allclose(align(image, shift, order=order, mode=mode), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("mode", ["wrap", "constant", "nearest", "reflect"])
+def test_cubic_equals_scipy(mode, x64):
+    image = np.random.default_rng(2).normal(size=(41, 37))
+    points = np.indices(image.shape) + np.array([-2.6, 3.9])[:, None, None]
+    expected = scipy.ndimage.map_coordinates(image, points, mode={"wrap": "grid-wrap"}.get(mode, mode))
+    np.testing.assert_allclose(align(image, (-2.6, 3.9), order=3, mode=mode), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "motion",
+    [
+        Shift(np.array([0.7, -1.2])),
+        Rigid(np.array([0.7, -1.2]), np.array(0.3)),
+        Similarity(np.array([0.7, -1.2]), np.array(0.3), np.array(1.1)),
+        Affine(np.array([0.7, -1.2]), np.array([[1.07, 0.21], [-0.33, 0.93]])),
+    ],
+)
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_motions_are_undone(motion, order, x64):
+    """scipy's affine transformation about the centre, given the matrix in full."""
+    image = np.random.default_rng(7).normal(size=(31, 34))
+    angle, scale = getattr(motion, "angle", 0.0), getattr(motion, "scale", 1.0)
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = getattr(motion, "matrix", turn)
+    center = (np.array(image.shape) - 1) / 2
+    offset = center + motion.shift - matrix @ center
+    expected = scipy.ndimage.affine_transform(image, matrix, offset, order=order, mode="reflect")
+    # Beyond half of its own length scipy's reflection of a spline is cut off.
+    found = align(image, motion, order=order, mode="reflect")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
+
+
+def test_undoes_the_rotation_that_fit_found():
+    y, x = np.indices((40, 44)) - np.array([19.5, 21.5])[:, None, None]
+
+    def spots(y, x):
+        return np.exp(-(y**2 + (x / 3) ** 2) / 20) + np.exp(-((y - 9) ** 2 + (x - 5) ** 2) / 9)
+
+    rng = np.random.default_rng(0)
+    cos, sin = np.cos(0.1), np.sin(0.1)
+    reference = spots(y, x).astype(np.float32)
+    turned = spots(y * cos + x * sin, x * cos - y * sin) + rng.normal(scale=0.01, size=y.shape)
+    found = fit(reference, turned.astype(np.float32), 0.01, model="rigid")
+    back = align(turned.astype(np.float32), found.motion, order=3, mode="nearest")
+    assert np.std(back - reference) < 0.012 < 0.03 < np.std(turned - reference)
+
+
 @pytest.mark.parametrize("shape", [(15,), (5, 6, 7)])
 @pytest.mark.parametrize("order", [0, 1])
 def test_equals_scipy_in_other_dimensions(order, shape, x64):
@@ -107,7 +154,11 @@ def test_dtypes(order, dtype):
         ((np.ones((3, 4)), 1.0), {}, ValueError, ("shift", r"\(2,\)")),
         ((1.0, []), {}, ValueError, ("shift|image",)),
         ((np.ones((3, 4), complex), [1, 1]), {}, TypeError, ("image", "complex")),
-        ((np.ones((3, 4)), [1, 1]), {"order": 3}, ValueError, ("order", "3", "fourier")),
+        ((np.ones((3, 4)), [1, 1]), {"order": 2}, ValueError, ("order", "2", "fourier")),
+        ((np.ones((3, 4)), [1, 1]), {"order": 3, "mode": "mirror"}, ValueError, ("order=3", "mirror")),
+        ((np.ones((3, 4)), Rigid(np.ones(2), 0.1)), {}, ValueError, ("shift alone", "Rigid", "order=3")),
+        ((np.ones(4), Rigid(np.ones(1), 0.1)), {"order": 3}, ValueError, ("Rigid", "2 axes")),
+        ((np.ones((3, 4)), Affine(np.ones(2), np.ones(2))), {"order": 3}, ValueError, ("fields of shapes",)),
         ((np.ones((3, 4)), [1, 1]), {"order": True}, ValueError, ("order", "True")),
         ((np.ones((3, 4)), [1, 1]), {"order": "linear"}, ValueError, ("order", "linear")),
         ((np.ones((3, 4)), [1, 1]), {"order": 1, "mode": "fill"}, ValueError, ("mode", "fill", "nearest")),
@@ -133,7 +184,7 @@ def test_jit_and_vmap(order, x64):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("order", ["fourier", 1])
+@pytest.mark.parametrize("order", ["fourier", 1, 3])
 def test_gradients(order, x64):
     # Odd axes: an even one's Nyquist frequency is a cosine of the shift, no less differentiable.
     image = np.random.default_rng(6).normal(size=(5, 6))

@@ -820,22 +820,27 @@ def test_jit_and_vmap_of_zoom_and_errors(reference, x64):
     same([a[1] for a in found], [a[0] / np.sqrt(2) for a in found], rtol=1e-2)
 
 
-def test_gradient_of_shift(x64):
+@pytest.mark.parametrize("function", [chi2_shift, chi2_shift_iterzoom])
+def test_derivatives_of_shift_errors_and_grid(function, x64):
     model, (data, *_), (err, *_) = three_pairs((9, 10))
-    arguments = (model, data, err)
+    rng = np.random.default_rng(15)
+    by = [rng.normal(size=model.shape) * s for s in (1, 1, 0.01)]
 
     @jax.jit
-    def dx(*arguments):
-        return chi2_shift(*arguments, return_error=False)[0]
+    def found(t):
+        arrays = [a + t * d for a, d in zip((model, data, err), by, strict=True)]
+        *numbers, (x, y, chi2) = function(*arrays, return_chi2array=True)
+        # The grid of chi2_shift stays where it is, that of chi2_shift_iterzoom moves with the shift.
+        return jnp.concatenate([jnp.stack(numbers), x[0, :2], y[:2, 0], chi2[::3, ::3].ravel()])
 
-    gradient = jax.grad(dx, argnums=(0, 1, 2))(*arguments)
-    rng = np.random.default_rng(15)
-    h = 1e-5
-    for which in range(3):
-        direction = rng.normal(size=model.shape)
-        steps = [[a + (i == which) * k * h * direction for i, a in enumerate(arguments)] for k in (-1, 1)]
-        slope = (dx(*steps[1]) - dx(*steps[0])) / (2 * h)
-        np.testing.assert_allclose(np.vdot(gradient[which], direction), slope, rtol=1e-6)
+    forward, backward = (jax.jit(f(found))(0.0) for f in (jax.jacfwd, jax.jacrev))
+    step = 1e-4
+    values = {k: found(k * step) for k in (-2, -1, 1, 2)}
+    expected = (8 * (values[1] - values[-1]) - (values[2] - values[-2])) / (12 * step)
+    for part in (slice(0, 2), slice(2, 4), slice(4, 8), slice(8, None)):
+        size = np.max(np.abs(expected[part]))
+        np.testing.assert_allclose(forward[part], expected[part], rtol=1e-6, atol=1e-6 * size)
+    np.testing.assert_allclose(backward, forward, rtol=1e-9, atol=1e-9)
 
 
 # chi2_shift_leastsq

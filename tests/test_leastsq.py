@@ -431,6 +431,23 @@ def test_gradients_of_failed_frames_and_bad_pixels_are_zero():
         assert np.any(gradient[0] != 0)
 
 
+def test_a_fit_in_a_scan_and_rematerialised(x64):
+    reference, image = pair()
+    images = jnp.asarray(np.stack([image, image[::-1]]))
+
+    def total(gain, image):
+        return jnp.sum(fit(gain * reference, image, ERR, boundary="wrap", initial=SHIFT).shift)
+
+    @jax.jit
+    def looped(gain):
+        step = jax.checkpoint(total)
+        return jax.lax.scan(lambda so_far, image: (so_far + step(gain, image), None), 0.0, images)[0]
+
+    plain = jax.jit(jax.value_and_grad(total))
+    expected = np.sum([plain(1.1, image) for image in images], axis=0)
+    np.testing.assert_allclose(jax.value_and_grad(looped)(1.1), expected, rtol=1e-9)
+
+
 def test_equal_optimizers_are_one_program():
     reference, image = pair(np.float32)
     traces = []

@@ -1,19 +1,38 @@
-"""Crops of photographs at known offsets, colour channels, and a FITS mosaic.
+"""Crops of photographs at known offsets, colour channels, the Sun in two colours, and a FITS mosaic.
 
-The photographs are those that scikit-image carries in its wheel.
+The images are those that scikit-image, astropy and sunpy carry in their wheels.
 """
+
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
 from skimage import data
+from skimage.registration import phase_cross_correlation
 
 from jaxchi2 import Status, register
+from jaxchi2.io import read_image
 
-NAMES = ["camera", "moon", "coins", "brick", "hubble_deep_field"]
+NAMES = ["camera", "moon", "coins", "brick", "hubble_deep_field", "m13"]
+FITS = {
+    "m13": "astropy/io/fits/hdu/compressed/tests/data/m13.fits",
+    "sun, 171 A": "sunpy/data/test/EIT/efz20040301.010016_s.fits",
+    "sun, 195 A": "sunpy/data/test/EIT/efz20040301.000010_s.fits",
+    "corona": "sunpy/data/test/aia_171_level1.fits",
+}
 
 
 def photograph(name):
+    if name in FITS:
+        package, _, rest = FITS[name].partition("/")
+        # Found without being imported, which takes seconds and warns.
+        with warnings.catch_warnings():
+            # sunpy's files carry a BLANK card that their floating-point pixels do not need.
+            warnings.filterwarnings("ignore", "Invalid 'BLANK'")
+            return read_image(Path(find_spec(package).origin).parent / rest).data.astype(np.float32)
     image = getattr(data, name)().astype(np.float32)
     return image.mean(-1) if image.ndim == 3 else image
 
@@ -32,6 +51,28 @@ def test_crops_at_whole_offsets(name, offset):
     found = register(reference, moved)
     assert found.status == Status.OK
     np.testing.assert_allclose(found.shift, offset, atol=1e-4)
+
+
+def test_a_corona_that_is_cut_by_the_frame():
+    """Windows of 80 pixels of the Sun's, 64 pixels in radius, so that its limb runs out of both."""
+    image = photograph("corona")
+    found = register(window(image, (20, 24), (80, 80)), window(image, (11, 29), (80, 80)))
+    assert found.status == Status.OK
+    np.testing.assert_allclose(found.shift, (9, -5), atol=1e-4)
+
+
+def test_the_sun_in_two_colours_an_hour_apart():
+    """Iron at 10⁶ and 1.5·10⁶ K on the same pixels by both headers, so the shift is zero for the limb.
+
+    Within 0.2 pixels: what glows on the disc differs between the colours, and turns by up to 0.4 pixels.
+    scikit-image sees the same difference.
+    """
+    reference, image = photograph("sun, 195 A"), photograph("sun, 171 A")
+    found = register(reference, image, fit_gain=True, fit_background=True)
+    assert found.status == Status.OK
+    np.testing.assert_allclose(found.shift, 0, atol=0.2)
+    peer = -phase_cross_correlation(reference, image, upsample_factor=100, normalization=None)[0]
+    np.testing.assert_allclose(found.shift, peer, atol=0.05)
 
 
 def test_periodic_rule_is_wrong_on_crops():

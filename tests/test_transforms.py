@@ -91,6 +91,55 @@ def test_reverse_is_the_transpose_of_forward():
         np.testing.assert_allclose(there, back, rtol=1e-9)
 
 
+OPTIONS = {
+    "weights, prior": {"boundary": "overlap"},
+    "gain, background": {"boundary": "wrap", "fit_gain": True, "fit_background": True},
+    "noise in both": {"boundary": "wrap"},
+}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_derivatives_in_all_that_may_be_given(kind):
+    """Images, weights, prior or the reference's errors change together; one is masked and one is NaN."""
+    reference, image, err = pair("map")
+    image[4, 5] = np.nan
+    mask = np.zeros(SHAPE, bool)
+    mask[9, 2:4] = True
+    rng = np.random.default_rng(8)
+    by = [rng.normal(size=SHAPE) for _ in range(3)]
+    mean, precision = np.array([2.0, -1.5]), np.array([[40.0, 11.0], [11.0, 60.0]])
+
+    @jax.jit
+    def found(t):
+        arrays = (reference + t * by[0], image + t * by[1])
+        if kind == "weights, prior":
+            prior = (mean + t * np.array([0.3, -0.7]), jnp.linalg.inv(precision * (1 + t)))
+            given = {"weights": err**-2 * (1 + 0.1 * t * by[2]), "search": jaxchi2.Search(prior=prior)}
+        elif kind == "noise in both":
+            given = {"err": 0.8 + 0.1 * t, "reference_err": 0.4 - 0.1 * t}
+        else:
+            given = {"err": err * (1 + 0.1 * t * by[2])}
+        if kind != "noise in both":
+            given["mask"] = mask
+        result = jaxchi2.register(*arrays, **given, **OPTIONS[kind])
+        assert result.shift.shape == (2,)
+        parts = (
+            result.shift,
+            result.covariance,
+            result.interval,
+            result.chi2,
+            result.gain,
+            result.background,
+        )
+        return jnp.concatenate([jnp.ravel(x) for x in parts])
+
+    forward, backward = (jax.jit(f(found))(0.0) for f in (jax.jacfwd, jax.jacrev))
+    expected = central_difference(found, (0.0,), (1.0,))
+    assert_derivative(forward, expected)
+    np.testing.assert_allclose(forward[11:], expected[11:], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(backward, forward, rtol=1e-9, atol=1e-9 * np.max(np.abs(forward)))
+
+
 def test_derivative_with_unknown_error():
     args = pair("scalar")[:2]
     directions = tuple(np.random.default_rng(1).normal(size=SHAPE) for _ in args)
@@ -114,7 +163,7 @@ def test_second_derivative_of_the_shift():
     def along(t):
         return register(*(x + t * d for x, d in zip(args, directions, strict=True))).shift
 
-    found = jax.jit(jax.jacfwd(jax.jacfwd(along)))(0.0)
+    found = jax.jit(jax.hessian(along))(0.0)
     expected = central_difference(
         lambda t: forward(tuple(x + t * d for x, d in zip(args, directions, strict=True)), directions)[:2],
         (0.0,),
