@@ -301,8 +301,7 @@ def test_gradient_under_overlap(x64):
 # --- outliers ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("boundary", ["wrap", "overlap"])
-@pytest.mark.parametrize("err", [0.05, None])
+@pytest.mark.parametrize(("boundary", "err"), [("wrap", 0.05), ("overlap", None)])
 def test_clip_leaves_out_cosmic_rays(boundary, err):
     reference, image = pair()
     rng = np.random.default_rng(2)

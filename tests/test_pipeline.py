@@ -27,7 +27,7 @@ def frames(dtype=float):
     return reference.astype(dtype), images.astype(dtype), err.astype(dtype)
 
 
-@pytest.mark.parametrize("order", ["fourier", 1])
+@pytest.mark.parametrize(("order", "dtype"), [("fourier", "float32"), (1, "float64")], indirect=["dtype"])
 def test_is_register_and_align_one_by_one(order, dtype):
     reference, images, err = frames(dtype)
     err = err if order == 1 else dtype.type(ERR)

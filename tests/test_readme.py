@@ -5,7 +5,12 @@ import io
 import re
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from direct import moved, scene
+
+import jaxchi2
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -14,9 +19,23 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.skipif(not README.exists(), reason="an installed copy of the tests has no README beside it")
+pytestmark = pytest.mark.skipif(
+    not README.exists(), reason="an installed copy of the tests has no README beside it"
+)
+
+
 def test_example_prints_the_output_shown():
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(blocks("python")[0], str(README), "exec"), {})
     assert printed.getvalue() == blocks("text")[0]
+
+
+def test_example_of_a_loss_has_a_gradient():
+    still = scene((24, 22), 3.0, smooth=True)
+    frames = np.stack([moved(still, (s, -s)) for s in (0.0, 0.6, 1.3)]) + 0.1 * scene((24, 22), 0.0)
+    names = {"jax": jax, "jaxchi2": jaxchi2, "frames": frames, "pattern": np.zeros((24, 22))}
+    with jax.numpy_rank_promotion("allow"):
+        exec(compile(blocks("python")[1], str(README), "exec"), names)
+    assert np.all(np.isfinite(names["gradient"]))
+    assert np.any(names["gradient"] != 0)

@@ -39,7 +39,7 @@ def test_samples_are_met(mode, x64):
         np.testing.assert_allclose(values, image, atol=1e-14)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["constant", "nearest"])
 def test_derivatives(mode, x64):
     rng = np.random.default_rng(2)
     image, positions = jnp.asarray(rng.normal(size=(7, 8))), jnp.asarray(rng.uniform(0.1, 6.9, (2, 12)))

@@ -163,7 +163,9 @@ def test_prior_is_added_to_chi2(x64):
     np.testing.assert_allclose(np.diff(zoomed.ravel()), np.diff(np.ravel(points)), rtol=1e-7)
 
 
-@pytest.mark.parametrize("boundary", ["wrap", "overlap"])
+@pytest.mark.parametrize(
+    ("boundary", "dtype"), [("wrap", "float32"), ("overlap", "float64")], indirect=["dtype"]
+)
 def test_held_axis_stays(boundary, dtype):
     reference, image, err = (np.asarray(x, dtype) for x in pair())
     found = register(reference, image, err, boundary=boundary, search=Search(fixed=(1.4, None)))
