@@ -820,7 +820,7 @@ def test_jit_and_vmap_of_zoom_and_errors(reference, x64):
     same([a[1] for a in found], [a[0] / np.sqrt(2) for a in found], rtol=1e-2)
 
 
-@pytest.mark.parametrize("function", [chi2_shift, chi2_shift_iterzoom])
+@pytest.mark.parametrize("function", [partial(chi2_shift, max_auto_size=16), chi2_shift_iterzoom])
 def test_derivatives_of_shift_errors_and_grid(function, x64):
     model, (data, *_), (err, *_) = three_pairs((9, 10))
     rng = np.random.default_rng(15)
