@@ -286,6 +286,21 @@ def correlate2d(im1: ArrayLike, im2: ArrayLike, boundary: str = "wrap") -> Array
     -------
     Array
         The correlation, shape of `im1`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For unlike shapes, an unknown boundary, complex dtypes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> spike = np.zeros((5, 7))
+    >>> spike[1, 2] = 1.0
+    >>> correlation = correlate2d(spike, np.roll(spike, (1, -2), (0, 1)))
+    >>> row, column = np.unravel_index(np.argmax(correlation), spike.shape)
+    >>> print(2 - row, 3 - column)
+    1 -2
     """
     first, second = _data(im1, "im1"), _data(im2, "im2")
     if first.shape != second.shape:
@@ -329,6 +344,18 @@ def shiftnd(
     -------
     Array
         The shifted array, shape of `data`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an offset without one number per axis, complex dtypes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> wave = np.cos(2 * np.pi * np.arange(8) / 8)
+    >>> print(np.asarray(shiftnd(wave, [0.5])).round(3))
+    [ 0.924  0.924  0.383 -0.383 -0.924 -0.924 -0.383  0.383]
     """
     array = _data(data, "data")
     offsets = _per_axis(offset, "offset", array)
@@ -345,7 +372,18 @@ def shift2d(
     return_abs: bool = False,
     return_real: bool = True,
 ) -> Array:
-    """Shift a 2-D array by `deltax` columns and `deltay` rows: ``shiftnd(data, (deltay, deltax), ...)``."""
+    """Shift a 2-D array by `deltax` columns and `deltay` rows: ``shiftnd(data, (deltay, deltax), ...)``.
+
+    Parameters, result and errors as for `shiftnd`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> print(np.round(np.abs(shift2d(np.eye(3), 1, 0))))
+    [[0. 1. 0.]
+     [0. 0. 1.]
+     [1. 0. 0.]]
+    """
     array = _data(data, "data", 2)
     offset = (_scalar(deltay, "deltay", array.dtype), _scalar(deltax, "deltax", array.dtype))
     return shiftnd(array, offset, phase, return_abs=return_abs, return_real=return_real)
@@ -383,6 +421,24 @@ def zoomnd(
         Return ``(positions, zoomed)``, ``positions`` laid out as by `numpy.indices`, ``(ndim, *outshape)``.
     return_real : bool
         Return the real part; otherwise the complex sum, with Nyquist at +1/2 as `image_registration` has it.
+
+    Returns
+    -------
+    zoomed : Array
+        Shape ``outshape``; with ``return_xouts`` after the positions.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For offsets without one number per axis, an unfit ``outshape``, complex dtypes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> wave = np.cos(2 * np.pi * np.arange(8) / 8)
+    >>> positions, zoomed = zoomnd(wave, usfac=4, outshape=3, return_xouts=True)
+    >>> print(np.asarray(positions[0]), np.asarray(zoomed).round(3))
+    [3.25 3.5  3.75] [-0.831 -0.924 -0.981]
     """
     data = _data(inp, "inp")
     shape = _output_shape(outshape, "outshape", data.shape)
@@ -403,7 +459,17 @@ def zoom_on_pixel(
     return_real: bool = True,
     return_xouts: bool = False,
 ) -> Any:
-    """Zoom in on the position `coordinates`, one number per axis, whole or not; otherwise as `zoomnd`."""
+    """Zoom in on the position `coordinates`, one number per axis, whole or not.
+
+    Other parameters, result and errors as for `zoomnd`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> wave = np.cos(2 * np.pi * np.arange(8) / 8)
+    >>> print(np.asarray(zoom_on_pixel(wave, [0.0], usfac=2, outshape=3)).round(3))
+    [0.924 1.    0.924]
+    """
     data = _data(inp, "inp")
     offsets = _per_axis(coordinates, "coordinates", data)
     flags = {"return_real": return_real, "return_xouts": return_xouts}
@@ -420,7 +486,17 @@ def zoom1d(
     return_xouts: bool = False,
     return_real: bool = True,
 ) -> Any:
-    """Zoom in on the centre of a 1-D array: `zoomnd` for one axis, its positions one vector."""
+    """Zoom in on the centre of a 1-D array: `zoomnd` for one axis, its positions one vector.
+
+    Parameters and errors as for `zoomnd`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> wave = np.cos(2 * np.pi * np.arange(8) / 8)
+    >>> print(np.asarray(zoom1d(wave, 4, 3, offset=0.5)).round(3))
+    [-0.981 -1.    -0.981]
+    """
     data = _data(inp, "inp", 1)
     shape = _output_shape(outsize, "outsize", data.shape)
     offsets = _scalar(offset, "offset", data.dtype)[None]
@@ -457,6 +533,18 @@ def dftups(
     -------
     Array
         Complex, shape ``(nor, noc)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an array without two axes, sizes that are not positive integers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.arange(6.0).reshape(2, 3)
+    >>> print(np.allclose(dftups(image), np.fft.fft2(image), atol=1e-5))
+    True
     """
     numeric = jnp if isinstance(inp, jax.Array) else np
     real, imag = _data(numeric.real(inp), "inp", 2), _data(numeric.imag(inp), "inp", 2)
@@ -491,6 +579,23 @@ def upsample_image(
         Shape of the result; ``upsample_factor`` times that of `image`, rounded up, by default.
     xshift, yshift : float
         Shift of the content along columns and rows, in upsampled pixels.
+
+    Returns
+    -------
+    Array
+        Shape ``output_size``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an image without two axes, an unfit ``output_size``, a traced factor without one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> wave = np.cos(2 * np.pi * np.arange(4) / 4) * np.ones((2, 1))
+    >>> print(np.round(np.abs(upsample_image(wave, 2)[0]), 3))
+    [1.    0.707 0.    0.707 1.    0.707 0.    0.707]
     """
     data = _data(image, "image", 2)
     if output_size is None:
@@ -521,6 +626,22 @@ def fourier_interp1d(
         `image_registration` repeats the end values.
     return_real : bool
         Return the real part; otherwise the complex sum, as in `zoomnd`.
+
+    Returns
+    -------
+    Array
+        Shape ``(m,)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arrays without one axis, ``data_x`` of another shape than ``data``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> print(np.asarray(fourier_interp1d(np.cos(2 * np.pi * np.arange(8) / 8), [0.5, 4.0])).round(3))
+    [ 0.924 -1.   ]
     """
     samples = _data(data, "data", 1)
     out = _data(out_x, "out_x", 1).astype(samples.dtype)
@@ -536,7 +657,17 @@ def fourier_interp1d(
 
 @accept_obsolete(nthreads=2, use_numpy_fft=3, allow_huge=None)
 def fourier_interp2d(data: ArrayLike, outinds: Any, *, return_real: bool = True) -> Array:
-    """Interpolate a 2-D array: `fourier_interpnd` for two axes."""
+    """Interpolate a 2-D array, `fourier_interpnd` for two axes.
+
+    Parameters, result and errors as for `fourier_interpnd`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> wave = np.cos(2 * np.pi * np.arange(8) / 8) * np.ones((2, 1))
+    >>> print(np.round(fourier_interp2d(wave, [np.array([0.0]), np.array([0.5, 4.0])]), 3))
+    [[ 0.924 -1.   ]]
+    """
     return fourier_interpnd(_data(data, "data", 2), outinds, return_real=return_real)
 
 
@@ -559,6 +690,18 @@ def fourier_interpnd(data: ArrayLike, outinds: Any, *, return_real: bool = True)
     -------
     Array
         Shape ``(len(outinds[0]), len(outinds[1]), ...)`` on a grid, ``outinds[0].shape`` for points.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For another number of positions than axes, or positions of unlike shapes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.cos(2 * np.pi * np.arange(8) / 8) * np.ones((2, 1))
+    >>> print(np.round(fourier_interpnd(image, np.array([[[0.0, 1.0]], [[0.5, 4.0]]])), 3))
+    [[ 0.924 -1.   ]]
     """
     array = _data(data, "data")
     if len(outinds) != array.ndim:
