@@ -1,6 +1,6 @@
 """The minimum of χ²: the best pixel, then Newton's method on the exact series, and its derivative.
 
-The coarse search is an argmin over the pixel grid and has no gradient. The refinement is the root of
+The search, an argmin over the pixel grid and Newton's steps, has no gradient. What it finds is the root of
 ``∇χ²(s) = 0``; by the implicit function theorem ``ds = −H⁻¹ d(∇χ²)`` at fixed s, whatever iteration found
 it, so the derivative costs one linear evaluation and holds to any order.
 """
@@ -36,6 +36,21 @@ class Minimum(NamedTuple):
     """Whether the last Newton step was below rounding."""
     hessian: Array
     """Second derivatives of χ², shape ``(D, D)``; a row of the unit matrix for an axis that is held."""
+
+
+class Candidates(NamedTuple):
+    """Samples of the search grid that are minima besides the best one, and what became of them."""
+
+    whole: Array
+    """Whole pixels of their shifts, int32, shape ``(n, D)``."""
+    start: Array
+    """What is to be added on the grid, shape ``(n, D)``."""
+    exist: Array
+    """Which of them there are, shape ``(n,)``."""
+    fraction: Array
+    """What is to be added to ``whole`` after the refinement, which leaves ``start`` where there is none."""
+    converged: Array
+    """Which of them are refined, shape ``(n,)``."""
 
 
 def value_gradient_hessian(
@@ -121,9 +136,12 @@ def split(shift: Array) -> tuple[Array, Array]:
     return whole.astype(jnp.int32), shift - whole
 
 
-@jax.custom_jvp
-def refine(terms: Chi2Terms, whole: Array, start: Array) -> tuple[Array, Array]:
-    """The stationary point of χ² near ``whole + start``: its fraction, and whether Newton converged."""
+def descend(terms: Chi2Terms, whole: Array, start: Array, wanted: Array | bool = True) -> tuple[Array, Array]:
+    """The stationary point of χ² near ``whole + start``: its fraction, and whether Newton converged.
+
+    Without a derivative: `stationary` gives it one. Where it is not ``wanted``, ``start``, in no steps.
+    """
+    terms = lax.stop_gradient(terms)
     eps = jnp.finfo(start.dtype).eps
     # χ² differences below this are rounding of the series' largest terms.
     noise = 16 * eps * terms.constant
@@ -160,26 +178,49 @@ def refine(terms: Chi2Terms, whole: Array, start: Array) -> tuple[Array, Array]:
         jnp.zeros_like(whole, shape=()),
         jnp.zeros_like(noise, dtype=bool),
     )
-    state = lax.while_loop(lambda s: ~s[-1] & (s[-2] < MAX_STEPS), body, state)
+    state = lax.while_loop(lambda s: wanted & ~s[-1] & (s[-2] < MAX_STEPS), body, state)
     return state[0], state[-1]
 
 
-@refine.defjvp
-def _refine_jvp(primals: tuple, tangents: tuple) -> tuple:
-    terms, whole, start = primals
-    fraction, converged = refine(terms, whole, start)
+@jax.custom_jvp
+def stationary(terms: Chi2Terms, whole: Array, fraction: Array) -> Array:
+    """The fraction of a stationary point, with the derivative that it has as one."""
+    return fraction
+
+
+@stationary.defjvp
+def _stationary_jvp(primals: tuple, tangents: tuple) -> tuple:
+    terms, whole, fraction = primals
+    fraction = stationary(terms, whole, fraction)
 
     def expansion(terms: Chi2Terms) -> tuple[Array, Array, Array]:
         return value_gradient_hessian(terms.derivatives(whole, fraction, 2), terms.model.free)
 
     (_, _, hessian), (_, change, _) = jax.jvp(expansion, (terms,), (tangents[0],))
-    tangent = -apply(inverse(hessian), change)
-    return (fraction, converged), (tangent, np.zeros(converged.shape, jax.dtypes.float0))
+    return fraction, -apply(inverse(hessian), change)
 
 
 def find_minimum(terms: Chi2Terms) -> Minimum:
     """Search the grid, refine on the series."""
     whole, start = best_pixel(terms)
-    fraction, converged = refine(terms, whole, start)
+    return _expanded(terms, whole, *descend(terms, whole, start))
+
+
+def find_minima(terms: Chi2Terms, others: Candidates) -> tuple[Minimum, Candidates]:
+    """The minimum, and other candidates refined like it where one χ² holds for all shifts."""
+    whole, start = best_pixel(terms)
+    points = (
+        jnp.concatenate([whole[None], others.whole]),
+        jnp.concatenate([start[None], others.start]),
+        jnp.concatenate([jnp.ones_like(others.exist[:1]), others.exist & ~terms.settled]),
+    )
+    # One loop after the other, and a program with one loop.
+    fraction, converged = lax.map(lambda point: descend(terms, *point), points)
+    minimum = _expanded(terms, whole, fraction[0], converged[0])
+    return minimum, others._replace(fraction=fraction[1:], converged=converged[1:])
+
+
+def _expanded(terms: Chi2Terms, whole: Array, fraction: Array, converged: Array) -> Minimum:
+    fraction = stationary(terms, whole, lax.stop_gradient(fraction))
     taylor = terms.derivatives(whole, fraction, TAYLOR_ORDER)
     return Minimum(whole, fraction, taylor, converged, value_gradient_hessian(taylor, terms.model.free)[2])

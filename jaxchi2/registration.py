@@ -17,10 +17,10 @@ from jax.typing import ArrayLike
 from .errors import covariance_of, extremes, interval_points
 from .fourier import as_real_array
 from .layout import MARGIN
-from .minimum import find_minimum, is_positive_definite
+from .minimum import find_minima, find_minimum, is_positive_definite
 from .pair import ANYWHERE, Boundary, Model, Pair, Search, check
 from .terms import Chi2Terms, is_quick, weighted_terms, with_terms
-from .verdict import RunnerUp, log_chance, runner_up
+from .verdict import RunnerUp, log_chance, runner_up, separate_minima
 
 CLIP_ROUNDS = 3
 
@@ -346,7 +346,7 @@ def solve(terms: Chi2Terms, nsigma: Array, known_err: bool) -> tuple[Registratio
     Also the interval's bounds relative to the shift, ``(D, 2)``: as positions they are rounded to the
     spacing of the dtype at the shift, which at high S/N is more than their distance from it.
     """
-    minimum = find_minimum(terms)
+    minimum, others = find_minima(terms, separate_minima(terms, 1))
     whole, fraction = minimum.whole, minimum.fraction
     model, eps = terms.model, jnp.finfo(fraction.dtype).eps
     free = np.array(model.free)
@@ -357,7 +357,7 @@ def solve(terms: Chi2Terms, nsigma: Array, known_err: bool) -> tuple[Registratio
     shift = _reduced(terms, whole, fraction)
     # The verdict has no derivative. Stopped here, none of its parts is linearised first.
     evidence = lax.stop_gradient((terms, minimum))
-    second = runner_up(*evidence, lax.stop_gradient(scale))
+    second = runner_up(*evidence, others, lax.stop_gradient(scale))
     chance = jnp.exp(log_chance(*evidence))
 
     # Curvature that rounding alone could make is none; that of the shortest wave is π² times its amplitude.

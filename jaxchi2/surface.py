@@ -12,10 +12,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from .errors import contour_points, delta_chi2, extremes, interval_points, profile_values
-from .minimum import find_minimum, split
+from .minimum import find_minima, find_minimum, split
 from .pair import ANYWHERE, Boundary, Search, check
 from .terms import Chi2Terms, is_quick, uniform_terms, weighted_terms
-from .verdict import Peaks, Posterior, peaks, posterior
+from .verdict import Peaks, Posterior, peaks, posterior, separate_minima
 
 
 def split_shift(shift: ArrayLike, ndim: int, dtype: jnp.dtype, name: str = "shift") -> tuple[Array, Array]:
@@ -170,7 +170,7 @@ class Chi2Surface:
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 2:
             raise ValueError(f"n must be an integer of at least 2, not {n!r}")
-        return peaks(self.terms, find_minimum(self.terms), n)
+        return peaks(self.terms, *find_minima(self.terms, separate_minima(self.terms, n - 1)))
 
     @jax.jit
     def posterior(self, temperature: ArrayLike = 1.0) -> Posterior:

@@ -12,8 +12,8 @@ import numpy as np
 from jax import Array, lax
 from jax.scipy.special import log_ndtr, ndtr
 
-from .layout import any_in_batch, grid_minimum, grid_shifts, in_window, shift_at
-from .minimum import Minimum, best_pixel, refine
+from .layout import grid_minimum, grid_shifts, in_window, shift_at
+from .minimum import Candidates, Minimum, best_pixel, stationary
 from .spectrum import along, harmonics, octaves
 from .terms import Chi2Terms
 
@@ -53,8 +53,8 @@ class Posterior(NamedTuple):
     """On the grid of ``surface.map()``, sums to one."""
 
 
-def separate_minima(terms: Chi2Terms, n: int) -> tuple[Array, Array, Array]:
-    """The n deepest local minima of the search grid: whole shifts, fractions, and whether there are so many.
+def separate_minima(terms: Chi2Terms, n: int) -> Candidates:
+    """The n deepest local minima of the search grid besides the best, not yet refined.
 
     A sample is one if it lies below all its neighbours, diagonal ones too. Samples next to the starting
     point of the search belong to it.
@@ -83,7 +83,8 @@ def separate_minima(terms: Chi2Terms, n: int) -> tuple[Array, Array, Array]:
     lowest_values, indices = smallest(values, n)
     picked = shift_at(indices, grid.shape, over, terms.model)
     whole = picked // over
-    return whole, (picked - whole * over).astype(grid.dtype) / over, jnp.isfinite(lowest_values)
+    start, exist = (picked - whole * over).astype(grid.dtype) / over, jnp.isfinite(lowest_values)
+    return Candidates(whole, start, exist, fraction=start, converged=jnp.zeros_like(exist))
 
 
 def smallest(values: Array, n: int) -> tuple[Array, Array]:
@@ -95,21 +96,14 @@ def smallest(values: Array, n: int) -> tuple[Array, Array]:
     return values[tuple(index)][None], index[None]
 
 
-def peaks(terms: Chi2Terms, minimum: Minimum, n: int) -> Peaks:
-    """The minimum and the n − 1 next best separate minima, refined where one χ² holds for all shifts.
+def peaks(terms: Chi2Terms, minimum: Minimum, others: Candidates) -> Peaks:
+    """The minimum and the next best separate minima in order, refined where one χ² holds for all shifts.
 
     Where pixels of the reference are unknown, each shift has weights of its own. Then these are whole
     shifts, and their Δχ² is that of χ² per pixel times the pixels at the minimum.
     """
-    whole, start, exist = separate_minima(terms, n - 1)
-    fraction, converged = lax.cond(
-        any_in_batch(~terms.settled),
-        lambda terms, whole, start: lax.map(lambda at: refine(terms, *at), (whole, start)),
-        lambda terms, whole, start: (start, jnp.zeros_like(exist)),
-        terms,
-        whole,
-        start,
-    )
+    whole, start, exist, fraction, use = others
+    fraction = lax.map(lambda at: stationary(terms, *at), (whole, fraction))
     zero = (0,) * len(terms.model.free)
 
     def value(whole: Array, fraction: Array) -> Array:
@@ -120,7 +114,6 @@ def peaks(terms: Chi2Terms, minimum: Minimum, n: int) -> Peaks:
     start_index = jnp.round((whole + start) * over).astype(jnp.int32) % shape[None, :]
     best_index = jnp.round((minimum.whole + minimum.fraction) * over).astype(jnp.int32) % shape
     coarse = terms.grid[tuple(start_index.T)] - terms.grid[tuple(best_index)]
-    use = converged & ~terms.settled
     shift = jnp.where(exist[:, None], whole + jnp.where(use[:, None], fraction, start), jnp.nan)
     delta = jnp.where(exist, jnp.where(use, refined, coarse), jnp.inf)
     deviations = jnp.full_like(delta, jnp.nan)
@@ -141,9 +134,9 @@ def peaks(terms: Chi2Terms, minimum: Minimum, n: int) -> Peaks:
     )
 
 
-def runner_up(terms: Chi2Terms, minimum: Minimum, scale: Array) -> RunnerUp:
+def runner_up(terms: Chi2Terms, minimum: Minimum, others: Candidates, scale: Array) -> RunnerUp:
     """The second best minimum, with χ² in units of ``scale``."""
-    found = peaks(terms, minimum, 2)
+    found = peaks(terms, minimum, others)
     # Differences that rounding could make are none.
     noise = 16 * jnp.finfo(scale.dtype).eps * terms.amplitude
     delta = found.delta_chi2[1]

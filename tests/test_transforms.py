@@ -187,9 +187,9 @@ def test_surface_derivatives_in_the_images():
         polygon = surface.contour(n=5)
         zoomed = surface.zoom(shift, 0.3, (2, 2))
         profile = surface.profile(0, shift[:1])
-        return jnp.concatenate(
-            [surface(shift)[None], zoomed.ravel(), polygon.ravel(), surface.minimum(), profile]
-        )
+        second = surface.peaks(2)
+        parts = [surface(shift), zoomed, polygon, surface.minimum(), profile, second.shift[1]]
+        return jnp.concatenate([*map(jnp.ravel, parts), second.delta_chi2[1:]])
 
     evaluate = jax.jit(value)
     forward = jax.jit(lambda args, directions: jax.jvp(value, args, directions)[1])
@@ -197,7 +197,7 @@ def test_surface_derivatives_in_the_images():
         directions = directions_of(args, which)
         found = forward(args, directions)
         expected = central_difference(evaluate, args, directions)
-        for part in (slice(0, 5), slice(5, 15), slice(15, 17), slice(17, 18)):
+        for part in map(slice, (0, 5, 15, 17, 18, 20), (5, 15, 17, 18, 20, 21)):
             size = np.max(np.abs(expected[part]))
             np.testing.assert_allclose(found[part], expected[part], atol=1e-6 * size)
 
