@@ -23,6 +23,7 @@ from .noise import estimate_noise
 from .pair import Boundary, Search
 from .pipeline import register_and_align
 from .registration import Registration, Status, register
+from .stack import register_stack
 from .surface import Chi2Surface, chi2_surface
 from .verdict import Peaks, Posterior, RunnerUp
 
@@ -59,4 +60,5 @@ __all__ = [
     "iterative_zoom_1d",
     "register",
     "register_and_align",
+    "register_stack",
 ]

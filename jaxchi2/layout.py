@@ -104,7 +104,7 @@ def prepare(pair: Pair, model: Model) -> Prepared:
         variance = jnp.where(good, pair.reference_err / unit, 0.0) ** 2
     # A reference of which nothing is known says nothing about any pixel.
     weights = jnp.where(valid & jnp.any(known), (unit / err) ** 2, 0.0)
-    flat = _is_flat(reference, known) | _is_flat(image, valid)
+    flat = is_flat(reference, known) | is_flat(image, valid)
     reference = jnp.where(known, reference, 0.0)
     if model.gain and not model.background:
         pedestal = jnp.zeros_like(unit)
@@ -118,7 +118,8 @@ def prepare(pair: Pair, model: Model) -> Prepared:
     return Prepared(reference, image, weights, known, variance, unit, pedestal, flat)
 
 
-def _is_flat(image: Array, valid: Array) -> Array:
+def is_flat(image: Array, valid: Array) -> Array:
+    """Whether the valid pixels are all alike to rounding."""
     largest = jnp.max(image, where=valid, initial=-jnp.inf)
     smallest = jnp.min(image, where=valid, initial=jnp.inf)
     return largest - smallest <= 8 * jnp.finfo(image.dtype).eps * jnp.maximum(
@@ -136,12 +137,13 @@ def lay_out(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     return lax.cond(
         any_in_batch(~jnp.all(prepared.known)),
         lambda p: _settle(p, pair, model),
-        _as_it_is,
+        as_it_is,
         prepared,
     )
 
 
-def _as_it_is(prepared: Prepared) -> Layout:
+def as_it_is(prepared: Prepared) -> Layout:
+    """The layout of a periodic pair whose reference is known everywhere."""
     ndim = prepared.image.ndim
     return Layout(
         prepared.reference,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
+from math import ceil, log2
 from typing import NamedTuple
 
 import jax
@@ -84,6 +84,8 @@ class Model:
     """Whether the window was asked for, so that a minimum outside it is none."""
     free: tuple[bool, ...]
     """Whether the shift is fitted along each axis."""
+    compact: bool = False
+    """Whether the search grid may be the window alone where one χ² holds for all shifts."""
 
     @property
     def whole_window(self) -> tuple[tuple[int, int], ...]:
@@ -216,8 +218,12 @@ def check_model(
     oversample: int = 1,
     max_shift: float | Sequence[float] | None = None,
     fixed: Sequence | None = None,
+    compact: bool = False,
 ) -> Model:
-    """Check the static choices for images of the given shapes."""
+    """Check the static choices for images of the given shapes.
+
+    ``compact`` says that nobody will look at the search grid outside the window.
+    """
     if oversample not in (1, 2) or isinstance(oversample, bool):
         raise ValueError(f"oversample must be 1 or 2, not {oversample!r}")
     for name, flag in (("fit_gain", gain), ("fit_background", background)):
@@ -244,6 +250,12 @@ def check_model(
         window=window,
         limited=limits is not None,
         free=_free(fixed, ndim),
+        compact=compact
+        and limits is not None
+        and boundary.name == "wrap"
+        and oversample == 1
+        # Matrix products for so few shifts take less time than the inverse FFT, on two cores.
+        and all(2 * limit + 3 <= min(n / 2, 8 * log2(n)) for limit, n in zip(limits, shape, strict=True)),
     )
 
 
@@ -314,6 +326,7 @@ def check(
     max_shift: float | Sequence[float] | None,
     search: Search,
     oversample: int,
+    compact: bool = False,
 ) -> tuple[Pair, Model]:
     """Everything that `register` and `chi2_surface` are given, checked and sorted."""
     if not isinstance(search, Search):
@@ -338,5 +351,6 @@ def check(
         oversample=oversample,
         max_shift=max_shift,
         fixed=search.fixed,
+        compact=compact,
     )
     return _with_search(pair, search), model

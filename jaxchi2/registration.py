@@ -180,6 +180,7 @@ def register(
     oversample: int = 1,
     clip: float | None = None,
     nsigma: ArrayLike = 1.0,
+    verdict: bool = True,
 ) -> Registration:
     """Measure the displacement of an image from a reference, with its error, by minimising χ².
 
@@ -232,6 +233,9 @@ def register(
         Gaussian noise alone. Without ``err`` a standard deviation is taken from the median residual.
     nsigma : array_like
         Confidence of ``interval`` in standard deviations, a scalar; Δχ² is ``nsigma²``.
+    verdict : bool
+        Whether to look for the runner-up and the odds of chance, as many passes over the images as all the
+        rest; static under jit. If not, both are NaN and no status warns of unrelated or ambiguous images.
 
     Returns
     -------
@@ -282,31 +286,57 @@ def register(
         max_shift=max_shift,
         search=search,
         oversample=oversample,
+        compact=True,
     )
+    nsigma = check_measure(pair, clip, nsigma, verdict)
+    known_err = err is not None or weights is not None
+    run = partial(measure, nsigma=nsigma, known_err=known_err, model=model, clip=clip, verdict=verdict)
+    if clip is not None or mask is not None or reference_mask is not None or not is_quick(pair, model):
+        return run(pair, clean=None)
+    result = run(pair, clean=True)
+    return result if result.status != Status.FLAT else run(pair, clean=False)
+
+
+def check_measure(pair: Pair, clip: float | None, nsigma: ArrayLike, verdict: bool) -> Array:
+    """Check what `register` is asked beside the pair and the model; ``nsigma`` as an array."""
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 1):
         raise ValueError(f"clip must be a number of standard deviations above 1, not {clip!r}")
+    if not isinstance(verdict, bool):
+        raise TypeError(f"verdict must be True or False, not {verdict!r}")
     nsigma = as_real_array(nsigma, "nsigma").astype(pair.image.dtype)
     if nsigma.ndim or (not isinstance(nsigma, Tracer) and not nsigma > 0):
         raise ValueError(f"nsigma must be a positive scalar, not {nsigma}")
-    known_err = err is not None or weights is not None
-    if clip is not None or mask is not None or reference_mask is not None or not is_quick(pair, model):
-        return _register(pair, nsigma, None, known_err, model, clip)
-    result = _register(pair, nsigma, True, known_err, model, clip)
-    return result if result.status != Status.FLAT else _register(pair, nsigma, False, known_err, model, clip)
+    return nsigma
 
 
-@partial(jax.jit, static_argnames=("clean", "known_err", "model", "clip"))
-def _register(
-    pair: Pair, nsigma: Array, clean: bool | None, known_err: bool, model: Model, clip: float | None
+@partial(jax.jit, static_argnames=("clean", "known_err", "model", "clip", "verdict"))
+def measure(
+    pair: Pair,
+    nsigma: Array,
+    clean: bool | None,
+    known_err: bool,
+    model: Model,
+    clip: float | None,
+    verdict: bool,
 ) -> Registration:
-    if not known_err:
-        # Without errors, the reference's range is a unit in which no square under- or overflows.
-        pair = pair._replace(err=range_of(pair.reference))
+    """`register` of a checked pair; ``clean`` as in `with_terms`."""
+    pair, unit = with_unit(pair, known_err)
     if clip is not None:
         pair, clean = clipped(pair, known_err, model, clip), False
-    run = partial(solve, nsigma=nsigma, known_err=known_err)
+    run = partial(solve, nsigma=nsigma, known_err=known_err, verdict=verdict)
     result, _ = with_terms(run, pair, model, clean)
-    return result if known_err else result._replace(chi2=result.chi2 * pair.err**2)
+    return result._replace(chi2=result.chi2 * unit**2)
+
+
+def with_unit(pair: Pair, known_err: bool) -> tuple[Pair, Array]:
+    """The pair in which χ² can be computed, and the unit that its residuals are then in.
+
+    Without errors, the reference's range is a unit in which no square under- or overflows.
+    """
+    if known_err:
+        return pair, jnp.ones_like(pair.image, shape=())
+    unit = range_of(pair.reference)
+    return pair._replace(err=pair.err * unit), unit
 
 
 def clipped(pair: Pair, known_err: bool, model: Model, clip: float) -> Pair:
@@ -340,13 +370,19 @@ def range_of(array: Array) -> Array:
     return jnp.where(jnp.isfinite(extent) & (extent > 0), extent, 1.0)
 
 
-def solve(terms: Chi2Terms, nsigma: Array, known_err: bool) -> tuple[Registration, Array]:
+def solve(
+    terms: Chi2Terms, nsigma: Array, known_err: bool, verdict: bool = True
+) -> tuple[Registration, Array]:
     """Minimum, errors and verdict for one surface, whichever way its terms were built.
 
+    Without the verdict, which takes more passes over the grid than all else, its fields are NaN.
     Also the interval's bounds relative to the shift, ``(D, 2)``: as positions they are rounded to the
     spacing of the dtype at the shift, which at high S/N is more than their distance from it.
     """
-    minimum, others = find_minima(terms, separate_minima(terms, 1))
+    if verdict:
+        minimum, others = find_minima(terms, separate_minima(terms, 1))
+    else:
+        minimum, others = find_minimum(terms), None
     whole, fraction = minimum.whole, minimum.fraction
     model, eps = terms.model, jnp.finfo(fraction.dtype).eps
     free = np.array(model.free)
@@ -357,8 +393,12 @@ def solve(terms: Chi2Terms, nsigma: Array, known_err: bool) -> tuple[Registratio
     shift = _reduced(terms, whole, fraction)
     # The verdict has no derivative. Stopped here, none of its parts is linearised first.
     evidence = lax.stop_gradient((terms, minimum))
-    second = runner_up(*evidence, others, lax.stop_gradient(scale))
-    chance = jnp.exp(log_chance(*evidence))
+    if others is not None:
+        second = runner_up(*evidence, others, lax.stop_gradient(scale))
+        chance = jnp.exp(log_chance(*evidence))
+    else:
+        unknown = jnp.full_like(chi2, jnp.nan)
+        second, chance = RunnerUp(jnp.full_like(fraction, jnp.nan), unknown, unknown), unknown
 
     # Curvature that rounding alone could make is none; that of the shortest wave is π² times its amplitude.
     least = 4 * np.pi**2 * eps * terms.amplitude

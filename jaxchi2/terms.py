@@ -16,10 +16,10 @@ power is constant, and `weighted_terms` for everything else.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,11 @@ from jax import Array, lax
 from .layout import (
     GUARD,
     Layout,
+    Prepared,
     any_in_batch,
+    as_it_is,
     grid_shifts,
+    is_flat,
     is_valid_error,
     lay_out,
     prepare,
@@ -329,65 +332,136 @@ def _with_prior(grid: Array, pair: Pair, model: Model) -> Array:
     return grid + prior_chi2(pair.prior, [jnp.asarray(s, grid.dtype) for s in shifts])
 
 
-def uniform_terms(pair: Pair, model: Model) -> Chi2Terms:
-    """Terms for one error common to all pixels, every pixel valid, periodic boundary."""
-    reference, image, err = pair.reference, pair.image, pair.err
-    shape = reference.shape
+class ReferenceSide(NamedTuple):
+    """What χ² takes from the reference and the weights alone: the same for every image of a stack."""
+
+    spectrum: Array
+    """Half-plane spectrum of the reference."""
+    energy: Array
+    """``Σ M²``, a scalar."""
+    power: FourierSeries | PolyphaseSeries
+    """``Σ w_i M(i − s)²``."""
+    total_spectrum: Array | None
+    """Half-plane spectrum of ``Σ w_i M(i − s)``; None where it is not needed, or zero."""
+    mass: Array
+    """``Σ w_i``, a scalar."""
+    bands: Array
+    """Energy in bands, as in `Chi2Terms`."""
+    unit: Array
+    """The reference has been divided by this."""
+    pedestal: Array
+    """What was subtracted from it before."""
+
+
+def uniform_side(pair: Pair, model: Model) -> ReferenceSide:
+    """The reference's part of `uniform_terms`."""
     # A common pedestal cancels in χ²; kept, it would cost float32 its digits.
     # With a gain alone it does not cancel.
-    pedestal = lax.stop_gradient(jnp.mean(reference))
-    pedestal = image_pedestal = jnp.zeros_like(pedestal) if model.gain and not model.background else pedestal
-    unit = jnp.where(is_valid_error(err), err, jnp.nan)
-    reference, image = (reference - pedestal) / unit, (image - pedestal) / unit
+    pedestal = lax.stop_gradient(jnp.mean(pair.reference))
+    pedestal = jnp.zeros_like(pedestal) if model.gain and not model.background else pedestal
+    unit = jnp.where(is_valid_error(pair.err), pair.err, jnp.nan)
+    reference = (pair.reference - pedestal) / unit
     if model.background:
-        mean = jnp.mean(image)
-        image, image_pedestal = image - mean, image_pedestal + mean * unit
         # To rounding it is zero already; its derivative is not.
         reference = reference - jnp.mean(reference)
-    spectrum, image_spectrum = jnp.fft.rfftn(reference), jnp.fft.rfftn(image)
-    if pair.reference_err is None:
-        energy, image_energy = jnp.sum(reference**2), jnp.sum(image**2)
-    else:
-        first, second = (_periodogram(x, prod(shape)) for x in (spectrum, image_spectrum))
-        filters = whitening(first, second, (pair.reference_err / unit) ** 2, jnp.ones_like(unit), shape)
-        spectrum, image_spectrum = scaled(spectrum, filters.reference), scaled(image_spectrum, filters.image)
-        energy, image_energy = _energy(spectrum, shape), _energy(image_spectrum, shape)
-    correlation = conj_product(spectrum, image_spectrum)
-    cross = split_nyquist(scaled(correlation, -2 / prod(shape)), shape)
+    return _unweighted(jnp.fft.rfftn(reference), jnp.sum(reference**2), reference.shape, unit, pedestal)
+
+
+def _unweighted(spectrum: Array, energy: Array, shape: Shape, unit: Array, pedestal: Array) -> ReferenceSide:
     power = nyquist_power(spectrum, shape)
-    power = FourierSeries(power.coefficients.at[(0,) * len(shape)].add(energy), power.period)
+    return ReferenceSide(
+        spectrum=spectrum,
+        energy=energy,
+        power=FourierSeries(power.coefficients.at[(0,) * len(shape)].add(energy), power.period),
+        total_spectrum=None,
+        mass=jnp.full_like(energy, prod(shape)),
+        bands=_band_energy(spectrum, shape),
+        unit=unit,
+        pedestal=pedestal,
+    )
+
+
+def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -> Chi2Terms:
+    """Terms for one error common to all pixels, every pixel valid, periodic boundary.
+
+    ``side`` is what `uniform_side` made of this reference, error and model before.
+    """
+    side = uniform_side(pair, model) if side is None else side
+    shape = pair.image.shape
+    image, pedestal = (pair.image - side.pedestal) / side.unit, side.pedestal
+    if model.background:
+        mean = jnp.mean(image)
+        image, pedestal = image - mean, pedestal + mean * side.unit
+    image_spectrum = jnp.fft.rfftn(image)
+    image_energy = jnp.sum(image**2)
+    if pair.reference_err is not None:
+        first, second = (_periodogram(x, prod(shape)) for x in (side.spectrum, image_spectrum))
+        variance = (pair.reference_err / side.unit) ** 2
+        filters = whitening(first, second, variance, jnp.ones_like(variance), shape)
+        spectrum, image_spectrum = (
+            scaled(side.spectrum, filters.reference),
+            scaled(image_spectrum, filters.image),
+        )
+        side = _unweighted(spectrum, _energy(spectrum, shape), shape, side.unit, side.pedestal)
+        image_energy = _energy(image_spectrum, shape)
+    correlation = conj_product(side.spectrum, image_spectrum)
+    cross = split_nyquist(scaled(correlation, -2 / prod(shape)), shape)
     if model.oversample == 1:
-        cross_grid, power_grid = jnp.fft.irfftn(correlation, shape) * -2, energy
+        cross_grid, power_grid = _searched(correlation, shape, model) * -2, side.energy
     else:
-        cross_grid, power_grid = cross.sampled(2), jnp.tile(_half_pixel_values(power), shape)
+        assert isinstance(side.power, FourierSeries)
+        cross_grid, power_grid = cross.sampled(2), jnp.tile(_half_pixel_values(side.power), shape)
     return Chi2Terms(
         cross=cross,
-        power=power,
+        power=side.power,
         total=None,
         constant=image_energy,
-        mass=jnp.full_like(energy, prod(shape)),
+        mass=side.mass,
         grid=_with_prior(profiled(cross_grid, power_grid, model.gain), pair, model),
-        origin=jnp.zeros_like(energy, shape=(len(shape),), dtype=jnp.int32),
+        origin=jnp.zeros_like(image_energy, shape=(len(shape),), dtype=jnp.int32),
         pair=_knowledge(pair),
-        reference=spectrum,
+        reference=side.spectrum,
         image=image_spectrum,
         weights=None,
-        n_valid=jnp.full_like(energy, prod(shape), dtype=jnp.int32),
-        amplitude=jnp.sqrt(energy) * jnp.sqrt(image_energy),
+        n_valid=jnp.full_like(image_energy, prod(shape), dtype=jnp.int32),
+        amplitude=jnp.sqrt(side.energy) * jnp.sqrt(image_energy),
         contrast=image_energy - jnp.sum(image) ** 2 / prod(shape)
         if pair.reference_err is None
         else image_energy,
         scatter=_energy(correlation, shape) / prod(shape),
-        bands=(_band_energy(spectrum, shape), _band_energy(image_spectrum, shape)),
-        flat=jnp.zeros_like(energy, dtype=bool),
-        settled=jnp.zeros_like(energy, dtype=bool),
+        bands=(side.bands, _band_energy(image_spectrum, shape)),
+        flat=jnp.zeros_like(image_energy, dtype=bool),
+        settled=jnp.zeros_like(image_energy, dtype=bool),
         overlap=None,
-        scale=unit,
-        offsets=(pedestal, image_pedestal),
+        scale=side.unit,
+        offsets=(side.pedestal, pedestal),
         model=model,
         shape=shape,
         frame=shape,
     )
+
+
+def _searched(spectrum: Array, shape: Shape, model: Model) -> Array:
+    """What a half-plane spectrum is at the whole shifts of the search grid.
+
+    All of a period by an inverse FFT, or the window and a ring around it, by one matrix product per axis.
+    """
+    if not model.compact:
+        return jnp.fft.irfftn(spectrum, shape)
+    real, imag = spectrum.real, spectrum.imag
+    for axis in reversed(range(len(shape))):
+        n, (low, high) = shape[axis], model.whole_window[axis]
+        shifts = np.concatenate([np.arange(high + 2), np.arange(low - 1, 0)])
+        turns = np.outer(harmonics(n)[: spectrum.shape[axis]], shifts) % n
+        weight = half_weights(n)[:, None] if axis == len(shape) - 1 else 1.0
+        cos, sin = (jnp.asarray(f(2 * np.pi * turns / n) * weight / n, real.dtype) for f in (np.cos, np.sin))
+
+        def product(x: Array, matrix: Array, axis: int = axis) -> Array:
+            summed = jnp.tensordot(x, matrix, ((axis,), (0,)), precision=lax.Precision.HIGHEST)
+            return jnp.moveaxis(summed, -1, axis)
+
+        real, imag = product(real, cos) - product(imag, sin), product(real, sin) + product(imag, cos)
+    return real
 
 
 def _periodogram(spectrum: Array, number: Array | int) -> Array:
@@ -416,53 +490,105 @@ def _half_pixel_values(power: FourierSeries) -> Array:
     return power.derivatives(*zero, 0) + power.differences(*zero, steps)
 
 
+def weighted_side(layout: Layout, prepared: Prepared, model: Model) -> ReferenceSide:
+    """The reference's part of `weighted_terms`."""
+    spectrum, weight_spectrum = jnp.fft.rfftn(layout.reference), jnp.fft.rfftn(layout.weights)
+    return ReferenceSide(
+        spectrum=spectrum,
+        energy=jnp.sum(layout.reference**2),
+        power=correlated_square(layout.reference, spectrum, layout.weights, weight_spectrum),
+        total_spectrum=conj_product(spectrum, weight_spectrum) if model.background else None,
+        mass=jnp.sum(layout.weights),
+        bands=_band_energy(spectrum, layout.reference.shape),
+        unit=prepared.unit,
+        pedestal=prepared.pedestal,
+    )
+
+
 def weighted_terms(pair: Pair, model: Model) -> Chi2Terms:
     """Terms for any error map, bad pixels and boundary."""
     prepared = prepare(pair, model)
     layout = lay_out(prepared, pair, model)
     if layout.variance is not None:
         layout = _wiener(layout)
-    reference, image, weights = layout.reference, layout.image, layout.weights
-    shape, size, frame = reference.shape, reference.size, pair.image.shape
-    mass = jnp.sum(weights)
+    side = weighted_side(layout, prepared, model)
+    # Where its weights may be settled for one shift, the search looks at the score of the whole period.
+    return _weighted(layout, side, prepared.flat, pair, replace(model, compact=False))
+
+
+class SharedReference(NamedTuple):
+    """A reference, the pixels' errors and what follows from them, for any number of images."""
+
+    side: ReferenceSide
+    layout: Layout | None
+    """Weights of the pixels; None where they are all one."""
+
+
+def shared_reference(pair: Pair, model: Model) -> SharedReference:
+    """Do once what `shared_terms` needs for every image; of the pair's image only the shape counts."""
+    if pair.uniform:
+        return SharedReference(uniform_side(pair, model), None)
+    prepared = prepare(pair._replace(image=jnp.zeros_like(pair.image)), model)
+    layout = as_it_is(prepared)
+    return SharedReference(weighted_side(layout, prepared, model), layout)
+
+
+def shared_terms(shared: SharedReference, pair: Pair, model: Model) -> Chi2Terms:
+    """Terms of one image, the periodic boundary and a reference without bad pixels; see `is_shareable`."""
+    side, layout = shared
+    if layout is None:
+        return uniform_terms(pair, model, side)
+    counted = layout.weights > 0
+    image = jnp.where(counted, (pair.image - side.pedestal) / side.unit, 0.0)
+    return _weighted(layout._replace(image=image), side, is_flat(image, counted), pair, model)
+
+
+def is_shareable(shared: SharedReference, pair: Pair) -> Array:
+    """Whether every pixel of the reference, and every one of the image that has an error, is finite."""
+    if shared.layout is None:
+        return is_clean(pair)
+    image = jnp.where(shared.layout.weights > 0, pair.image, 0.0)
+    return jnp.isfinite(jnp.sum(pair.reference)) & jnp.isfinite(jnp.sum(image))
+
+
+def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, model: Model) -> Chi2Terms:
+    image, weights = layout.image, layout.weights
+    shape, size, frame = layout.reference.shape, layout.reference.size, pair.image.shape
+    mass = side.mass
     shared = jnp.zeros_like(mass)
     if model.background:
         shared = jnp.sum(weights * image) / jnp.where(mass > 0, mass, 1.0)
         image = image - shared
-    spectrum = jnp.fft.rfftn(reference)
     image_spectrum = jnp.fft.rfftn(weights * image)
-    correlation = conj_product(spectrum, image_spectrum)
+    correlation = conj_product(side.spectrum, image_spectrum)
     constant = jnp.sum(weights * image**2)
     cross = split_nyquist(scaled(correlation, -2 / size), shape)
-    weight_spectrum = jnp.fft.rfftn(weights)
-    power = correlated_square(reference, spectrum, weights, weight_spectrum)
     total = None
-    if model.background:
-        total_hat = conj_product(spectrum, weight_spectrum)
-        total = split_nyquist(scaled(total_hat, 1 / size), shape)
-    grid = _search_grid(layout, correlation, cross, power, total, mass, constant, model)
+    if side.total_spectrum is not None:
+        total = split_nyquist(scaled(side.total_spectrum, 1 / size), shape)
+    grid = _search_grid(layout, correlation, cross, side, total, constant, model)
     return Chi2Terms(
         cross=cross,
-        power=power,
+        power=side.power,
         total=total,
         constant=constant,
         mass=jnp.where(mass > 0, mass, 1.0),
         grid=_with_prior(grid, pair, model),
         origin=layout.origin,
         pair=_knowledge(pair),
-        reference=spectrum,
+        reference=side.spectrum,
         image=image,
         weights=weights,
         n_valid=jnp.sum(weights > 0, dtype=jnp.int32),
-        amplitude=jnp.sqrt(jnp.sum(reference**2)) * jnp.sqrt(constant),
+        amplitude=jnp.sqrt(side.energy) * jnp.sqrt(constant),
         contrast=constant - jnp.sum(weights * image) ** 2 / jnp.where(mass > 0, mass, 1.0),
         scatter=_energy(correlation, shape) / size,
-        bands=(_band_energy(spectrum, shape), _band_energy(image_spectrum, shape)),
-        flat=prepared.flat,
+        bands=(side.bands, _band_energy(image_spectrum, shape)),
+        flat=flat,
         settled=layout.settled,
         overlap=layout.overlap,
-        scale=prepared.unit,
-        offsets=(prepared.pedestal, prepared.pedestal + shared * prepared.unit),
+        scale=side.unit,
+        offsets=(side.pedestal, side.pedestal + shared * side.unit),
         model=model,
         shape=shape,
         frame=frame,
@@ -473,13 +599,30 @@ def _search_grid(
     layout: Layout,
     correlation: Array,
     cross: FourierSeries,
-    power: PolyphaseSeries,
+    side: ReferenceSide,
     total: FourierSeries | None,
-    mass: Array,
     constant: Array,
     model: Model,
 ) -> Array:
-    over, ndim = model.oversample, correlation.ndim
+    over, ndim, shape = model.oversample, correlation.ndim, layout.reference.shape
+    power, mass = side.power, side.mass
+    assert isinstance(power, PolyphaseSeries)
+
+    def of_the_series() -> Array:
+        if over == 1 and not (model.gain or model.background):
+            return _searched(power.phases[0] - scaled(correlation, 2.0), shape, model)
+        if over == 1:
+            on_grid, cross_grid = (_searched(x, shape, model) for x in (power.phases[0], correlation))
+            cross_grid = -2 * cross_grid
+            total_grid = 0.0 if side.total_spectrum is None else _searched(side.total_spectrum, shape, model)
+        else:
+            on_grid, cross_grid = power.sampled(over), cross.sampled(over)
+            total_grid = 0.0 if total is None else total.sampled(over)
+        on_grid = on_grid - total_grid**2 / jnp.where(mass > 0, mass, 1.0)
+        return profiled(cross_grid, on_grid, model.gain)
+
+    if model.compact:
+        return of_the_series()
     score = layout.score
     if not model.gain:
         # Times the pixels at its minimum, so that a prior and a temperature have their measure.
@@ -490,18 +633,12 @@ def _search_grid(
         score = whole.at[(slice(None, None, over),) * ndim].set(score)
     if model.boundary.name == "overlap":
         return score
-
-    def of_the_series(score: Array) -> Array:
-        if over == 1 and not (model.gain or model.background):
-            grid = jnp.fft.irfftn(power.phases[0] - scaled(correlation, 2.0), power.period)
-        else:
-            on_grid = power.sampled(over)
-            if total is not None:
-                on_grid = on_grid - total.sampled(over) ** 2 / jnp.where(mass > 0, mass, 1.0)
-            grid = profiled(cross.sampled(over), on_grid, model.gain)
-        return jnp.where(layout.settled, score, grid)
-
-    return lax.cond(any_in_batch(~layout.settled), of_the_series, lambda score: score, score)
+    return lax.cond(
+        any_in_batch(~layout.settled),
+        lambda score: jnp.where(layout.settled, score, of_the_series()),
+        lambda score: score,
+        score,
+    )
 
 
 def _wiener(layout: Layout) -> Layout:

@@ -162,13 +162,14 @@ def log_chance(terms: Chi2Terms, minimum: Minimum) -> Array:
     expected = jnp.sum(terms.bands[0]) * (terms.mass / prod(terms.shape))
     independent = terms.contrast / jnp.maximum(terms.scatter, tiny) * expected
     independent = jnp.clip(independent, 1.0, jnp.maximum(terms.n_valid, 1))
-    share = 1.0
+    shifts, share = 1.0, 1.0
     for axis, length in enumerate(terms.grid.shape):
         inside = grid_shifts(length, terms.model.window[axis], terms.oversample)[1]
-        share *= inside.mean() if terms.model.free[axis] else 1 / length
+        number = inside.sum() if terms.model.free[axis] else 1
+        shifts *= number
+        share *= min(number / (terms.oversample * terms.shape[axis]), 1.0)
     single = np.log(0.5) + (independent - 1) / 2 * jnp.log1p(-(coefficient**2))
     overall = jnp.log(jnp.maximum(independent * share, 1.0)) + single
-    shifts = max(share * terms.grid.size, 1.0)
     in_bands = np.log(shifts) + _log_chance_in_bands(terms, minimum)
     return jnp.minimum(np.log(2.0) + jnp.minimum(overall, in_bands), 0.0)
 

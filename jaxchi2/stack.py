@@ -1,0 +1,355 @@
+"""Many frames registered to one reference: what it takes from the reference is computed once.
+
+Frames come with their axis first. They are done in chunks, so that memory does not grow with their number,
+and on as many devices as a mesh has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.core import Tracer
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
+
+from .batch import (
+    default_batch_size,
+    first_frame,
+    frame_axis,
+    gathered,
+    in_chunks,
+    mean_frame,
+    on_mesh,
+    previous_frames,
+    spread,
+)
+from .fourier import as_real_array
+from .layout import is_valid_error
+from .pair import ANYWHERE, Boundary, Model, Pair, Search, as_boundary, check
+from .registration import Registration, check_measure, measure, solve, with_unit
+from .terms import is_shareable, shared_reference, shared_terms
+
+REFERENCES = ("mean", "first", "previous")
+
+
+class Frame(NamedTuple):
+    """What belongs to one frame, with a leading axis to each of a stack; None where all have it in common."""
+
+    image: Array
+    err: Array | None
+    mask: Array | None
+    reference: Array | None
+    search: Search
+
+
+class Options(NamedTuple):
+    """The choices of a registration, hashable."""
+
+    boundary: Boundary
+    fit_gain: bool
+    fit_background: bool
+    max_shift: float | tuple[float, ...] | None
+    oversample: int
+    clip: float | None
+    verdict: bool
+    known_err: bool
+
+
+def register_stack(
+    stack: ArrayLike,
+    reference: str | ArrayLike = "mean",
+    err: ArrayLike | None = None,
+    *,
+    reference_err: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    reference_mask: ArrayLike | None = None,
+    boundary: str | Boundary = "overlap",
+    fit_gain: bool = False,
+    fit_background: bool = False,
+    max_shift: float | tuple[float, ...] | None = None,
+    search: Search = ANYWHERE,
+    oversample: int = 1,
+    clip: float | None = None,
+    nsigma: ArrayLike = 1.0,
+    verdict: bool = True,
+    batch_size: int | None = None,
+    memory_limit: int | None = None,
+    mesh: Mesh | None = None,
+) -> Registration:
+    """Measure the displacement of every frame of a stack from one reference, as `register` does of one.
+
+    Parameters
+    ----------
+    stack : array_like, shape (N, ny, nx) or (N, nz, ny, nx)
+        The frames; real, integers become the default float. A pixel that is not finite has weight zero, a
+        frame without a finite pixel comes back with a status.
+    reference : {"mean", "first", "previous"} or array_like, shape of a frame
+        What the frames are displaced from: the mean of their finite values, which is blurred by the
+        displacements that it is to measure (`register_jointly` is not); the first; or for every frame the
+        one before it, for the first itself. With "previous" the shifts are those steps, and their running
+        sum is the position; a step that failed leaves a gap in that.
+    err : array_like, optional
+        Standard deviation of the pixels: a scalar, one for each frame, shape ``(N,)``, a map for all frames
+        or one for each, of the stack's shape. None: unknown, each frame's errors are scaled by its reduced
+        χ².
+    reference_err : array_like, scalar or shape of a frame, optional
+        Noise of the reference; see `register`.
+    mask : array_like of bool, shape of a frame or of the stack, optional
+        True where a pixel is to be ignored.
+    search : Search
+        As of `register`, its arrays for all frames or with a leading axis for each: ``initial`` of shape
+        ``(N, D)``, a prior's mean and covariance of shapes ``(N, D)`` and ``(N, D, D)``.
+    batch_size : int, optional
+        Frames done at once; static under jit. The result is that of any other to rounding. None: what the
+        cache of a CPU or a quarter of an accelerator's memory holds.
+    memory_limit : int, optional
+        Bytes that the computation may take beside the stack itself, in place of that quarter; static.
+    mesh : jax.sharding.Mesh, optional
+        Devices to spread the frames over, along its first axis. No device needs another's frames. Under
+        ``jax.distributed`` every process calls with its own frames and gets their results, as NumPy arrays.
+    reference_mask, boundary, fit_gain, fit_background, max_shift, oversample, clip, nsigma, verdict
+        As of `register`, for all frames.
+
+    Returns
+    -------
+    Registration
+        With the frame axis first in every field, in the order of the frames: one row for each, whatever
+        became of it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For unfit shapes and options, at once.
+
+    Notes
+    -----
+    *Cost.* Where one error or one map holds for all frames and ``boundary="wrap"``, the reference's FFTs and
+    the error map's term are computed once, and a frame takes one FFT, one inverse FFT and a few passes. With
+    a ``max_shift`` of a few pixels the inverse FFT becomes two small matrix products. ``verdict=False``
+    leaves out about as much again. A chunk with a bad pixel takes the longer way of `register`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> scene = rng.normal(size=(32, 32))
+    >>> stack = np.stack([np.roll(scene, k, axis=1) for k in range(4)]) + 0.1 * rng.normal(size=(4, 32, 32))
+    >>> found = register_stack(stack, "first", 0.1, boundary="wrap")
+    >>> print(np.round(found.dx), found)
+    [0. 1. 2. 3.] Registration((4,) results, 0 with a status)
+    """
+    stack = as_real_array(stack, "stack")
+    if stack.ndim not in (3, 4) or not stack.shape[0]:
+        raise ValueError(
+            f"stack must have a frame axis and 2 or 3 more, (N, ny, nx) or (N, nz, ny, nx), and at least one "
+            f"frame, not shape {stack.shape}"
+        )
+    if mesh is not None:
+        frame_axis(mesh)
+    options = Options(
+        as_boundary(boundary), fit_gain, fit_background, max_shift, oversample, clip, verdict, err is not None
+    )
+    frames, common = _sorted(stack, reference, err, mask, search)
+    padded = options.boundary.name != "wrap"
+    if batch_size is None:
+        batch_size = default_batch_size(stack.shape[1:], stack.dtype.itemsize, memory_limit, padded)
+    elif isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}")
+    count = len(stack)
+    if mesh is not None:
+        frames, count = spread(frames, mesh)
+    if isinstance(reference, str) and reference != "previous":
+        common = common._replace(reference=_made_reference(frames.image, reference, mesh))
+    extra = (reference_err, reference_mask, nsigma)
+    # Where the values can be asked, the longer way is not compiled if no frame needs it.
+    clean = mesh is None and _is_clean(frames, common)
+    result = _register_stack(frames, common, extra, options, clean, batch_size, mesh)
+    return result if mesh is None else gathered(result, count)
+
+
+def _sorted(
+    stack: Array, reference: str | ArrayLike, err: ArrayLike | None, mask: ArrayLike | None, search: Search
+) -> tuple[Frame, Frame]:
+    """What each frame has of its own, and what they have in common; one is None where the other is not."""
+    count, shape = len(stack), stack.shape[1:]
+    frames = Frame(stack, None, None, None, Search())
+    common = frames._replace(image=jnp.zeros_like(stack, shape=()))
+    if isinstance(reference, str):
+        if reference not in REFERENCES:
+            raise ValueError(f"reference must be one of {REFERENCES} or an image, not {reference!r}")
+        if reference == "previous":
+            frames = frames._replace(reference=previous_frames(stack))
+    else:
+        image = as_real_array(reference, "reference")
+        if image.ndim != len(shape):
+            raise ValueError(f"reference must have the {len(shape)} axes of a frame, not shape {image.shape}")
+        common = common._replace(reference=image)
+    if err is not None:
+        err = as_real_array(err, "err")
+        if err.shape not in ((), (count,), shape, stack.shape):
+            raise ValueError(
+                f"err must be a scalar, one per frame, ({count},), or have the shape of a frame, {shape}, "
+                f"or of stack, not {err.shape}"
+            )
+        if err.shape in ((count,), stack.shape):
+            frames = frames._replace(err=err)
+        else:
+            common = common._replace(err=err)
+    if mask is not None:
+        mask = jnp.asarray(mask)
+        if mask.dtype != bool:
+            raise TypeError(f"mask must be boolean, True where a pixel is to be ignored, not {mask.dtype}")
+        if mask.shape not in (shape, stack.shape):
+            raise ValueError(f"mask must have the shape of a frame, {shape}, or of stack, not {mask.shape}")
+        if mask.shape == stack.shape:
+            frames = frames._replace(mask=mask)
+        else:
+            common = common._replace(mask=mask)
+    if not isinstance(search, Search):
+        raise TypeError(f"search must be a Search, not {search!r}")
+    own, shared = _sorted_search(search, count, len(shape))
+    return frames._replace(search=own), common._replace(search=shared)
+
+
+def _is_clean(frames: Frame, common: Frame) -> bool:
+    """Whether it is known that all pixels are finite, and an error common to all is one."""
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves((frames, common))) or common.reference is None:
+        return False
+    finite = jnp.isfinite(jnp.sum(frames.image)) & jnp.isfinite(jnp.sum(common.reference))
+    return bool(finite & (common.err is None or common.err.ndim > 0 or is_valid_error(common.err)))
+
+
+def _sorted_search(search: Search, count: int, ndim: int) -> tuple[Search, Search]:
+    own, shared = Search(), Search(fixed=search.fixed)
+
+    def put(name: str, value: ArrayLike | tuple, per_frame: bool) -> None:
+        nonlocal own, shared
+        if per_frame:
+            own = _replaced(own, name, value)
+        else:
+            shared = _replaced(shared, name, value)
+
+    if search.initial is not None:
+        initial = jnp.asarray(search.initial)
+        if initial.shape not in ((ndim,), (count, ndim)):
+            raise ValueError(f"initial must have shape ({ndim},) or ({count}, {ndim}), not {initial.shape}")
+        put("initial", initial, initial.ndim == 2)
+    if search.prior is not None:
+        mean, covariance = (jnp.asarray(x) for x in search.prior)
+        if mean.shape == (count, ndim) and covariance.shape == (count, ndim, ndim):
+            put("prior", (mean, covariance), True)
+        else:
+            put("prior", (mean, covariance), False)
+    return own, shared
+
+
+def _replaced(search: Search, name: str, value: ArrayLike | tuple) -> Search:
+    fields = {"initial": search.initial, "prior": search.prior, "fixed": search.fixed}
+    return Search(**(fields | {name: value}))
+
+
+@partial(jax.jit, static_argnames=("kind", "mesh"))
+def _made_reference(images: Array, kind: str, mesh: Mesh | None) -> Array:
+    make = {"mean": mean_frame, "first": first_frame}[kind]
+    axis = None if mesh is None else frame_axis(mesh)
+
+    def reduce(images: Array, _: None) -> Array:
+        return make(images, axis)
+
+    return on_mesh(reduce, mesh, reduces=True)(images, None)
+
+
+@partial(jax.jit, static_argnames=("options", "clean", "batch_size", "mesh"))
+def _register_stack(
+    frames: Frame,
+    common: Frame,
+    extra: tuple,
+    options: Options,
+    clean: bool,
+    batch_size: int,
+    mesh: Mesh | None,
+) -> Registration:
+    def run(frames: Frame, rest: tuple) -> Registration:
+        common, extra = rest
+        return in_chunks(_chunk_function(frames, common, extra, options, clean), frames, batch_size)
+
+    return on_mesh(run, mesh)(frames, (common, extra))
+
+
+def _chunk_function(
+    frames: Frame, common: Frame, extra: tuple, options: Options, clean: bool
+) -> Callable[[Frame], Registration]:
+    """What registers a few frames: by what they share, or where they do not share it one by one.
+
+    ``clean`` says that nothing about their pixels keeps them from sharing.
+    """
+    reference_err, reference_mask, nsigma = extra
+    known_err = options.known_err
+    # A mask common to all frames is an error map, which costs less than bad pixels in every frame.
+    if common.mask is not None and frames.err is None:
+        err = 1.0 if common.err is None else common.err
+        common = common._replace(err=jnp.where(common.mask, jnp.nan, err), mask=None)
+
+    def pair_of(frame: Frame) -> tuple[Pair, Model]:
+        err, mask, reference = (a if b is None else b for a, b in zip(common[1:4], frame[1:4], strict=True))
+        assert reference is not None
+        search = common.search
+        for name in ("initial", "prior"):
+            if getattr(frame.search, name) is not None:
+                search = _replaced(search, name, getattr(frame.search, name))
+        return check(
+            reference,
+            frame.image,
+            err,
+            reference_err=reference_err,
+            weights=None,
+            mask=mask,
+            reference_mask=reference_mask,
+            boundary=options.boundary,
+            fit_gain=options.fit_gain,
+            fit_background=options.fit_background,
+            max_shift=options.max_shift,
+            search=search,
+            oversample=options.oversample,
+            compact=True,
+        )
+
+    example = jax.tree.map(lambda x: x[0], frames)
+    pair, model = pair_of(example)
+    nsigma = check_measure(pair, options.clip, nsigma, options.verdict)
+    shareable = (
+        model.boundary.name == "wrap"
+        and options.clip is None
+        and (pair.reference_err is None or pair.uniform)
+        and all(x is None for x in (frames.err, frames.mask, frames.reference))
+        and frames.search == Search()
+    )
+
+    def one_by_one(frame: Frame) -> Registration:
+        pair, model = pair_of(frame)
+        clean = False if shareable else None
+        return measure(pair, nsigma, clean, known_err, model, options.clip, options.verdict)
+
+    if not shareable:
+        return jax.vmap(one_by_one)
+    pair, unit = with_unit(pair, known_err)
+    shared = shared_reference(pair, model)
+
+    def shared_measure(frame: Frame) -> Registration:
+        terms = shared_terms(shared, pair._replace(image=frame.image), model)
+        result, _ = solve(terms, nsigma, known_err, options.verdict)
+        return result._replace(chi2=result.chi2 * unit**2)
+
+    if clean:
+        return jax.vmap(shared_measure)
+
+    def of_chunk(chunk: Frame) -> Registration:
+        good = jax.vmap(lambda image: is_shareable(shared, pair._replace(image=image)))(chunk.image)
+        return lax.cond(jnp.all(good), jax.vmap(shared_measure), jax.vmap(one_by_one), chunk)
+
+    return of_chunk
