@@ -326,7 +326,8 @@ def chi2_shift_leastsq(
     guessx, guessy : float
         Where to start, in pixels. Both zero: at the best shift of all. Static under jit.
     use_fft : bool
-        Interpolate by Fourier series instead of cubic splines; static under jit.
+        Interpolate by Fourier series instead of cubic splines; static under jit. Linear interpolation,
+        ``order=1`` of ``map_coordinates``, is ``fit(interpolation="linear")``.
     ignore_outside : bool
         Leave out pixels without a counterpart in ``im1``; static under jit.
     verbose : bool

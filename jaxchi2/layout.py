@@ -299,7 +299,7 @@ def eroded(known: Array, margin: int, outside: str = "wrap") -> Array:
 
 def _spectrum(x: Array, shape: Shape) -> Array:
     padding = [(0, m - n) for m, n in zip(shape, x.shape, strict=True)]
-    return jnp.fft.rfftn(jnp.pad(lax.stop_gradient(x), padding))
+    return jnp.fft.rfftn(jnp.pad(x, padding))
 
 
 def _coverage(prepared: Prepared, shape: Shape, uniform: bool) -> tuple[Array, Array, Array]:
@@ -373,9 +373,10 @@ def _score(prepared: Prepared, shape: Shape, model: Model, uniform: bool) -> tup
             )
         chi2 = energy + profiled(cross, power, model.gain)
     if model.gain:
-        least = jnp.finfo(chi2.dtype).eps * energy
-        ratio = jnp.maximum(chi2, least) / jnp.where(energy > 0, energy, 1.0)
-        return jnp.where(enough & (energy > 0), count * jnp.log(ratio), jnp.inf), count
+        enough &= energy > 0
+        energy = jnp.where(enough, energy, 1.0)
+        ratio = jnp.maximum(jnp.where(enough, chi2, 1.0) / energy, jnp.finfo(chi2.dtype).eps)
+        return jnp.where(enough, count * jnp.log(ratio), jnp.inf), count
     # One standard deviation up: of many small overlaps, one is always lucky.
     count = jnp.maximum(count, 1.0)
     return jnp.where(enough, chi2 / count * (1 + jnp.sqrt(2 / count)), jnp.inf), count

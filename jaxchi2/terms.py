@@ -397,12 +397,13 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
     if pair.reference_err is not None:
         first, second = (_periodogram(x, prod(shape)) for x in (side.spectrum, image_spectrum))
         variance = (pair.reference_err / side.unit) ** 2
-        filters = whitening(first, second, variance, jnp.ones_like(variance), shape)
+        filters = whitening(first, second, variance, jnp.ones_like(variance), shape, fit_gain=model.gain)
         spectrum, image_spectrum = (
             scaled(side.spectrum, filters.reference),
             scaled(image_spectrum, filters.image),
         )
         side = _unweighted(spectrum, _energy(spectrum, shape), shape, side.unit, side.pedestal)
+        side = side._replace(mass=side.mass * filters.image.reshape(-1)[0] ** 2)
         image_energy = _energy(image_spectrum, shape)
     correlation = conj_product(side.spectrum, image_spectrum)
     cross = split_nyquist(scaled(correlation, -2 / prod(shape)), shape)
@@ -465,7 +466,7 @@ def _searched(spectrum: Array, shape: Shape, model: Model) -> Array:
 
 
 def _periodogram(spectrum: Array, number: Array | int) -> Array:
-    return lax.stop_gradient((spectrum.real**2 + spectrum.imag**2) / number)
+    return (spectrum.real**2 + spectrum.imag**2) / number
 
 
 def _energy(spectrum: Array, shape: Shape) -> Array:
@@ -510,7 +511,7 @@ def weighted_terms(pair: Pair, model: Model) -> Chi2Terms:
     prepared = prepare(pair, model)
     layout = lay_out(prepared, pair, model)
     if layout.variance is not None:
-        layout = _wiener(layout)
+        layout = _wiener(layout, model.gain)
     side = weighted_side(layout, prepared, model)
     # Where its weights may be settled for one shift, the search looks at the score of the whole period.
     return _weighted(layout, side, prepared.flat, pair, replace(model, compact=False))
@@ -641,7 +642,7 @@ def _search_grid(
     )
 
 
-def _wiener(layout: Layout) -> Layout:
+def _wiener(layout: Layout, fit_gain: bool) -> Layout:
     """Filter a noisy reference, and give every pixel the variance that is left of the reference's noise.
 
     What is left is taken as white, of the size that makes the curvature of χ² the inverse variance of the
@@ -654,19 +655,28 @@ def _wiener(layout: Layout) -> Layout:
     variance = jnp.broadcast_to(layout.variance, shape)
     noise = jnp.sum(jnp.where(counted, variance, 0.0)) / number
     image_noise = jnp.sum(jnp.where(counted, 1 / jnp.where(counted, weights, 1.0), 0.0)) / number
-    image = jnp.where(counted, layout.image, 0.0)
-    reference_hat, image_hat = jnp.fft.rfftn(layout.reference), jnp.fft.rfftn(image)
-    masked_hat = jnp.fft.rfftn(jnp.where(counted, layout.reference, 0.0))
-    filters = whitening(
-        _periodogram(masked_hat, number), _periodogram(image_hat, number), noise, image_noise, shape
-    )
+    # A spectrum of nothing is not to be divided by.
+    image_noise = jnp.where(jnp.any(counted), image_noise, 1.0)
+
+    def mean_of(x: Array) -> Array:
+        return jnp.sum(jnp.where(counted, x, 0.0)) / number
+
+    def power_of(x: Array) -> Array:
+        return _periodogram(jnp.fft.rfftn(jnp.where(counted, x, 0.0)), number)
+
+    # The step of a mean at the edge of what counts is no detail of the scene; nor is the mean filtered.
+    mean = mean_of(layout.reference)
+    reference, image = layout.reference - mean, layout.image - mean_of(layout.image)
+    filters = whitening(power_of(reference), power_of(image), noise, image_noise, shape, fit_gain=fit_gain)
     gain, signal = filters.reference / filters.image, filters.signal
-    reference = jnp.fft.irfftn(scaled(reference_hat, gain), shape)
+    reference = mean + jnp.fft.irfftn(scaled(jnp.fft.rfftn(reference), gain), shape)
+    noise, variance = noise * filters.brightness, variance * filters.brightness
     # Curvature-weighted mean of the variance of the cross-spectrum, over that of the signal.
     squared = [np.square(2 * np.pi * np.fft.fftfreq(n)[:m]) for n, m in zip(shape, gain.shape, strict=True)]
     k2 = jnp.asarray(reduce(np.add.outer, squared) * half_weights(shape[-1]), gain.dtype)
     spread = jnp.sum(k2 * gain**2 * (signal * (noise + image_noise) + noise * image_noise))
-    left = spread / jnp.maximum(jnp.sum(k2 * gain * signal), jnp.finfo(gain.dtype).tiny) - image_noise
+    seen = jnp.sum(k2 * gain * signal)
+    left = jnp.where(seen > 0, spread / jnp.where(seen > 0, seen, 1.0) - image_noise, 0.0)
     share = jnp.clip(left / jnp.where(noise > 0, noise, 1.0), 0.0, 1.0)
     weights = jnp.where(counted, 1 / (1 / jnp.where(counted, weights, 1.0) + share * variance), 0.0)
     return layout._replace(reference=reference, weights=weights)
