@@ -99,7 +99,8 @@ class Chi2Terms:
     mass: Array
     """``Σ w_i``, a scalar."""
     grid: Array
-    """χ² less its constant, with the prior, at every ``1/oversample`` pixel searched, shift zero first."""
+    """χ² less its constant, with the prior, at every ``1/oversample`` pixel searched, shift zero first.
+    Where ``settled``, with a gain to fit, ``n ln(1 − r²)`` instead; see `Layout`."""
     origin: Array
     """Whole shift that the series count from, shape ``(D,)``."""
     pair: Pair
@@ -121,7 +122,8 @@ class Chi2Terms:
     bands: tuple[Array, Array]
     """Energy of reference and weighted image in bands an octave wide on each axis."""
     flat: Array
-    """Whether an image is constant to rounding. Weights that differ give χ² a minimum even so."""
+    """Whether an image is constant to rounding, or along a free axis. Weights that differ give χ² a minimum
+    even so."""
     settled: Array
     """Whether the weights hold for shifts near ``origin`` alone, and ``grid`` is χ² per pixel elsewhere."""
     overlap: Array | None
@@ -145,6 +147,17 @@ class Chi2Terms:
     def period(self) -> Shape | None:
         """Period of χ² in pixels; None where shifts are what they are."""
         return None if self.model.boundary.name == "overlap" else self.shape
+
+    def grid_chi2(self) -> Array:
+        """``grid`` as χ²: where it holds ``n ln(1 − r²)``, 1 − r² times the energy at the minimum."""
+        chi2 = self.grid + self.constant
+        if not self.model.gain or self.overlap is None:
+            return chi2
+        number = self.overlap
+        for axis in range(number.ndim):
+            number = jnp.repeat(number, self.oversample, axis)
+        share = jnp.exp(self.grid / jnp.maximum(number, 1.0))
+        return jnp.where(self.settled, self.constant * share, chi2)
 
     def derivatives(self, whole: Array, fraction: Array, order: int) -> Array:
         """Partial derivatives of χ² less its constant up to ``order`` per axis at ``whole + fraction``."""
