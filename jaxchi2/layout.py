@@ -67,7 +67,7 @@ class Prepared(NamedTuple):
     pedestal: Array
     """What was subtracted from both images before."""
     flat: Array
-    """Whether either image is constant to rounding."""
+    """Whether either image is constant to rounding, all of it or along an axis where the shift is free."""
 
 
 class Layout(NamedTuple):
@@ -105,6 +105,10 @@ def prepare(pair: Pair, model: Model) -> Prepared:
     # A reference of which nothing is known says nothing about any pixel.
     weights = jnp.where(valid & jnp.any(known), (unit / err) ** 2, 0.0)
     flat = _is_flat(reference, known) | _is_flat(image, valid)
+    if model.boundary.name not in ("fill", "constant"):
+        # Weights that end at an edge give χ² a minimum even so. An outside of a given value is seen.
+        for axis in np.flatnonzero(model.free):
+            flat |= _is_flat(reference, known, int(axis)) | _is_flat(image, valid, int(axis))
     reference = jnp.where(known, reference, 0.0)
     if model.gain and not model.background:
         pedestal = jnp.zeros_like(unit)
@@ -118,12 +122,15 @@ def prepare(pair: Pair, model: Model) -> Prepared:
     return Prepared(reference, image, weights, known, variance, unit, pedestal, flat)
 
 
-def _is_flat(image: Array, valid: Array) -> Array:
-    largest = jnp.max(image, where=valid, initial=-jnp.inf)
-    smallest = jnp.min(image, where=valid, initial=jnp.inf)
-    return largest - smallest <= 8 * jnp.finfo(image.dtype).eps * jnp.maximum(
-        jnp.abs(largest), jnp.abs(smallest)
-    )
+def _is_flat(image: Array, valid: Array, axis: int | None = None) -> Array:
+    """Whether valid pixels are equal to rounding, all of them or those of every line along an axis."""
+    largest = jnp.max(image, axis, where=valid, initial=-jnp.inf)
+    smallest = jnp.min(image, axis, where=valid, initial=jnp.inf)
+    highest, lowest = jnp.max(largest), jnp.min(smallest)
+    rounding = 8 * jnp.finfo(image.dtype).eps * jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
+    flat = jnp.all(largest - smallest <= rounding)
+    # Lines of one valid pixel each say nothing about it.
+    return flat if axis is None else flat & jnp.any(jnp.sum(valid, axis) > 1)
 
 
 def lay_out(prepared: Prepared, pair: Pair, model: Model) -> Layout:
