@@ -28,8 +28,9 @@ CLIP_ROUNDS = 3
 class Status(IntFlag):
     """What is wrong with a registration; zero means nothing.
 
-    The first five leave no answer: shift and errors are NaN, and only the first that applies is set. The
-    others are doubts about an answer that is there, and add up.
+    NO_DATA, LITTLE_OVERLAP, FLAT, NOT_CONVERGED and OUT_OF_WINDOW leave no answer: shift and errors are NaN,
+    and only the first that applies is set. The others are doubts about an answer that is there, and add up.
+    AT_BOUND is for `fit` alone, which sets no other doubt.
     """
 
     OK = 0
@@ -42,6 +43,7 @@ class Status(IntFlag):
     UNRELATED = 64
     AMBIGUOUS = 128
     AT_BOUND = 256
+    BAD_FIT = 512
 
     @property
     def message(self) -> str:
@@ -52,18 +54,25 @@ class Status(IntFlag):
 _MESSAGES = {
     Status.NO_DATA: "too few pixels have a weight to fit a shift",
     Status.LITTLE_OVERLAP: "no shift of the window leaves the least overlap",
-    Status.FLAT: "χ² has no minimum: an image is flat or the pair has nothing in common",
+    Status.FLAT: "χ² has no minimum: an image is flat, if only along an axis, or nothing is in common",
     Status.NOT_CONVERGED: "the refinement did not converge",
     Status.OUT_OF_WINDOW: "the minimum lies outside the search window",
     Status.OPEN_INTERVAL: "Δχ² does not reach its threshold on every side, an interval bound is NaN",
     Status.UNRELATED: "unrelated images would match as well by chance",
     Status.AMBIGUOUS: "another minimum is nearly as deep",
     Status.AT_BOUND: "a parameter of the fit lies at its bound and has no error",
+    Status.BAD_FIT: "χ² is far above its degrees of freedom: the errors or the model are wrong",
 }
 MAX_CHANCE = 1e-3
 """Chance of so good a match between unrelated images from which `Status.UNRELATED` is set."""
 MIN_PROBABILITY = 0.99
 """Probability against the runner-up below which `Status.AMBIGUOUS` is set."""
+MAX_REDUCED_CHI2 = 2.0
+"""χ² per degree of freedom from which `Status.BAD_FIT` is set, if the errors are known: those quoted are then
+1.4 times too small and more. Its probability alone would flag most images of a million pixels, where errors
+known to 1 % are enough to make it negligible."""
+MIN_P_VALUE = 1e-6
+"""Probability of χ² below which `Status.BAD_FIT` is set; few degrees of freedom need more than twice χ²."""
 
 
 class Registration(NamedTuple):
@@ -108,9 +117,7 @@ class Registration(NamedTuple):
         and better for more. With ``reference_err`` and any boundary but "wrap", a mask or an error map, χ² is
         that of a filtered reference and too small: an upper bound.
         """
-        ratio, part = self.chi2 / self.dof, 2 / (9 * self.dof)
-        upper = ndtr(-(jnp.cbrt(ratio) - (1 - part)) / jnp.sqrt(part))
-        return jnp.where(self.noise_known, upper, jnp.nan)
+        return jnp.where(self.noise_known, _upper_tail(self.chi2, self.dof), jnp.nan)
 
     @property
     def gain_err(self) -> Array:
@@ -156,6 +163,18 @@ class Registration(NamedTuple):
         status = Status(int(self.status))
         verdict = "" if status == Status.OK else f", status={int(status)} ({status.message})"
         return f"Registration(shift=({shift}) px, chi2={float(self.chi2):.5g}, dof={int(self.dof)}{verdict})"
+
+
+def _upper_tail(chi2: Array, dof: Array) -> Array:
+    """Probability of a χ² at least as large."""
+    ratio, part = chi2 / dof, 2 / (9 * dof)
+    return ndtr(-(jnp.cbrt(ratio) - (1 - part)) / jnp.sqrt(part))
+
+
+def is_bad_fit(chi2: Array, dof: Array) -> Array:
+    """Whether χ² with known errors is far above its degrees of freedom."""
+    chi2 = lax.stop_gradient(chi2)
+    return (chi2 > MAX_REDUCED_CHI2 * dof) & (_upper_tail(chi2, dof) < MIN_P_VALUE)
 
 
 def digits(error: float) -> int:
@@ -222,8 +241,9 @@ def register(
         Fit a, a positive factor, and b, a constant, at every shift. A gain without a background goes through
         zero. Static under jit.
     max_shift : float or tuple of float, optional
-        Largest absolute shift allowed, for all axes or each, in pixels; static under jit. None: half the
-        frame, for frames of unlike shape as far as half the smaller one is covered along each axis.
+        Largest absolute shift allowed, for all axes or each, in pixels; static under jit. Infinity: as far
+        as the frames have pixels in common. None: half the frame, for frames of unlike shape as far as half
+        the smaller one is covered along each axis.
     search : Search
         A first guess, a prior, axes that are held.
     oversample : {1, 2}
@@ -246,10 +266,12 @@ def register(
         ``shift`` in array-axis order: ``np.roll(reference, 3, axis=0)`` has ``(+3, 0)``. `align` undoes
         it. ``covariance`` is ``2 H⁻¹`` with H the Hessian of χ², ``stderr`` the marginal errors,
         ``interval`` the profile likelihood's (MINOS). ``status`` is a `Status`; what is wrong with the
-        values never raises. Every field but the verdict's, ``runner_up`` and ``chance``, is differentiable in
-        the images and errors, to any order, by the implicit function theorem; what was chosen (whole shift,
-        pixels left out) is constant. A frame that failed has a gradient of zero, and takes nothing from
-        that of a reference it shares with others.
+        values never raises. At high S/N `Status.BAD_FIT` may mean detail finer than the pixels, which cannot
+        be interpolated at edges: errors are then too small, by about the root of χ² per degree of freedom.
+        Every field but the verdict's, ``runner_up`` and ``chance``, is differentiable in the images and
+        errors, to any order, by the implicit function theorem; what was chosen (whole shift, pixels left
+        out) is constant. A frame that failed has a gradient of zero, and takes nothing from that of a
+        reference it shares with others.
 
     Raises
     ------
@@ -403,6 +425,7 @@ def solve(
         (~jnp.all(found.closed), Status.OPEN_INTERVAL),
         (chance > MAX_CHANCE, Status.UNRELATED),
         (second.probability < MIN_PROBABILITY, Status.AMBIGUOUS),
+        (is_bad_fit(found.chi2, dof) & known_err, Status.BAD_FIT),
     ]
     doubt = sum(jnp.where(c, np.int32(flag), np.int32(0)) for c, flag in doubts)
 

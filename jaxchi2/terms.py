@@ -102,7 +102,8 @@ class Chi2Terms:
     mass: Array
     """``Σ w_i``, a scalar."""
     grid: Array
-    """χ² less its constant, with the prior, at every ``1/oversample`` pixel searched, shift zero first."""
+    """χ² less its constant, with the prior, at every ``1/oversample`` pixel searched, shift zero first.
+    Where ``settled``, with a gain to fit, ``n ln(1 − r²)`` instead; see `Layout`."""
     origin: Array
     """Whole shift that the series count from, shape ``(D,)``."""
     pair: Pair
@@ -124,7 +125,8 @@ class Chi2Terms:
     bands: tuple[Array, Array]
     """Energy of reference and weighted image in bands an octave wide on each axis."""
     flat: Array
-    """Whether an image is constant to rounding. Weights that differ give χ² a minimum even so."""
+    """Whether an image is constant to rounding, or along a free axis. Weights that differ give χ² a minimum
+    even so."""
     settled: Array
     """Whether the weights hold for shifts near ``origin`` alone, and ``grid`` is χ² per pixel elsewhere."""
     overlap: Array | None
@@ -148,6 +150,17 @@ class Chi2Terms:
     def period(self) -> Shape | None:
         """Period of χ² in pixels; None where shifts are what they are."""
         return None if self.model.boundary.name == "overlap" else self.shape
+
+    def grid_chi2(self) -> Array:
+        """``grid`` as χ²: where it holds ``n ln(1 − r²)``, 1 − r² times the energy at the minimum."""
+        chi2 = self.grid + self.constant
+        if not self.model.gain or self.overlap is None:
+            return chi2
+        number = self.overlap
+        for axis in range(number.ndim):
+            number = jnp.repeat(number, self.oversample, axis)
+        share = jnp.exp(self.grid / jnp.maximum(number, 1.0))
+        return jnp.where(self.settled, self.constant * share, chi2)
 
     def derivatives(self, whole: Array, fraction: Array, order: int) -> Array:
         """Partial derivatives of χ² less its constant up to ``order`` per axis at ``whole + fraction``."""
@@ -523,25 +536,30 @@ class SharedReference(NamedTuple):
     side: ReferenceSide
     layout: Layout | None
     """Weights of the pixels; None where they are all one."""
+    flat: Array
+    """Whether the reference is constant; looked at only where weights differ."""
 
 
 def shared_reference(pair: Pair, model: Model) -> SharedReference:
     """Do once what `shared_terms` needs for every image; of the pair's image only the shape counts."""
     if pair.uniform:
-        return SharedReference(uniform_side(pair, model), None)
+        side = uniform_side(pair, model)
+        return SharedReference(side, None, jnp.zeros_like(side.energy, dtype=bool))
     prepared = prepare(pair._replace(image=jnp.zeros_like(pair.image)), model)
     layout = as_it_is(prepared)
-    return SharedReference(weighted_side(layout, prepared, model), layout)
+    flat = is_flat(pair.reference, prepared.known, model)
+    return SharedReference(weighted_side(layout, prepared, model), layout, flat)
 
 
 def shared_terms(shared: SharedReference, pair: Pair, model: Model) -> Chi2Terms:
     """Terms of one image, the periodic boundary and a reference without bad pixels; see `is_shareable`."""
-    side, layout = shared
+    side, layout, flat = shared
     if layout is None:
         return uniform_terms(pair, model, side)
     counted = layout.weights > 0
     image = jnp.where(counted, (pair.image - side.pedestal) / side.unit, 0.0)
-    return _weighted(layout._replace(image=image), side, is_flat(image, counted), pair, model)
+    flat = flat | is_flat(image, counted, model)
+    return _weighted(layout._replace(image=image), side, flat, pair, model)
 
 
 def is_shareable(shared: SharedReference, pair: Pair) -> Array:

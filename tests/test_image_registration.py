@@ -170,7 +170,8 @@ def test_map_leaves_out_what_bad_model_pixels_cover(x64):
 def test_map_fill_sums_the_overlap_alone(x64):
     im1, im2 = np.random.default_rng(4).normal(size=(2, 9, 12))
     expected = exact_sum(im1, im2, 0.5, True, "fill")
-    np.testing.assert_allclose(chi2n_map(im1, im2, 0.5, "fill"), expected, rtol=1e-11)
+    for boundary in ("fill", None):
+        np.testing.assert_allclose(chi2n_map(im1, im2, 0.5, boundary), expected, rtol=1e-11)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int16", "bool"])
@@ -374,6 +375,7 @@ def test_shift_boundary_fill(x64):
     err = 0.5 + rng.random((20, 21))
     *found, grid = chi2_shift(model, data, err, 20, boundary="fill", return_chi2array=True)
     here = np.array(found[1::-1])
+    same(chi2_shift(model, data, err, 20, boundary=None, return_chi2array=True), (*found, grid))
     # A Newton step on the definition, by differences of fourth order, leads nowhere.
     h = 1e-2
     for unit in h * np.eye(2):
@@ -645,7 +647,12 @@ def test_zoom_returns(kind, dtype):
 
 SCRIPTS = [
     (chi2_shift, "chi2_shift_us10", SHARED, ("nthreads", "use_numpy_fft", "allow_huge")),
-    (chi2_shift_iterzoom, "iterzoom_odd", {"return_chi2array": True}, ("nthreads", "use_numpy_fft")),
+    (
+        chi2_shift_iterzoom,
+        "iterzoom_odd",
+        {"return_chi2array": True},
+        ("nthreads", "use_numpy_fft", "allow_huge"),
+    ),
     (chi2n_map, "chi2n_map_scalar_even", {"return_all": True}, ("nthreads", "use_numpy_fft", "allow_huge")),
 ]
 
@@ -758,8 +765,10 @@ IMAGE = np.ones((8, 8))
         (partial(chi2_shift, IMAGE, IMAGE, upsample_factor=0), ("upsample_factor", "0")),
         (partial(chi2_shift, IMAGE, IMAGE, upsample_factor=-2.5), ("upsample_factor", "-2.5")),
         (partial(chi2_shift, IMAGE, IMAGE, upsample_factor="best"), ("upsample_factor", "best")),
+        (partial(chi2_shift, IMAGE, IMAGE, upsample_factor=True), ("upsample_factor", "True")),
         (partial(chi2_shift, IMAGE, IMAGE, nfitted=0), ("nfitted", "0")),
         (partial(chi2_shift, IMAGE, IMAGE, max_auto_size=0), ("max_auto_size", "0")),
+        (partial(chi2_shift, IMAGE, IMAGE, max_auto_size=0.5), ("max_auto_size", "0.5")),
         (partial(chi2_shift, IMAGE, IMAGE, max_nsig=-1), ("max_nsig", "-1")),
         (partial(chi2_shift_iterzoom, IMAGE, IMAGE, mindiff=0), ("mindiff", "0")),
         (partial(chi2_shift_iterzoom, IMAGE, IMAGE, zoomstep=1), ("zoomstep", "1")),
