@@ -42,6 +42,7 @@ class Status(IntFlag):
     UNRELATED = 64
     AMBIGUOUS = 128
     AT_BOUND = 256
+    UNREADABLE = 1024
 
     @property
     def message(self) -> str:
@@ -59,6 +60,7 @@ _MESSAGES = {
     Status.UNRELATED: "unrelated images would match as well by chance",
     Status.AMBIGUOUS: "another minimum is nearly as deep",
     Status.AT_BOUND: "a parameter of the fit lies at its bound and has no error",
+    Status.UNREADABLE: "the frame could not be read",
 }
 MAX_CHANCE = 1e-3
 """Chance of so good a match between unrelated images from which `Status.UNRELATED` is set."""
