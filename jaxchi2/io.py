@@ -199,7 +199,9 @@ def split_extension(path: str | Path) -> tuple[str, str | None]:
     return match[1], match[2].strip()
 
 
-def optional(module: str, package: str | None = None, *, extra: str = "io", needs: str = "this file format") -> Any:
+def optional(
+    module: str, package: str | None = None, *, extra: str = "io", needs: str = "this file format"
+) -> Any:
     """Import a module that not everyone has; the error says what needs it and which extra brings it."""
     try:
         return import_module(module)

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from .io import find_hdu, known_format, luminance, optional, read_image, split_e
 __all__ = ["Chunk", "Frames", "open_frames", "read_array"]
 
 # Frames of a source, or for each that cannot be read the reason why.
-Fetch = Callable[[int, int], Sequence[Any]]
+Fetch = Callable[[int, int], Any]
 _HDF5 = (".h5", ".hdf5", ".hdf", ".he5")
 
 
@@ -95,7 +96,9 @@ class Frames:
         FileNotFoundError
             If the file as a whole has gone. What is wrong with single frames does not raise.
         """
-        fetched = _fetched(self.fetch, start, stop, self.path)
+        # An iterable that fails has ended; of any other source the rest can still be read.
+        read = self.fetch if self.length is None else partial(_fetched, self.fetch, self.path)
+        fetched = read(start, stop)
         pixels = np.full((len(fetched), *self.shape), np.nan, self.dtype)
         problems = {}
         for i, raw in enumerate(fetched):
@@ -205,40 +208,32 @@ def _with_first(
     problem, i = "there is none", 0
     while length is None or i < length:
         # What comes but once is asked for from its beginning, so that none of it is passed over.
-        fetched = _fetched(fetch, 0 if length is None else i, i + 1, path)
+        fetched = fetch(0, i + 1) if length is None else _fetched(fetch, path, i, i + 1)
         if length is None and len(fetched) <= i:
             break
         raw = fetched[-1]
-        if not isinstance(raw, Exception):
-            try:
-                pixels = _plain(raw)
-            except (TypeError, ValueError) as error:
-                problem = str(error)
-            else:
-                if pixels.dtype.kind not in "buif":
-                    raise ValueError(f"{name}: frames must hold real numbers, not {pixels.dtype}")
-                if pixels.ndim not in (2, 3):
-                    raise ValueError(
-                        f"{name}: a frame must have 2 or 3 axes longer than one, not shape {np.shape(raw)}; "
-                        "the frame axis of a stack comes first"
-                    )
-                first = np.full(pixels.shape, np.nan, _float_type(pixels.dtype if dtype is None else dtype))
-                _convert(raw, first)
-                return Frames(
-                    name, length, first.shape, first.dtype, first, one_shot, fetch, path, close
-                )
-        else:
-            problem = _reason(raw)
         i += 1
+        if isinstance(raw, Exception):
+            problem = _reason(raw)
+            continue
+        pixels = _plain(raw)
+        if pixels.ndim not in (2, 3):
+            raise ValueError(
+                f"{name}: a frame must have 2 or 3 axes longer than one, not shape {np.shape(raw)}; "
+                "the frame axis of a stack comes first"
+            )
+        first = np.full(pixels.shape, np.nan, _float_type(pixels.dtype if dtype is None else dtype))
+        _convert(raw, first)
+        return Frames(name, length, first.shape, first.dtype, first, one_shot, fetch, path, close)
     close()
     raise ValueError(f"{name}: none of {i} frames can be read: {problem}")
 
 
-def _fetched(fetch: Fetch, start: int, stop: int, path: str | None) -> Sequence[Any]:
+def _fetched(fetch: Fetch, path: str | None, start: int, stop: int) -> Any:
     """The frames of a run, each with what went wrong in its place if it did."""
     try:
         return fetch(start, stop)
-    except (ImportError, MemoryError, StopIteration):
+    except (ImportError, MemoryError):
         raise
     except Exception as error:
         # Readers of damaged files raise what they like (zlib.error, struct.error, KeyError, ...).
@@ -246,7 +241,7 @@ def _fetched(fetch: Fetch, start: int, stop: int, path: str | None) -> Sequence[
             raise FileNotFoundError(2, "No such file", path) from error
         if stop - start == 1:
             return [error]
-    return [frame for i in range(start, stop) for frame in _fetched(fetch, i, i + 1, path)]
+    return [frame for i in range(start, stop) for frame in _fetched(fetch, path, i, i + 1)]
 
 
 def _convert(raw: Any, out: np.ndarray) -> str | None:
@@ -270,6 +265,8 @@ def _plain(raw: Any) -> np.ndarray:
     if isinstance(raw, np.ma.MaskedArray):
         raw = np.ma.filled(raw.astype(_float_type(raw.dtype)), np.nan)
     pixels = np.asarray(raw)
+    if pixels.dtype.kind not in "buif":
+        raise TypeError(f"frames must hold real numbers, not {pixels.dtype}")
     return pixels.reshape([n for n in pixels.shape if n != 1])
 
 
@@ -307,7 +304,7 @@ def _open_array(
 ) -> Frames:
     layout = _layout(name, shape)
 
-    def fetch(start: int, stop: int) -> Sequence[Any]:
+    def fetch(start: int, stop: int) -> Any:
         return array[layout.key(start, stop)]
 
     return _with_first(name, layout.length, fetch, dtype, path=path, close=close)
@@ -369,7 +366,7 @@ def _raw_frames(path: str, offset: int, dtype: np.dtype, frame: tuple[int, ...])
     """Frames one after the other in a file, read by a plain read."""
     size = int(np.prod(frame))
 
-    def fetch(start: int, stop: int) -> Sequence[Any]:
+    def fetch(start: int, stop: int) -> Any:
         with open(path, "rb") as file:
             file.seek(offset + start * size * dtype.itemsize)
             values = np.fromfile(file, dtype, (stop - start) * size)
@@ -416,7 +413,7 @@ def _open_fits(name: str, inside: str | None, label: str) -> Frames:
         hdus.close()
         raise
 
-    def fetch(start: int, stop: int) -> Sequence[Any]:
+    def fetch(start: int, stop: int) -> Any:
         return hdu.section[layout.key(start, stop)]
 
     return _with_first(label, layout.length, fetch, path=name, close=hdus.close)
@@ -458,11 +455,11 @@ def _open_tiff(name: str, inside: str | None, label: str) -> Frames:
     else:
         pages = len(series.pages) // layout.length
 
-        def raw(start: int, stop: int) -> Sequence[Any]:
+        def raw(start: int, stop: int) -> Any:
             data = file.asarray(key=range(start * pages, stop * pages), series=0)
             return data.reshape(stop - start, *layout.raw)
 
-    def fetch(start: int, stop: int) -> Sequence[Any]:
+    def fetch(start: int, stop: int) -> Any:
         return [picked(frame) for frame in raw(start, stop)]
 
     return _with_first(label, layout.length, fetch, dtype, path=name, close=file.close)
@@ -510,7 +507,7 @@ def _open_hdf5(name: str, inside: str | None, label: str) -> Frames:
         dataset = _dataset(file, name, inside, _hdf5_arrays(file, h5py), least=3)
         path, dtype, layout = dataset.name, dataset.dtype, _layout(label, dataset.shape)
 
-    def fetch(start: int, stop: int) -> Sequence[Any]:
+    def fetch(start: int, stop: int) -> Any:
         # Opened anew each time: an open HDF5 file is locked against its writer.
         with h5py.File(name, "r") as file:
             return file[path][layout.key(start, stop)]
@@ -537,7 +534,7 @@ class _Forward:
         self.begin = 0
         self.kept: list[Any] = []
 
-    def fetch(self, start: int, stop: int) -> Sequence[Any]:
+    def fetch(self, start: int, stop: int) -> Any:
         if start < self.begin:
             if self.one_shot:
                 raise RuntimeError(f"frame {start} has gone by: an iterator gives each frame once")
