@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -402,16 +403,13 @@ def _open_npy(name: str, label: str) -> Frames:
 
 def _open_fits(name: str, inside: str | None, label: str) -> Frames:
     fits = optional("astropy.io.fits", "astropy")
-    with warnings.catch_warnings():
+    with ExitStack() as opened, warnings.catch_warnings():
         # That a file is cut short is told frame by frame.
         warnings.simplefilter("ignore", UserWarning)
-        hdus = fits.open(name, memmap=False)
-    try:
+        hdus = opened.enter_context(fits.open(name, memmap=False))
         hdu = hdus[find_hdu(hdus, name, inside)]
         layout = _layout(label, hdu.shape)
-    except BaseException:
-        hdus.close()
-        raise
+        opened.pop_all()
 
     def fetch(start: int, stop: int) -> Any:
         return hdu.section[layout.key(start, stop)]
@@ -427,8 +425,8 @@ def _open_tiff(name: str, inside: str | None, label: str) -> Frames:
         if match is None:
             raise ValueError(f"[{inside}] after {name!r}: of a TIFF file a channel is chosen as [C=0]")
         channel = int(match[1])
-    file = tifffile.TiffFile(name)
-    try:
+    with ExitStack() as opened:
+        file = opened.enter_context(tifffile.TiffFile(name))
         series = file.series[0]
         axes, dtype, offset = series.axes, series.dtype, series.dataoffset
         layout = _layout(label, series.shape)
@@ -438,9 +436,7 @@ def _open_tiff(name: str, inside: str | None, label: str) -> Frames:
             raise ValueError(f"{label} has {channels} channels (axes {axes}): choose one, {label}[C=0]")
         if channel is not None and not ("C" in inner and channel < channels):
             raise ValueError(f"{label}: there is no such channel (axes {axes}, shape {series.shape})")
-    except BaseException:
-        file.close()
-        raise
+        opened.pop_all()
 
     def picked(frame: Any) -> Any:
         if isinstance(frame, Exception):
