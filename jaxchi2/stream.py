@@ -148,7 +148,7 @@ def register_file(
             cleanup.callback(rows.close)
             done = rows.columns
         start = len(done["frame"])
-        if rows is not None and rows.settings is not None and start:
+        if rows is not None and rows.settings is not None:
             mean = rows.settings.pop("mean", None)
             check_same(str(table), rows.settings, settings)
             if aligned is not None and not os.path.exists(aligned):

@@ -54,7 +54,8 @@ def open_table(
     Returns
     -------
     TextTable or ParquetTable
-        With ``settings``, a dict of the earlier run or None without one, and ``columns``, its rows.
+        With ``settings`` of the earlier run, a dict, or None if it left no row, and ``columns``, the rows of
+        its complete chunks.
 
     Raises
     ------
@@ -157,6 +158,8 @@ class TextTable:
                 break
             rows.append(fields)
             ends.append(ends[-1] + len(line) + 1)
+        if not rows:
+            self.settings = None
         whole = len(rows) if len(rows) == length else len(rows) // chunk * chunk
         self.end = ends[whole]
         if whole:
