@@ -103,7 +103,8 @@ def register_file(
     *Interruption.* Whenever the process is killed, the same call goes on, and the table is the same to the
     byte as without interruption, on the same machine: chunks begin where they would have begun, an incomplete
     one is cut off and done again, and a chunk's aligned frames are written before its rows. An iterator must
-    begin at frame 0 again. A finished table is returned as it is.
+    begin at frame 0 again. A finished table is returned as it is. A frame that could not be read is not tried
+    again.
 
     *Memory.* Some three chunks, the reference, and what `register_stack` needs for its batch; not more for a
     longer stack.
@@ -139,6 +140,7 @@ def register_file(
         size = _chunk_size(chunk, frames)
         options = {name: value for name, value in options.items() if value is not None}
         settings = _settings(frames, reference, errors, size, options)
+        settings["aligned"] = None if aligned is None else Path(aligned).name
         types = column_types(len(frames.shape), frames.dtype, options)
 
         done = {name: np.empty(0, dtype) for name, dtype in types.items()}
@@ -148,12 +150,16 @@ def register_file(
             cleanup.callback(rows.close)
             done = rows.columns
         start = len(done["frame"])
+        finished = start > 0 and start == frames.length
         if rows is not None and rows.settings is not None:
-            mean = rows.settings.pop("mean", None)
-            check_same(str(table), rows.settings, settings)
+            there = dict(rows.settings)
+            mean = there.pop("mean", None)
+            if finished and aligned is None:
+                there["aligned"] = None
+            check_same(str(table), there, settings)
             if aligned is not None and not os.path.exists(aligned):
                 raise ValueError(f"{table} has rows of frames of which {aligned} is missing: resume=False")
-        if start and start == frames.length:
+        if finished:
             return result_of(done, {}, table, aligned)
 
         image = frames.first
@@ -184,7 +190,7 @@ def register_file(
                         aligned, frames.length, frames.shape, frames.dtype, size, create=first == 0
                     )
                     cleanup.callback(stack.close)
-                stack.write(first, registrar.align(pixels, shift))
+                stack.write(first, registrar.align(first, pixels, shift))
             if rows is not None:
                 rows.append(columns)
             found.append(columns)
@@ -205,7 +211,8 @@ class _Errors:
             return
         if isinstance(err, str | Path):
             err = _opened_errors(err, frames)
-        if isinstance(err, Frames) or (np.ndim(err) == len(frames.shape) + 1):
+        paths = isinstance(err, list | tuple) and all(isinstance(item, str | Path) for item in err)
+        if paths or isinstance(err, Frames) or np.ndim(err) == len(frames.shape) + 1:
             self.frames = open_frames(err)
             if (self.frames.length, self.frames.shape) != (frames.length, frames.shape):
                 raise ValueError(
@@ -242,7 +249,10 @@ class _Errors:
 
 
 class _Registrar:
-    """Registers chunks one after the other, each filled up to one length for one compiled program."""
+    """Registers chunks one after the other, each filled up to one length for one compiled program.
+
+    A first chunk that is not full is the only one, and is left as it is.
+    """
 
     def __init__(
         self,
@@ -265,17 +275,20 @@ class _Registrar:
         self.position = _positions(self.position, shift_of(done))[-1]
         readable = np.flatnonzero(done["status"] != Status.UNREADABLE)
         if len(readable):
-            self.last = self.frames.read(readable[-1], readable[-1] + 1).pixels[0]
+            pixels, problems = self.frames.read(readable[-1], readable[-1] + 1)
+            if problems:
+                raise OSError(f"frame {readable[-1]}, from which to go on, could be read no more: {problems}")
+            self.last = pixels[0]
 
     def register(
         self, first: int, pixels: np.ndarray, err_pixels: np.ndarray | None, problems: dict[int, str]
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Columns of the table for a chunk, and the positions of its frames."""
         count = len(pixels)
-        bad = np.arange(self.size) >= count
+        bad = self._missing(first, count)
         bad[[i - first for i in problems]] = True
-        filled = self._filled(pixels, bad)
-        err = self.errors.of(first, self.size, err_pixels, bad)
+        filled = _filled(pixels, bad, self.last)
+        err = self.errors.of(first, len(bad), err_pixels, bad)
         if self.reference is not None:
             found = register_stack(filled, self.reference, err, **self.options)
             columns = columns_of(first, found, bad[:count], self.types)
@@ -290,23 +303,28 @@ class _Registrar:
         self.position, self.last = positions[-1], filled[count - 1]
         return columns, np.where(np.isnan(steps), np.nan, positions)
 
-    def align(self, pixels: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    def align(self, first: int, pixels: np.ndarray, shift: np.ndarray) -> np.ndarray:
         """The frames of a chunk with their shift undone, NaN for those without."""
-        padded = np.full((self.size, shift.shape[1]), np.nan, pixels.dtype)
+        missing = self._missing(first, len(pixels))
+        padded = np.full((len(missing), shift.shape[1]), np.nan, pixels.dtype)
         padded[: len(shift)] = shift
-        images = align_stack(self._filled(pixels, np.arange(self.size) >= len(pixels)), padded).image
-        return np.asarray(images)[: len(pixels)]
+        return np.asarray(align_stack(_filled(pixels, missing, self.last), padded).image)[: len(pixels)]
 
-    def _filled(self, pixels: np.ndarray, bad: np.ndarray) -> np.ndarray:
-        """A full chunk, in which each bad frame is replaced by the last good one before it.
+    def _missing(self, first: int, count: int) -> np.ndarray:
+        """Which frames of a full chunk there are not."""
+        return np.arange(self.size if first else count) >= count
 
-        With NaN instead a chunk would take the longer way, and the frame after a gap would have nothing to be
-        compared with.
-        """
-        if not bad.any():
-            return pixels
-        source = np.maximum.accumulate(np.where(bad, 0, np.arange(1, self.size + 1)))
-        return np.concatenate([self.last[None], pixels])[source]
+
+def _filled(pixels: np.ndarray, bad: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """A full chunk, in which each bad frame is replaced by the last good one before it.
+
+    With NaN instead a chunk would take the longer way, and the frame after a gap would have nothing to be
+    compared with.
+    """
+    if not bad.any():
+        return pixels
+    source = np.maximum.accumulate(np.where(bad, 0, np.arange(1, len(bad) + 1)))
+    return np.concatenate([last[None], pixels])[source]
 
 
 def _positions(start: np.ndarray, steps: np.ndarray) -> np.ndarray:

@@ -84,52 +84,97 @@ def test_equals_the_stack_in_memory(reference, cube):
         np.testing.assert_array_equal(again.chi2, result.chi2)
 
 
-def test_steps_go_on_across_chunks_and_gaps(tmp_path):
+@pytest.fixture
+def quick(monkeypatch):
+    """A register_stack of whole pixels in NumPy, where it is the stream that is tested; its χ² tells err."""
+
+    def register_stack(stack, reference, err=None, **options):
+        if isinstance(reference, str):
+            assert reference == "previous"
+            reference = np.concatenate([stack[:1], stack[:-1]])
+        axes = tuple(range(1, stack.ndim))
+        spectra = np.fft.fftn(stack, axes=axes) * np.conj(
+            np.fft.fftn(np.broadcast_to(reference, stack.shape), axes=axes)
+        )
+        peaks = np.fft.ifftn(spectra, axes=axes).real.reshape(len(stack), -1).argmax(1)
+        size = np.asarray(stack.shape[1:])
+        shift = (np.stack(np.unravel_index(peaks, size), -1) + size // 2) % size - size // 2
+        err = np.asarray(err, np.float32)
+        number = np.ones(len(stack), np.float32)
+        chi2 = number * (err if err.ndim < 2 else err.reshape(-1, size.prod()).mean(1))
+        covariance = np.broadcast_to(0.01 * np.eye(len(size)) + 0.001, (len(stack), len(size), len(size)))
+        found = jaxchi2.Registration(*[number] * len(jaxchi2.Registration._fields))
+        return found._replace(
+            shift=shift.astype(np.float32),
+            covariance=covariance.astype(np.float32),
+            nuisance_covariance=np.ones((len(stack), 2, 2), np.float32),
+            chi2=chi2,
+            dof=np.full(len(stack), size.prod()),
+            status=np.zeros(len(stack), np.int32),
+            gain=np.float32(1.1) * number,
+        )
+
+    monkeypatch.setattr("jaxchi2.stream.register_stack", register_stack)
+
+
+def test_steps(tmp_path):
+    """As `register_stack` finds them; a chunk begins with a step from the end of the last."""
+    options = OPTIONS | {"chunk": 5, "max_shift": 7.0}
+    result = register_file(STACK, "previous", SIGMA, **options)
+    chains = [np.concatenate([STACK[:1], STACK[:5]]), STACK[4:10]]
+    for chain, found in zip(chains, (result.shift[:5], result.shift[5:]), strict=True):
+        expected = jaxchi2.register_stack(
+            chain.astype(np.float32), "previous", SIGMA, boundary="wrap", max_shift=7.0
+        )
+        np.testing.assert_array_equal(found, expected.shift[1:])
+
+
+@pytest.mark.usefixtures("quick")
+def test_steps_go_on_after_gaps_and_interruptions(tmp_path):
     frames = [*STACK[:3], "unreadable", *STACK[3:]]
-    options = OPTIONS | {"max_shift": 7.0}
-    result = register_file(frames, "previous", SIGMA, aligned=tmp_path / "a.npy", **options)
+    table, aligned = tmp_path / "t.csv", tmp_path / "a.npy"
+    arguments = (frames, "previous", SIGMA)
+    result = register_file(*arguments, table=table, aligned=aligned, **OPTIONS)
     assert result.failed.tolist() == [3]
     assert set(result.problems) == {3}
-    expected = jaxchi2.register_stack(STACK.astype(np.float32), "previous", SIGMA, **_stack_options(options))
     kept = np.delete(np.arange(COUNT + 1), 3)
-    np.testing.assert_allclose(result.shift[kept], expected.shift, atol=2e-5)
+    np.testing.assert_array_equal(result.shift[kept], register_file(STACK, *arguments[1:], **OPTIONS).shift)
     # Aligned by the sum of the steps, all lie on the first.
-    aligned = np.load(tmp_path / "a.npy")
-    assert np.isnan(aligned[3]).all()
-    assert np.nanstd(aligned[kept] - STACK[0], axis=(1, 2)).max() < 2 * SIGMA
-    for name in ("a.ecsv", "b.ecsv"):
-        register_file(frames, "previous", SIGMA, table=tmp_path / name, aligned=tmp_path / "b.npy", **options)
-        whole = (tmp_path / "a.ecsv").read_bytes()
-        # Frame 3, the last of the first chunk, is not there to be gone on from.
-        rows = whole.count(b"\n", whole.index(b"\nframe"))
-        cut = len(b"".join(whole.splitlines(True)[: len(whole.splitlines()) - rows + 1 + CHUNK]))
-        (tmp_path / "b.ecsv").write_bytes(whole[:cut])
-    assert (tmp_path / "b.ecsv").read_bytes() != whole
-    register_file(frames, "previous", SIGMA, table=tmp_path / "b.ecsv", aligned=tmp_path / "b.npy", **options)
-    assert (tmp_path / "b.ecsv").read_bytes() == whole
-    np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), aligned)
+    images = np.load(aligned)
+    assert np.isnan(images[3]).all()
+    assert np.std(images[kept] - STACK[0], axis=(1, 2)).max() < 2 * SIGMA
+    # Frame 3, the last of the first chunk, is not there to be gone on from.
+    whole = table.read_bytes()
+    for chunks in (1, 2):
+        table.write_bytes(b"".join(whole.splitlines(True)[: 1 + chunks * CHUNK]))
+        register_file(*arguments, table=table, aligned=aligned, **OPTIONS)
+        assert table.read_bytes() == whole
+        np.testing.assert_array_equal(np.load(aligned), images)
 
 
-def _stack_options(options):
-    return {name: value for name, value in options.items() if name not in ("chunk", "progress")}
-
-
+@pytest.mark.usefixtures("quick")
 def test_errors_of_every_shape(tmp_path):
-    """A number, one per frame, a map and a stack of one value say the same."""
-    expected = register_file(STACK, "first", SIGMA, **OPTIONS)
-    each = np.full(COUNT, SIGMA, np.float32)
-    maps = np.full(STACK.shape, SIGMA, np.float32)
-    np.save(tmp_path / "map.npy", maps[0])
+    """A number, one per frame, a map and a stack, in memory and in files, each with its own frames."""
+    each = np.linspace(1, 2, COUNT, dtype=np.float32)
+    maps = each[:, None, None] * np.ones((SIZE, SIZE), np.float32)
+    np.save(tmp_path / "map.npy", 3 * maps[0])
     np.save(tmp_path / "maps.npy", maps)
-    for err in (each, tmp_path / "map.npy", str(tmp_path / "maps.npy")):
-        result = register_file(STACK, "first", err, **OPTIONS)
-        np.testing.assert_allclose(result.shift, expected.shift, atol=1e-4)
-        np.testing.assert_allclose(result.chi2, expected.chi2, rtol=1e-4, atol=1e-6)
-    holey = [*maps[:5], None, *maps[6:]]
-    result = register_file(STACK, "first", open_frames(holey), **OPTIONS)
+    for err, expected in (
+        (SIGMA, np.full(COUNT, SIGMA)),
+        (3 * maps[0], np.full(COUNT, 3)),
+        (tmp_path / "map.npy", np.full(COUNT, 3)),
+        (each, each),
+        (maps, each),
+        (str(tmp_path / "maps.npy"), each),
+        (open_frames(maps), each),
+    ):
+        for reference in ("first", "previous"):
+            result = register_file(STACK, reference, err, **OPTIONS)
+            np.testing.assert_allclose(result.chi2, expected, rtol=1e-6)
+    result = register_file(STACK, "first", open_frames([*maps[:5], None, *maps[6:]]), **OPTIONS)
     assert result.failed.tolist() == [5]
     assert result.problems[5].startswith("err: ")
-    for err in (maps[:3], np.ones(COUNT + 1), np.ones((3, 3))):
+    for err in (maps[:3], np.ones(COUNT + 1), np.ones((3, 3)), [str(tmp_path / "map.npy")]):
         with pytest.raises(ValueError, match="err"):
             register_file(STACK, "first", err, **OPTIONS)
 
@@ -175,6 +220,7 @@ def content(path):
     return path.read_bytes(), beside.read_bytes() if beside.exists() else None
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("suffix", [".ecsv", ".csv", ".parquet"])
 def test_table(suffix, tmp_path):
     path = tmp_path / f"t{suffix}"
@@ -262,6 +308,7 @@ def test_other_settings_are_refused(suffix, tmp_path):
         ({"boundary": "overlap"}, "options was .*wrap.* and is .*overlap"),
         ({"source": STACK[:9]}, "frames was 10 and is 9"),
         ({"source": other}, "first was"),
+        ({"aligned": tmp_path / "a.npy"}, "aligned was None and is 'a.npy'"),
         ({"source": list(STACK)}, "source was 'array' and is 'sequence'"),
     ):
         arguments = {"source": STACK, "reference": "first", "err": SIGMA, **OPTIONS} | change
@@ -380,6 +427,7 @@ def test_aligned_iterable(tmp_path):
         register_file(iter(STACK), "first", SIGMA, aligned=tmp_path / "a.npy", **OPTIONS)
 
 
+@pytest.mark.usefixtures("quick")
 def test_volumes(tmp_path):
     rng = np.random.default_rng(3)
     scene = rng.normal(size=(6, 8, 10)).astype(np.float32)
@@ -404,6 +452,7 @@ def test_progress(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("quick")
 def test_default_chunk(tmp_path, monkeypatch):
     """Chunks of equal length, no longer than the limit."""
     monkeypatch.setattr("jaxchi2.stream.MAX_CHUNK", 4)
