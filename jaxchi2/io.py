@@ -83,7 +83,7 @@ def known_format(path: str | Path) -> str:
     ValueError
         If the suffix is not one of those known.
     """
-    name, _ = _split_extension(path)
+    name, _ = split_extension(path)
     lower = Path(name).name.lower()
     for suffix, label in _SUFFIXES.items():
         if lower.endswith(suffix):
@@ -120,7 +120,7 @@ def read_image(path: str | Path) -> LoadedImage:
         If the package that reads the format is not installed.
     """
     kind = known_format(path)
-    name, extension = _split_extension(path)
+    name, extension = split_extension(path)
     if extension is not None and kind != "FITS":
         raise ValueError(f"[{extension}] after {name!r}: only FITS files have extensions, this is {kind}")
     if not Path(name).is_file():
@@ -132,10 +132,10 @@ def read_image(path: str | Path) -> LoadedImage:
     elif kind == "NPY":
         data = _read_npy(name)
     else:
-        data = _optional("imageio.v3", "imageio").imread(name, index=0, plugin="pillow")
+        data = optional("imageio.v3", "imageio").imread(name, index=0, plugin="pillow")
     dtype, shape = data.dtype, data.shape
     if kind in ("PNG", "JPEG") and data.ndim == 3:
-        data = _luminance(data)
+        data = luminance(data)
     return LoadedImage(_plain(data, name), ImageMeta(name, kind, dtype, shape))
 
 
@@ -174,23 +174,24 @@ def write_image(
         If the package that writes the format is not installed.
     """
     kind = known_format(path)
-    name, extension = _split_extension(path)
+    name, extension = split_extension(path)
     if extension is not None:
         raise ValueError(f"cannot write to an extension, {name}[{extension}]: give a plain file name")
     data = np.asarray(array)
     if kind == "FITS":
         _write_fits(name, data, like, shift)
     elif kind == "TIFF":
-        tifffile = _optional("tifffile")
+        tifffile = optional("tifffile")
         tifffile.imwrite(name, data.astype(np.float32), photometric="minisblack")
     elif kind == "NPY":
         np.save(name, data)
     else:
         stored = data.dtype if like is None else like.dtype
-        _optional("imageio.v3", "imageio").imwrite(name, _to_integers(data, stored, kind), plugin="pillow")
+        optional("imageio.v3", "imageio").imwrite(name, _to_integers(data, stored, kind), plugin="pillow")
 
 
-def _split_extension(path: str | Path) -> tuple[str, str | None]:
+def split_extension(path: str | Path) -> tuple[str, str | None]:
+    """Split ``file[inside]`` into the file and what stands in brackets, None without them."""
     match = re.fullmatch(r"(.+)\[([^\[\]]*)\]", str(path))
     # A file whose name really ends in brackets is that file.
     if match is None or Path(path).is_file():
@@ -198,12 +199,15 @@ def _split_extension(path: str | Path) -> tuple[str, str | None]:
     return match[1], match[2].strip()
 
 
-def _optional(module: str, package: str | None = None) -> Any:
+def optional(
+    module: str, package: str | None = None, *, extra: str = "io", needs: str = "this file format"
+) -> Any:
+    """Import a module that not everyone has; the error says what needs it and which extra brings it."""
     try:
         return import_module(module)
     except ImportError as error:
         package = package or module.partition(".")[0]
-        message = f'this file format needs {package}, which is not installed: pip install "jaxchi2[io]"'
+        message = f'{needs} needs {package}, which is not installed: pip install "jaxchi2[{extra}]"'
         raise ImportError(message) from error
 
 
@@ -217,7 +221,7 @@ def _plain(data: np.ndarray, name: str) -> np.ndarray:
     return np.ascontiguousarray(data, dtype=data.dtype.newbyteorder("="))
 
 
-def _luminance(data: np.ndarray) -> np.ndarray:
+def luminance(data: np.ndarray) -> np.ndarray:
     """Combine the colours on the last axis; two channels are grey and alpha, four are colour and alpha."""
     if data.shape[-1] < 3:
         return data[..., 0]
@@ -232,18 +236,18 @@ def _read_npy(name: str) -> np.ndarray:
 
 
 def _read_tiff(name: str) -> np.ndarray:
-    tifffile = _optional("tifffile")
+    tifffile = optional("tifffile")
     with tifffile.TiffFile(name) as file:
         series = file.series[0]
         data, axes = series.asarray(), series.axes
     # tifffile marks the colours of a pixel, and only them, with S.
-    return _luminance(np.moveaxis(data, axes.index("S"), -1)) if "S" in axes else data
+    return luminance(np.moveaxis(data, axes.index("S"), -1)) if "S" in axes else data
 
 
 def _read_fits(name: str, extension: str | None) -> LoadedImage:
-    fits = _optional("astropy.io.fits", "astropy")
+    fits = optional("astropy.io.fits", "astropy")
     with fits.open(name, memmap=False) as hdus:
-        index = _find_hdu(hdus, name, extension)
+        index = find_hdu(hdus, name, extension)
         hdu = hdus[index]
         stored = hdu.data
         header = hdu.header.copy()
@@ -252,12 +256,13 @@ def _read_fits(name: str, extension: str | None) -> LoadedImage:
     return LoadedImage(_plain(stored, name), meta)
 
 
-def _find_hdu(hdus: Any, name: str, extension: str | None) -> int:
+def find_hdu(hdus: Any, name: str, extension: str | None) -> int:
+    """Index of the extension asked for, or of the first that holds an image; no pixel is read."""
     names = [f"{i} {hdu.name},{hdu.ver}".replace(" ,", " unnamed,") for i, hdu in enumerate(hdus)]
     there = f"{name!r} has: {'; '.join(names)}"
     if extension is None:
         for index, hdu in enumerate(hdus):
-            if hdu.is_image and hdu.data is not None:
+            if hdu.is_image and hdu.shape:
                 return index
         raise ValueError(f"no extension holds an image; {there}")
     label, _, version = (part.strip() for part in extension.partition(","))
@@ -267,7 +272,7 @@ def _find_hdu(hdus: Any, name: str, extension: str | None) -> int:
         hdu = hdus[index]
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"no extension [{extension}]; {there}") from error
-    if not hdu.is_image or hdu.data is None:
+    if not hdu.is_image or not hdu.shape:
         raise ValueError(f"extension [{extension}] holds no image; {there}")
     return index
 
@@ -275,7 +280,7 @@ def _find_hdu(hdus: Any, name: str, extension: str | None) -> int:
 def _write_fits(name: str, data: np.ndarray, like: ImageMeta | None, shift: Any) -> None:
     if name.lower().endswith(".fz"):
         raise ValueError(f"cannot write {name!r}: FITS files are written uncompressed or as .fits.gz")
-    fits = _optional("astropy.io.fits", "astropy")
+    fits = optional("astropy.io.fits", "astropy")
     from jaxchi2 import __version__
 
     header, primary = (None, None) if like is None else (like.header, like.primary)

@@ -1,4 +1,4 @@
-"""Pictures of a registration: the images, their difference before and after, and χ² around its minimum.
+"""Pictures: of one registration, its images and χ² around the minimum; of a stack, how the frames drift.
 
 Everything is drawn on a matplotlib ``Figure`` of its own: pyplot and its global state are not touched and no
 display is needed.
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from .pair import Boundary
     from .registration import Registration
+    from .rows import StreamResult
 
-__all__ = ["plot_registration"]
+__all__ = ["plot_drift", "plot_registration"]
 
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -38,6 +39,10 @@ _NEEDED = 'pictures need matplotlib, which is not installed: pip install "jaxchi
 # Line width of the contour of so many sigma.
 _CONTOURS = {1: 2.2, 2: 1.7, 3: 1.2}
 _POINTS = 121
+# Of z, y and x; of frames in doubt and without a shift. Told apart by the colour-blind too.
+_DRIFT = ("#009E73", "#0072B2", "#E69F00")
+_DOUBT = "#7B1E7A"
+_FAILED = "#D62728"
 # The contour of three sigma for two parameters reaches 3.44 standard errors.
 _HALF_WIDTH = 4.3
 
@@ -139,6 +144,159 @@ def plot_registration(
 
         _draw_chi2(figure, axes["C"], reference, image, err, result, boundary)
     return figure
+
+
+def plot_drift(result: Registration | StreamResult, *, title: str = "", steps: bool = False) -> Figure:
+    """Show how the frames of a stack drift, how well that is known, and which frames are in doubt.
+
+    The shift along each axis over the frame number with a band of one standard error; the error itself and
+    the reduced χ², for a band is often thinner than its line; and the path in the plane, or the plane of the
+    last two axes, by frame number. A cross marks a frame with a status, a red line one without a shift; χ²
+    without ``err`` is scaled to one in the median.
+
+    Parameters
+    ----------
+    result : Registration or StreamResult
+        What `register_stack` or `register_file` returned.
+    title : str
+        A line above, such as the name of the file.
+    steps : bool
+        Whether the shifts are steps from frame to frame, of ``reference="previous"``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A figure on an Agg canvas: ``figure.savefig("drift.png")``.
+
+    Raises
+    ------
+    ValueError
+        If ``result`` is not of a stack.
+    ImportError
+        If matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(_NEEDED) from error
+
+    shift, sigma = (np.asarray(values, dtype=float) for values in (result.shift, result.stderr))
+    if shift.ndim != 2 or shift.shape[1] not in (2, 3):
+        raise ValueError(f"a drift needs the shifts of a stack, of shape (N, 2) or (N, 3), not {shift.shape}")
+    status = np.asarray(result.status)
+    reduced = np.asarray(result.chi2, dtype=float) / np.asarray(result.dof)
+    failed = ~np.isfinite(shift).all(1)
+    doubtful = (status != 0) & ~failed
+    names = "zyx"[-shift.shape[1] :]
+    frame = np.arange(len(shift))
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(13.0, 2.6 + 1.9 * len(names)), dpi=120)
+        FigureCanvasAgg(figure)
+        figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.04)
+        heights = [2.0] * len(names) + [1.1, 1.1]
+        axes = figure.subplot_mosaic(
+            [[key, "path"] for key in (*names, "error", "chi2")],
+            width_ratios=(1.9, 1),
+            height_ratios=heights,
+        )
+        for name, color, values, errors in zip(names, _DRIFT[-len(names) :], shift.T, sigma.T, strict=True):
+            _draw_band(axes[name], frame, values, errors, color)
+            axes[name].plot(frame[doubtful], values[doubtful], "x", color=_DOUBT, ms=5, mew=1.2)
+            axes[name].set_ylabel(f"{'step' if steps else 'shift'} in {name}\n(pixels)", color=color)
+            axes["error"].plot(frame, errors, color=color, lw=0.9)
+        known = np.any(np.isfinite(np.asarray(result.p_value, dtype=float)))
+        if not known and np.isfinite(reduced).any():
+            reduced = reduced / np.nanmedian(reduced)
+        axes["chi2"].plot(frame, reduced, color="0.3", lw=0.9)
+        axes["chi2"].plot(frame[doubtful], reduced[doubtful], "x", color=_DOUBT, ms=5, mew=1.2)
+        axes["chi2"].axhline(1, color="0.7", lw=0.8, zorder=0)
+        axes["chi2"].set(ylabel="χ²/dof" if known else "χ², relative", xlabel="frame")
+        axes["error"].set_ylabel("1σ error\n(pixels)")
+        if np.any(sigma > 0):
+            axes["error"].set_ylim(0, 1.3 * np.nanpercentile(sigma, 99))
+        for key in (*names, "error", "chi2"):
+            if len(frame):
+                axes[key].set_xlim(-0.5, len(frame) - 0.5)
+            axes[key].vlines(
+                frame[failed],
+                0,
+                1,
+                color=_FAILED,
+                lw=0.8,
+                zorder=0,
+                transform=axes[key].get_xaxis_transform(),
+            )
+            axes[key].tick_params(labelbottom=key == "chi2")
+            axes[key].grid(alpha=0.25, lw=0.6)
+        if status.any():
+            _explain(axes[names[0]], doubtful.any(), failed.any())
+        figure.align_ylabels([axes[key] for key in (*names, "error", "chi2")])
+        _draw_path(figure, axes["path"], frame, shift[:, -2:], doubtful, steps)
+        figure.suptitle(
+            f"{title}\n{_counts(status, failed)}" if title else _counts(status, failed), fontsize=13
+        )
+    return figure
+
+
+def _draw_band(axes: Axes, frame: np.ndarray, values: np.ndarray, errors: np.ndarray, color: str) -> None:
+    axes.fill_between(frame, values - errors, values + errors, color=color, alpha=0.3, lw=0)
+    # A frame between two without a shift would be a line of no length.
+    found = np.isfinite(values)
+    alone = found & ~np.append(found[1:], False) & ~np.append(False, found[:-1])
+    axes.plot(frame, values, color=color, lw=1.0)
+    axes.errorbar(frame[alone], values[alone], errors[alone], fmt=".", color=color, ms=4, lw=0.8)
+
+
+def _explain(axes: Axes, doubtful: bool, failed: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    marks = []
+    if doubtful:
+        marks.append(Line2D([], [], ls="", marker="x", color=_DOUBT, ms=5, mew=1.2, label="in doubt"))
+    if failed:
+        marks.append(Line2D([], [], ls="", marker="|", color=_FAILED, ms=9, mew=1.2, label="no shift"))
+    axes.legend(
+        handles=marks,
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+        handletextpad=0.1,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        borderaxespad=0.2,
+    )
+
+
+def _draw_path(
+    figure: Figure, axes: Axes, frame: np.ndarray, shift: np.ndarray, doubtful: np.ndarray, steps: bool
+) -> None:
+    word = "step" if steps else "shift"
+    axes.set(xlabel=f"{word} in x (pixels)", ylabel=f"{word} in y (pixels)")
+    axes.set_title("steps in the plane" if steps else "path in the plane")
+    y, x = shift.T
+    if not steps:
+        axes.plot(x, y, color="0.75", lw=0.7, zorder=1)
+    drawn = axes.scatter(
+        x, y, c=frame, s=np.clip(3000 / max(len(frame), 1), 1.5, 16), cmap="viridis", zorder=2, linewidths=0
+    )
+    axes.plot(x[doubtful], y[doubtful], "x", color=_DOUBT, ms=6, mew=1.2, zorder=3)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.grid(alpha=0.25, lw=0.6)
+    bar = figure.colorbar(drawn, ax=axes, label="frame", aspect=35, pad=0.02)
+    bar.outline.set_linewidth(0.5)
+
+
+def _counts(status: np.ndarray, failed: np.ndarray) -> str:
+    from .registration import Status
+
+    counts = [
+        (int(np.sum(status & flag != 0)), str(flag.name).lower().replace("_", " ")) for flag in Status if flag
+    ]
+    flags = ", ".join(f"{count} {name}" for count, name in counts if count)
+    text = f"{len(status)} frames, {int(np.sum(status != 0))} with a status"
+    return f"{text} ({flags})" if flags else text
 
 
 def known_pictures() -> tuple[str, ...]:

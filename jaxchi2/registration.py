@@ -44,6 +44,7 @@ class Status(IntFlag):
     AMBIGUOUS = 128
     AT_BOUND = 256
     BAD_FIT = 512
+    UNREADABLE = 1024
 
     @property
     def message(self) -> str:
@@ -62,6 +63,7 @@ _MESSAGES = {
     Status.AMBIGUOUS: "another minimum is nearly as deep",
     Status.AT_BOUND: "a parameter of the fit lies at its bound and has no error",
     Status.BAD_FIT: "χ² is far above its degrees of freedom: the errors or the model are wrong",
+    Status.UNREADABLE: "the frame could not be read",
 }
 MAX_CHANCE = 1e-3
 """Chance of so good a match between unrelated images from which `Status.UNRELATED` is set."""

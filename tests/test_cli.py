@@ -283,7 +283,9 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"jaxchi2 {jaxchi2.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("register", "--help"), ("demo", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("register", "--help"), ("stack", "--help"), ("demo", "--help")]
+)
 def test_help(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -313,10 +315,80 @@ def test_help(capsys, arguments):
         (("register", REFERENCE, IMAGE, "--boundary", "mirror"), "--boundary"),
         (("register", REFERENCE, IMAGE, "--out", "aligned.bmp"), "'.bmp'"),
         (("register", REFERENCE, IMAGE, "--plot", "picture.xyz"), "'picture.xyz'"),
+        (("stack",), "FILES"),
+        (("stack", "missing.fits"), "No such file: missing.fits"),
+        (("stack", "missing*.fits"), "No file matches: missing*.fits"),
+        (("stack", REFERENCE), "a stack has a frame axis"),
+        (("stack", REFERENCE, IMAGE, "--reference", "median"), "first, previous"),
+        (("stack", REFERENCE, IMAGE, "--err", "0"), "positive number"),
+        (("stack", REFERENCE, IMAGE, "--table", "a.txt"), "'a.txt'"),
+        (("stack", REFERENCE, IMAGE, "--out", "a.png"), "'a.png'"),
+        (("stack", REFERENCE, IMAGE, "--plot", "a.xyz"), "'a.xyz'"),
+        (("stack", REFERENCE, IMAGE, "--chunk", "0"), "chunk"),
     ],
 )
 def test_errors_take_one_line(capsys, arguments, problem):
     assert problem in fails(capsys, *arguments)
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """Eight frames of a drift, in a file; what to register them by."""
+    scene = np.random.default_rng(2).normal(size=(16, 16))
+    stack = np.stack([np.roll(scene, (k // 2, -k // 3), (0, 1)) for k in range(8)])
+    stack += 0.1 * np.random.default_rng(3).normal(size=stack.shape)
+    np.save(tmp_path / "stack.npy", stack.astype(np.float32))
+    return tmp_path / "stack.npy", ("--reference", "first", "--boundary", "wrap", "--err", 0.14, "--chunk", 4)
+
+
+def test_stack(capsys, tmp_path, frames):
+    path, options = frames
+    table, out, plot = tmp_path / "shifts.ecsv", tmp_path / "aligned.tif", tmp_path / "drift.png"
+    arguments = ("stack", path, *options, "--table", table, "--out", out, "--plot", plot)
+    code, text, err = run(capsys, *arguments)
+    assert code == 0
+    assert err == "", "no progress where nobody watches"
+    lines = {line[:11].strip(): line[11:].strip() for line in text.splitlines() if line.strip()}
+    assert lines["source"] == "stack.npy, 8 frames of 16 × 16 pixels"
+    assert lines["reference"] == "first"
+    assert lines["status"] == "ok"
+    assert [lines[name] for name in ("table", "aligned", "picture")] == [str(table), str(out), str(plot)]
+    assert iio.imread(plot).std() > 20
+    assert np.std(iio.imread(out), axis=0).mean() < 0.12
+    # The same again with the table finished, as one object.
+    whole = table.read_bytes()
+    code, text, err = run(capsys, *arguments, "--json", "--progress")
+    assert code == 0
+    assert str(plot) in err
+    fields = json.loads(text)
+    result = jaxchi2.register_stack(np.load(path), "first", 0.14, boundary="wrap")
+    np.testing.assert_allclose(fields["shift"], result.shift, atol=1e-5)
+    assert fields["frames"] == 8
+    assert fields["reference"] == "first"
+    assert table.read_bytes() == whole
+    assert "was begun otherwise: err was" in fails(capsys, *arguments[:-6], "--table", table, "--err", 1)
+    code, _, err = run(capsys, *arguments[:-6], "--table", table, "--err", 1, "--no-resume", "--progress")
+    assert code == 0
+    assert "frame/s" in err
+    assert table.read_bytes() != whole
+
+
+def test_stack_of_files(capsys, tmp_path, frames):
+    """One of them missing: told, and exit status 1."""
+    path, options = frames
+    names = [tmp_path / f"frame{k}.npy" for k in range(8)]
+    for name, frame in zip(names, np.load(path), strict=True):
+        np.save(name, frame)
+    names[2].unlink()
+    code, text, _ = run(capsys, "stack", *names, *options)
+    assert code == 1
+    assert "1 × the frame could not be read: frame 2" in text
+    assert f"No such file: {names[2]}" in text
+    code, text, _ = run(capsys, "stack", tmp_path / "frame*.npy", *options, "--json", "--float64")
+    assert code == 0
+    fields = json.loads(text)
+    assert fields["frames"] == 7
+    assert fields["shift"] != np.float32(fields["shift"]).tolist(), "not computed in double precision"
 
 
 def test_unlike_shapes(capsys, tmp_path):
@@ -334,8 +406,8 @@ def test_damaged_files(capsys, tmp_path, name):
 
 def test_import_is_light():
     code = (
-        "import sys, jaxchi2.cli\n"
-        "heavy = {'matplotlib', 'astropy', 'tifffile', 'imageio', 'PIL'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import sys, jaxchi2.cli, jaxchi2.stream\n"
+        "heavy = {'matplotlib', 'astropy', 'tifffile', 'imageio', 'PIL', 'h5py', 'zarr', 'pyarrow', 'tqdm'}\n"
+        "assert not heavy & set(sys.modules), heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

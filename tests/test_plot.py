@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import jaxchi2
-from jaxchi2.plot import known_pictures, plot_registration, undo_shift
+from jaxchi2.plot import known_pictures, plot_drift, plot_registration, undo_shift
+from jaxchi2.rows import result_of
 
 pytest.importorskip("matplotlib")
 iio = pytest.importorskip("imageio.v3")
@@ -158,3 +159,49 @@ def test_missing_matplotlib_names_the_extra(pair, monkeypatch):
 
 def test_known_pictures():
     assert {"png", "pdf", "svg"} <= set(known_pictures())
+
+
+def drift(count, status, axes="yx"):
+    """Rows of a stream with a drift of one pixel, errors of 0.1."""
+    rng = np.random.default_rng(4)
+    bad = np.isin(status, [int(jaxchi2.Status.UNREADABLE)])
+    columns = {"frame": np.arange(count), "status": np.asarray(status), "dof": np.full(count, 100)}
+    for name in axes:
+        columns[f"d{name}"] = np.where(bad, np.nan, np.linspace(0, 1, count))
+        columns[f"err_{name}"] = np.where(bad, np.nan, 0.1)
+    columns |= {"cov_zy": 0.0, "cov_zx": 0.0, "cov_yx": 0.0, "p_value": np.full(count, 0.5)}
+    return result_of(columns | {"chi2": np.where(bad, np.nan, rng.chisquare(100, count))}, {}, None, None)
+
+
+def test_drift(tmp_path):
+    status = np.zeros(30, int)
+    status[[4, 9]] = jaxchi2.Status.UNRELATED
+    status[15] = jaxchi2.Status.UNREADABLE
+    figure = plot_drift(drift(30, status), title="night.fits")
+    assert figure.get_suptitle() == "night.fits\n30 frames, 3 with a status (2 unrelated, 1 unreadable)"
+    axes = {axes.get_ylabel().partition("\n")[0]: axes for axes in figure.axes}
+    for name in "yx":
+        curve, marks = axes[f"shift in {name}"].lines[0], axes[f"shift in {name}"].lines[-1]
+        np.testing.assert_array_equal(curve.get_xdata(), np.arange(30))
+        assert np.flatnonzero(np.isnan(curve.get_ydata())).tolist() == [15]
+        assert marks.get_xdata().tolist() == [4, 9]
+        band = axes[f"shift in {name}"].collections[0].get_paths()[0].vertices
+        assert np.ptp(band[np.isclose(band[:, 0], 3), 1]) == pytest.approx(0.2)
+    assert axes["1σ error"].get_ylim()[0] == 0
+    assert "χ²/dof" in axes
+    figure.savefig(tmp_path / "drift.png")
+    assert iio.imread(tmp_path / "drift.png").std() > 20
+
+
+def test_drift_of_volumes_and_of_nothing():
+    assert "step in z" in [
+        axes.get_ylabel().partition("\n")[0]
+        for axes in plot_drift(drift(5, np.zeros(5, int), "zyx"), steps=True).figure.axes
+    ]
+    plot_drift(drift(3, np.full(3, int(jaxchi2.Status.UNREADABLE)))).canvas.draw()
+    plot_drift(drift(1, np.zeros(1, int))).canvas.draw()
+
+
+def test_drift_of_a_pair_is_refused(result):
+    with pytest.raises(ValueError, match="shifts of a stack"):
+        plot_drift(result)

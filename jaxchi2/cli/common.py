@@ -1,0 +1,154 @@
+"""What the commands share: options, numbers and files from text, messages of one line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..pair import BOUNDARIES
+
+if TYPE_CHECKING:
+    from ..io import LoadedImage
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors take one line and no usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave with status 2."""
+        self.exit(2, f"jaxchi2: error: {message}\n")
+
+
+def add_registration_options(parser: argparse.ArgumentParser, image: str, reference: str) -> None:
+    """Options of a registration of ``image``, by which name the help calls it."""
+    parser.add_argument(
+        "--err",
+        metavar="VALUE|FILE",
+        help=f"one-sigma error of a pixel of {image}: a number, or an image of its shape. "
+        "Without it the noise is taken as unknown and equal, and the errors are scaled by the reduced chi2",
+    )
+    parser.add_argument(
+        "--boundary",
+        choices=BOUNDARIES,
+        default="overlap",
+        help=f"what lies outside {reference}: nothing known, so that the overlap alone counts (overlap); "
+        "itself, repeated (wrap) or mirrored (reflect); zero (fill, constant); its outermost pixels "
+        "(nearest); default %(default)s",
+    )
+    parser.add_argument(
+        "--fit-gain", action="store_true", help=f"fit the brightness of {image} relative to {reference}"
+    )
+    parser.add_argument("--fit-background", action="store_true", help=f"fit a constant added to {image}")
+    parser.add_argument(
+        "--clip",
+        metavar="K",
+        type=positive,
+        help="leave out pixels more than K standard deviations off, found in rounds; above 1",
+    )
+    parser.add_argument(
+        "--max-shift",
+        metavar="PIX",
+        nargs="+",
+        help="largest shift looked for, one number for all axes or one per axis in the order y x; "
+        "give it after the files",
+    )
+    parser.add_argument(
+        "--oversample",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="samples per pixel in the search; 2 helps with very sharp images; default %(default)s",
+    )
+
+
+def add_output_options(
+    parser: argparse.ArgumentParser, picture: str, default_plot: str | None = None
+) -> None:
+    """What every command can do with its result; the picture is of ``picture``."""
+    default = f"; default {default_plot}" if default_plot else ""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the report")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        default=default_plot,
+        help=f"draw {picture} to a PNG, PDF or SVG file{default}",
+    )
+    parser.add_argument("--float64", action="store_true", help="compute in double precision")
+
+
+def check_picture(path: str) -> None:
+    """Find out before the computation that a picture could not be written after it."""
+    from pathlib import Path
+
+    from ..plot import known_pictures
+
+    if Path(path).suffix.lstrip(".").lower() not in known_pictures():
+        raise ValueError(f"--plot writes {', '.join(known_pictures())}, not {path!r}")
+
+
+def positive(text: str) -> float:
+    """A positive number, as an argument's type."""
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
+    return value
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, with the file it is about."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def load(path: str) -> LoadedImage:
+    """Read an image; whatever is wrong with the file is a ValueError or an OSError."""
+    from ..io import read_image
+
+    try:
+        return read_image(path)
+    except (ImportError, OSError, ValueError):
+        raise
+    except Exception as error:
+        # The decoders of damaged files raise what they like (zlib.error, struct.error, SyntaxError, ...).
+        raise ValueError(f"cannot read {path!r}: {error}") from error
+
+
+def max_shift(texts: Sequence[str] | None) -> float | tuple[float, ...] | None:
+    """One number, or one for each axis."""
+    if texts is None:
+        return None
+    try:
+        values = tuple(float(text) for text in texts)
+    except ValueError as error:
+        given = " ".join(texts)
+        raise ValueError(f"--max-shift takes numbers and stands after the files; {given!r} came") from error
+    return values[0] if len(values) == 1 else values
+
+
+def plain(value: Any) -> Any:
+    """Make lists and numbers that JSON knows: no arrays, null for what is not finite."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def say(text: str, stream: Any) -> None:
+    """Print, with question marks for letters that the terminal's encoding lacks."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+
+
+def err_value(text: str | None) -> float | str | None:
+    """The number, or the name of the file."""
+    try:
+        value = float(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return text
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"--err must be a positive number or a file, not {text!r}")
+    return value

@@ -1,0 +1,462 @@
+"""Stacks larger than memory: frames are read, registered and written a chunk at a time.
+
+A thread reads the next chunk while the device works on this one. Each chunk's rows are on disk before the
+next is begun, so that a run that was killed goes on where it stopped and ends with the same table.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from .coadd import align_stack
+from .io import optional
+from .registration import Status
+from .rows import StreamResult, column_types, columns_of, result_of, shift_of
+from .settings import check_same, describe, fingerprint
+from .sources import Frames, open_frames, read_array
+from .stack import REFERENCES, register_stack
+from .stackfile import known_stack_format, open_stack_file
+from .tables import known_table_format, open_table
+
+__all__ = ["StreamResult", "register_file"]
+
+CHUNK_BYTES = 2**26
+"""Of the frames that are read at once by default; at most three times as many are held."""
+MAX_CHUNK = 1024
+"""Frames of a chunk by default, however small they are: what an interruption costs at most."""
+
+
+def register_file(
+    source: Any,
+    reference: str | Path | ArrayLike = "mean",
+    err: str | Path | ArrayLike | None = None,
+    *,
+    table: str | os.PathLike | None = None,
+    aligned: str | os.PathLike | None = None,
+    chunk: int | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    **options: Any,
+) -> StreamResult:
+    """Measure the displacement of every frame of a stack of any length, in bounded memory.
+
+    Parameters
+    ----------
+    source : path, pattern, list of paths, array_like or iterable
+        The frames, as for `open_frames` of `jaxchi2.sources`: a FITS cube, multi-page TIFF, HDF5, zarr or NPY
+        file; a list of files or a pattern with ``*``; an array; any iterable of arrays.
+    reference : {"mean", "first", "previous"}, path or array_like
+        What the frames are displaced from. "mean" is that of the finite pixels of all frames and takes a pass
+        of its own through the source; "first" the first frame that can be read; "previous" for every frame
+        the last before it that could be read, so that the shifts are steps and their sum, without the NaN,
+        is the position.
+    err : path or array_like, optional
+        Standard deviation of the pixels: a scalar, one for each frame, shape ``(N,)``, a map, or a stack,
+        also larger than memory, with the frames of ``source``. None: unknown, see `register`.
+    table : path, optional
+        Where rows are written as they come: ``.ecsv``, ``.csv`` (with the settings beside it in
+        ``….csv.json``) or ``.parquet``, a folder of one file per chunk. The columns are ``frame``, the shift
+        ``dy dx``, its errors ``err_y err_x``, the covariance ``cov_yx``, ``chi2``, ``dof``, ``p_value``,
+        ``status``, and gain and background with their errors where they are fitted; in three dimensions
+        also those of z.
+    aligned : path, optional
+        Where the frames are written with their shift undone (for "previous" the sum of the steps), NaN where
+        there is nothing: ``.npy``, ``.tif``, ``.fits``, or ``.zarr``, which alone takes an iterable of
+        unknown length.
+    chunk : int, optional
+        Frames read and registered at once. None: about 64 MB, at most 1024 frames.
+    resume : bool
+        Go on behind the last complete chunk of ``table``. False replaces it.
+    progress : bool
+        Show frames per second and the time left on standard error, by tqdm.
+    **options
+        Those of `register_stack`, for all frames alike: ``boundary``, ``max_shift``, ``fit_gain``,
+        ``mask``, ``mesh``, ….
+
+    Returns
+    -------
+    StreamResult
+        The rows of all frames, those of earlier runs with them.
+
+    Raises
+    ------
+    ValueError
+        For unfit shapes and options; if ``table`` was begun with other settings or from another source,
+        saying what differs; for "mean" of an iterator, whose frames come but once.
+    OSError
+        If there is no such file. A single frame that cannot be read, or is of another shape, does not raise:
+        its row is NaN with ``Status.UNREADABLE``.
+    ImportError
+        If a package is missing: ``pip install "jaxchi2[stream]"`` has them all.
+
+    Notes
+    -----
+    *Interruption.* Whenever the process is killed, the same call goes on, and the table is the same to the
+    byte as without interruption, on the same machine: chunks begin where they would have begun, an incomplete
+    one is cut off and done again, and a chunk's aligned frames are written before its rows. An iterator must
+    begin at frame 0 again. A finished table is returned as it is. A frame that could not be read is not tried
+    again.
+
+    *Memory.* Some three chunks, the reference, and what `register_stack` needs for its batch; not more for a
+    longer stack.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> scene = rng.normal(size=(32, 32))
+    >>> frames = (np.roll(scene, k, axis=1) + 0.1 * rng.normal(size=scene.shape) for k in range(4))
+    >>> result = register_file(frames, "first", 0.14, boundary="wrap", progress=False)
+    >>> print(np.round(result.shift[:, 1]), result)
+    [0. 1. 2. 3.] StreamResult(4 frames, 0 with a status, 0 without a shift)
+    """
+    if table is not None:
+        known_table_format(table)
+    if aligned is not None:
+        known_stack_format(aligned)
+    with ExitStack() as cleanup:
+        bar = _Bar(progress)
+        cleanup.callback(bar.close)
+        frames = open_frames(source)
+        if frames is not source:
+            cleanup.callback(frames.close)
+        if isinstance(reference, str) and reference == "mean" and frames.one_shot:
+            raise ValueError(
+                "reference='mean' goes through the frames twice, and an iterator gives them once: take "
+                "'first' or an image, or an iterable that can be begun anew"
+            )
+        reference = _as_reference(reference)
+        errors = _Errors(err, frames)
+        cleanup.callback(errors.close)
+        size = _chunk_size(chunk, frames)
+        options = {name: value for name, value in options.items() if value is not None}
+        settings = _settings(frames, reference, errors, size, options)
+        settings["aligned"] = None if aligned is None else Path(aligned).name
+        types = column_types(len(frames.shape), frames.dtype, options)
+
+        done = {name: np.empty(0, dtype) for name, dtype in types.items()}
+        rows, mean = None, None
+        if table is not None:
+            rows = open_table(table, types, size, frames.length, resume=resume)
+            cleanup.callback(rows.close)
+            done = rows.columns
+        start = len(done["frame"])
+        finished = start > 0 and start == frames.length
+        if rows is not None and rows.settings is not None:
+            there = dict(rows.settings)
+            mean = there.pop("mean", None)
+            if finished and aligned is None:
+                there["aligned"] = None
+            check_same(str(table), there, settings)
+            if aligned is not None and not os.path.exists(aligned):
+                raise ValueError(f"{table} has rows of frames of which {aligned} is missing: resume=False")
+        if finished:
+            return result_of(done, {}, table, aligned)
+
+        image = frames.first
+        if not isinstance(reference, str):
+            image = np.asarray(reference)
+        elif reference == "mean":
+            image = _mean_frame(frames, size, bar)
+            settings["mean"] = fingerprint(image)
+            if start:
+                check_same(str(table), {"mean": mean}, {"mean": settings["mean"]})
+        steps = isinstance(reference, str) and reference == "previous"
+        registrar = _Registrar(frames, errors, None if steps else image, size, options, types)
+        if steps and start:
+            registrar.go_on(done)
+
+        found, problems, stack = [done], dict[int, str](), None
+        bar.begin("registering", frames.length, start)
+        both = _read_both(frames, errors)
+        chunks = cleanup.enter_context(closing(_read_ahead(both, start, size, frames.length)))
+        for first, (pixels, err_pixels, wrong) in chunks:
+            columns, shift = registrar.register(first, pixels, err_pixels, wrong)
+            # Not before the options have been accepted: a table that is begun is bound to them.
+            if rows is not None and len(found) == 1:
+                rows.begin(settings)
+            if aligned is not None:
+                if stack is None:
+                    stack = open_stack_file(
+                        aligned, frames.length, frames.shape, frames.dtype, size, create=first == 0
+                    )
+                    cleanup.callback(stack.close)
+                stack.write(first, registrar.align(first, pixels, shift))
+            if rows is not None:
+                rows.append(columns)
+            found.append(columns)
+            problems |= wrong
+            bar.update(len(pixels))
+    joined = {name: np.concatenate([part[name] for part in found]) for name in types}
+    return result_of(joined, problems, table, aligned)
+
+
+class _Errors:
+    """Standard deviations of the pixels of any run of frames."""
+
+    def __init__(self, err: Any, frames: Frames) -> None:
+        self.frames: Frames | None = None
+        self.value: Any = None
+        self.each = False
+        if err is None:
+            return
+        if isinstance(err, str | Path):
+            err = _opened_errors(err, frames)
+        paths = isinstance(err, list | tuple) and all(isinstance(item, str | Path) for item in err)
+        if paths or isinstance(err, Frames) or np.ndim(err) == len(frames.shape) + 1:
+            self.frames = open_frames(err)
+            if (self.frames.length, self.frames.shape) != (frames.length, frames.shape):
+                raise ValueError(
+                    f"err has {self.frames.length} frames of shape {self.frames.shape}, the source "
+                    f"{frames.length} of {frames.shape}"
+                )
+            return
+        self.value = np.asarray(err)
+        self.each = self.value.ndim == 1
+        if self.value.shape not in ((), frames.shape, (frames.length,)):
+            raise ValueError(
+                f"err must be a scalar, one per frame, a map of shape {frames.shape} or a stack of "
+                f"{frames.length} such, not of shape {self.value.shape}"
+            )
+
+    def of(self, start: int, size: int, pixels: np.ndarray | None, bad: np.ndarray) -> Any:
+        """What `register_stack` takes for a chunk that begins at frame ``start``; ones for bad frames."""
+        if pixels is None and not self.each:
+            return self.value
+        part = self.value[start : start + size] if pixels is None else pixels
+        full = np.ones((size, *part.shape[1:]), part.dtype)
+        full[: len(part)] = part
+        full[bad] = 1
+        return full
+
+    def describe(self) -> Any:
+        if self.frames is not None:
+            return f"{self.frames.name} {fingerprint(self.frames.first)}"
+        return describe(self.value)
+
+    def close(self) -> None:
+        if self.frames is not None:
+            self.frames.close()
+
+
+class _Registrar:
+    """Registers chunks one after the other, each filled up to one length for one compiled program.
+
+    A first chunk that is not full is the only one, and is left as it is.
+    """
+
+    def __init__(
+        self,
+        frames: Frames,
+        errors: _Errors,
+        reference: np.ndarray | None,
+        size: int,
+        options: dict[str, Any],
+        types: dict[str, np.dtype],
+    ) -> None:
+        self.frames, self.errors, self.size, self.options, self.types = frames, errors, size, options, types
+        self.reference = reference
+        """None where each frame is registered to the one before."""
+        self.last = frames.first
+        """What a missing frame is replaced by if it is the first of a chunk."""
+        self.position = np.zeros(len(frames.shape))
+
+    def go_on(self, done: dict[str, np.ndarray]) -> None:
+        """Take over the last readable frame and the sum of the steps from rows that there are."""
+        self.position = _positions(self.position, shift_of(done))[-1]
+        readable = np.flatnonzero(done["status"] != Status.UNREADABLE)
+        if len(readable):
+            pixels, problems = self.frames.read(readable[-1], readable[-1] + 1)
+            if problems:
+                raise OSError(f"frame {readable[-1]}, from which to go on, could be read no more: {problems}")
+            self.last = pixels[0]
+
+    def register(
+        self, first: int, pixels: np.ndarray, err_pixels: np.ndarray | None, problems: dict[int, str]
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Columns of the table for a chunk, and the positions of its frames."""
+        count = len(pixels)
+        bad = self._missing(first, count)
+        bad[[i - first for i in problems]] = True
+        filled = _filled(pixels, bad, self.last)
+        err = self.errors.of(first, len(bad), err_pixels, bad)
+        if self.reference is not None:
+            found = register_stack(filled, self.reference, err, **self.options)
+            columns = columns_of(first, found, bad[:count], self.types)
+            return columns, shift_of(columns)
+        if np.ndim(err) in (1, filled.ndim):
+            err = np.concatenate([err[:1], err])
+        chain = np.concatenate([self.last[None], filled])
+        found = register_stack(chain, "previous", err, **self.options)
+        columns = columns_of(first, jax.tree.map(lambda x: x[1:], found), bad[:count], self.types)
+        steps = shift_of(columns)
+        positions = _positions(self.position, steps)
+        self.position, self.last = positions[-1], filled[count - 1]
+        return columns, np.where(np.isnan(steps), np.nan, positions)
+
+    def align(self, first: int, pixels: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        """The frames of a chunk with their shift undone, NaN for those without."""
+        missing = self._missing(first, len(pixels))
+        padded = np.full((len(missing), shift.shape[1]), np.nan, pixels.dtype)
+        padded[: len(shift)] = shift
+        return np.asarray(align_stack(_filled(pixels, missing, self.last), padded).image)[: len(pixels)]
+
+    def _missing(self, first: int, count: int) -> np.ndarray:
+        """Which frames of a full chunk there are not."""
+        return np.arange(self.size if first else count) >= count
+
+
+def _filled(pixels: np.ndarray, bad: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """A full chunk, in which each bad frame is replaced by the last good one before it.
+
+    With NaN instead a chunk would take the longer way, and the frame after a gap would have nothing to be
+    compared with.
+    """
+    if not bad.any():
+        return pixels
+    source = np.maximum.accumulate(np.where(bad, 0, np.arange(1, len(bad) + 1)))
+    return np.concatenate([last[None], pixels])[source]
+
+
+def _positions(start: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Running sum of steps, a missing one counted as none; added in order, so that it can be gone on with."""
+    return np.cumsum(np.concatenate([start[None], np.nan_to_num(steps.astype(float))]), 0)[1:]
+
+
+def _read_both(frames: Frames, errors: _Errors) -> Callable[[int, int], tuple]:
+    """What reads pixels, their errors where these are a stack too, and why frames could not be read."""
+
+    def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None, dict[int, str]]:
+        pixels, problems = frames.read(start, stop)
+        if errors.frames is None:
+            return pixels, None, problems
+        err, err_problems = errors.frames.read(start, stop)
+        return pixels, err, {i: f"err: {reason}" for i, reason in err_problems.items()} | problems
+
+    return read
+
+
+def _read_ahead(
+    read: Callable[[int, int], tuple], start: int, size: int, length: int | None
+) -> Generator[tuple[int, tuple], None, None]:
+    """Chunks of a source in order, the next being read on a thread while one is used."""
+
+    def stop(begin: int) -> int:
+        return begin + size if length is None else min(begin + size, length)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="jaxchi2-read") as pool:
+        coming = pool.submit(read, start, stop(start))
+        while True:
+            ready = coming.result()
+            count = len(ready[0])
+            last = count < size or start + count == length
+            if not last:
+                coming = pool.submit(read, start + count, stop(start + count))
+            if count:
+                yield start, ready
+            if last:
+                return
+            start += count
+
+
+def _mean_frame(frames: Frames, size: int, bar: _Bar) -> np.ndarray:
+    """Mean of the finite values of every pixel, NaN where there are none."""
+    total, number = np.zeros(frames.shape), np.zeros(frames.shape)
+    bar.begin("mean", frames.length, 0)
+    for _, (pixels, _) in _read_ahead(frames.read, 0, size, frames.length):
+        finite = np.isfinite(pixels)
+        total += np.sum(pixels, 0, dtype=float, where=finite)
+        number += np.sum(finite, 0)
+        bar.update(len(pixels))
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan).astype(frames.dtype)
+
+
+def _as_reference(reference: Any) -> Any:
+    if isinstance(reference, str) and reference in REFERENCES:
+        return reference
+    if isinstance(reference, str | Path):
+        try:
+            return read_array(reference)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                2, f"reference is neither a file nor one of {', '.join(REFERENCES)}", str(reference)
+            ) from error
+    return np.ma.filled(reference, np.nan) if isinstance(reference, np.ma.MaskedArray) else reference
+
+
+def _opened_errors(path: str | Path, frames: Frames) -> Any:
+    """A map of errors in a file, or a stack of them that is left there."""
+    try:
+        opened = open_frames(path)
+    except ValueError:
+        # One image is no stack; what else is wrong comes up again here.
+        return read_array(path)
+    if opened.shape == frames.shape:
+        return opened
+    opened.close()
+    return read_array(path)
+
+
+def _chunk_size(chunk: int | None, frames: Frames) -> int:
+    if chunk is not None:
+        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+            raise ValueError(f"chunk must be a positive number of frames, not {chunk!r}")
+        return chunk
+    size = min(max(1, CHUNK_BYTES // frames.first.nbytes), MAX_CHUNK)
+    if frames.length is None:
+        return size
+    # Chunks of equal length, for the last is filled up to that of the others.
+    return -(-frames.length // -(-frames.length // size))
+
+
+def _settings(
+    frames: Frames, reference: Any, errors: _Errors, size: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    """What decides the content of the table."""
+    from . import __version__
+
+    for name in ("mask", "reference_mask", "reference_err"):
+        if np.ndim(options.get(name, 0)) > len(frames.shape):
+            raise ValueError(f"{name} must hold for all frames, not have shape {np.shape(options[name])}")
+    return {
+        "version": __version__,
+        "source": frames.name,
+        "frames": frames.length,
+        "shape": list(frames.shape),
+        "dtype": str(frames.dtype),
+        "first": fingerprint(frames.first),
+        "reference": describe(reference),
+        "err": errors.describe(),
+        "chunk": size,
+        "options": {name: describe(value) for name, value in sorted(options.items())},
+    }
+
+
+class _Bar:
+    """Progress on standard error, or nothing."""
+
+    def __init__(self, shown: bool) -> None:
+        self.make = optional("tqdm", extra="stream", needs="progress=True").tqdm if shown else None
+        self.bar: Any = None
+
+    def begin(self, label: str, total: int | None, done: int) -> None:
+        self.close()
+        if self.make is not None:
+            self.bar = self.make(total=total, initial=done, desc=label, unit="frame", mininterval=0.5)
+
+    def update(self, count: int) -> None:
+        if self.bar is not None:
+            self.bar.update(count)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,297 @@
+"""Tables on disk that grow by whole chunks of rows and survive being interrupted at any moment.
+
+`open_table` finds the rows that an earlier run completed; `append` adds a chunk, after which it is on disk.
+What a killed run left of a chunk is cut off, so that the finished table is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .io import optional
+
+__all__ = ["ParquetTable", "TextTable", "open_table"]
+
+Columns = dict[str, np.ndarray]
+_KEY = "jaxchi2"
+_NEEDS = "a table of this format"
+_FOREIGN = (
+    "{path} exists and is no table of registered frames: give another name, or resume=False to replace it"
+)
+
+
+def open_table(
+    path: str | os.PathLike,
+    types: dict[str, np.dtype],
+    chunk: int,
+    length: int | None,
+    *,
+    resume: bool = True,
+) -> TextTable | ParquetTable:
+    """Open a table for appending, by its suffix: ``.ecsv``, ``.csv`` or ``.parquet``.
+
+    Parameters
+    ----------
+    path : path
+        The table: a file, for ``.parquet`` a folder of one file per chunk. The settings are in the header of
+        an ECSV file, in the metadata of Parquet files, and beside a CSV file in one with ``.json`` appended.
+    types : dict of str to dtype
+        The columns; the first holds the numbers of the rows.
+    chunk : int
+        Rows that are appended at once; the last time there may be fewer.
+    length : int or None
+        Rows of the finished table, if known.
+    resume : bool
+        False passes over what is there; it is replaced by the first `append`.
+
+    Returns
+    -------
+    TextTable or ParquetTable
+        With ``settings`` of the earlier run, a dict, or None if it left no row, and ``columns``, the rows of
+        its complete chunks.
+
+    Raises
+    ------
+    ValueError
+        For another suffix, or a file there that is no such table.
+    """
+    path = Path(path)
+    kind = known_table_format(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(2, "No such folder", str(path.parent))
+    if kind == "PARQUET":
+        return ParquetTable(path, types, chunk, length, resume)
+    return TextTable(path, types, chunk, length, resume)
+
+
+def known_table_format(path: str | os.PathLike) -> str:
+    """Name the format that a table is written in: ``ECSV``, ``CSV`` or ``PARQUET``.
+
+    Raises
+    ------
+    ValueError
+        If the suffix of the path is that of none of them.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".ecsv", ".csv", ".parquet"):
+        raise ValueError(f"a table is written as .ecsv, .csv or .parquet, not {Path(path).name!r}")
+    return suffix[1:].upper()
+
+
+class TextTable:
+    """A CSV file, with settings beside it, or an ECSV file, with settings in its header."""
+
+    def __init__(
+        self, path: Path, types: dict[str, np.dtype], chunk: int, length: int | None, resume: bool
+    ) -> None:
+        self.path, self.types = path, types
+        self.is_ecsv = path.suffix.lower() == ".ecsv"
+        self.beside = path.with_name(path.name + ".json")
+        self.settings: dict[str, Any] | None = None
+        self.columns: Columns = {name: np.empty(0, dtype) for name, dtype in types.items()}
+        self.file: Any = None
+        self.end = 0
+        if self.is_ecsv:
+            optional("astropy.table", "astropy", extra="stream", needs=_NEEDS)
+        if resume and path.exists():
+            self._find_rows(path.read_bytes(), chunk, length)
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Make ready to append: lock the table, write its header if it has no rows."""
+        self.file = open(self.path, "r+b" if self.path.exists() else "x+b")  # noqa: SIM115
+        _lock(self.file.fileno(), self.path)
+        if not len(self):
+            # Before its settings are replaced: old rows must not come under new ones.
+            self.file.truncate(0)
+            if not self.is_ecsv:
+                _replace(self.beside, (json.dumps(settings, indent=1) + "\n").encode())
+            self.end = self.file.write(self._header(settings))
+        self.file.truncate(self.end)
+        self.file.seek(self.end)
+
+    def append(self, columns: Columns) -> None:
+        """Add rows; they are on disk when this returns."""
+        text = io.StringIO()
+        # numpy's text of a number is the shortest that reads back as the same number.
+        values = ([str(value) for value in columns[name]] for name in self.types)
+        csv.writer(text, lineterminator="\n").writerows(zip(*values, strict=True))
+        self.file.write(text.getvalue().encode())
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def _header(self, settings: dict[str, Any]) -> bytes:
+        names = ",".join(self.types) + "\n"
+        if not self.is_ecsv:
+            return names.encode()
+        table = optional("astropy.table", "astropy").Table
+        empty = table({name: np.empty(0, dtype) for name, dtype in self.types.items()}, meta={_KEY: settings})
+        text = io.StringIO()
+        empty.write(text, format="ascii.ecsv", delimiter=",")
+        return text.getvalue().replace(os.linesep, "\n").encode()
+
+    def _find_rows(self, data: bytes, chunk: int, length: int | None) -> None:
+        begin = self._end_of_header(data)
+        if begin is None:
+            return
+        self.end = begin
+        rows: list[list[str]] = []
+        ends = [begin]
+        # What follows the last line break is the beginning of a row; a damaged disk may leave worse.
+        for line in data[begin:].split(b"\n")[:-1]:
+            fields = line.decode("ascii", "replace").split(",")
+            if len(fields) != len(self.types) or fields[0] != str(len(rows)):
+                break
+            rows.append(fields)
+            ends.append(ends[-1] + len(line) + 1)
+        if not rows:
+            self.settings = None
+        whole = len(rows) if len(rows) == length else len(rows) // chunk * chunk
+        self.end = ends[whole]
+        if whole:
+            parts = zip(*rows[:whole], strict=True)
+            self.columns = {
+                name: np.array(part).astype(dtype)
+                for (name, dtype), part in zip(self.types.items(), parts, strict=True)
+            }
+
+    def _end_of_header(self, data: bytes) -> int | None:
+        """Where the rows begin, None if the header is not whole."""
+        lines = data.split(b"\n")
+        comments = 0
+        while comments < len(lines) and lines[comments].startswith(b"#"):
+            comments += 1
+        header = b"\n".join(lines[: comments + 1]) + b"\n"
+        whole = len(lines) > comments + 1
+        if self.is_ecsv:
+            if not whole:
+                if not b"# %ECSV".startswith(data[:7]):
+                    raise ValueError(_FOREIGN.format(path=self.path))
+                return None
+            table = optional("astropy.table", "astropy").Table
+            try:
+                self.settings = table.read(header.decode(), format="ascii.ecsv").meta[_KEY]
+            except Exception as error:
+                raise ValueError(_FOREIGN.format(path=self.path)) from error
+            return len(header)
+        try:
+            settings = json.loads(self.beside.read_bytes())
+        except (OSError, ValueError) as error:
+            if not data:
+                return None
+            raise ValueError(_FOREIGN.format(path=self.path)) from error
+        if not whole:
+            return None
+        if header != self._header({}):
+            raise ValueError(_FOREIGN.format(path=self.path))
+        self.settings = settings
+        return len(header)
+
+
+class ParquetTable:
+    """A folder of Parquet files, one for each chunk."""
+
+    def __init__(
+        self, path: Path, types: dict[str, np.dtype], chunk: int, length: int | None, resume: bool
+    ) -> None:
+        self.path, self.types = path, types
+        self.arrow = optional("pyarrow", extra="stream", needs=_NEEDS)
+        self.parquet = optional("pyarrow.parquet", "pyarrow", extra="stream", needs=_NEEDS)
+        self.settings: dict[str, Any] | None = None
+        self.columns: Columns = {name: np.empty(0, dtype) for name, dtype in types.items()}
+        self.schema: Any = None
+        self.parts = 0
+        self.folder: int | None = None
+        if path.exists() and not (path.is_dir() and all(self._is_part(item) for item in path.iterdir())):
+            raise ValueError(f"{path} exists and is no table of registered frames: give another name")
+        if resume and path.exists():
+            self._find_rows(chunk, length)
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Make ready to append: lock the table against other processes, remove parts that are not whole."""
+        self.path.mkdir(exist_ok=True)
+        if os.name == "posix":
+            self.folder = os.open(self.path, os.O_RDONLY)
+            _lock(self.folder, self.path)
+        for item in self.path.iterdir():
+            if item.suffix != ".parquet" or item.name >= self._part(self.parts).name:
+                item.unlink()
+        fields = [(name, self.arrow.from_numpy_dtype(dtype)) for name, dtype in self.types.items()]
+        self.schema = self.arrow.schema(fields, metadata={_KEY: json.dumps(settings)})
+
+    def append(self, columns: Columns) -> None:
+        """Add rows; they are on disk when this returns."""
+        table = self.arrow.table([columns[name] for name in self.types], schema=self.schema)
+        data = io.BytesIO()
+        self.parquet.write_table(table, data)
+        _replace(self._part(self.parts), data.getvalue())
+        self.parts += 1
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self.folder is not None:
+            os.close(self.folder)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def _part(self, number: int) -> Path:
+        return self.path / f"part-{number:06d}.parquet"
+
+    @staticmethod
+    def _is_part(path: Path) -> bool:
+        return path.name.lstrip(".").startswith("part-")
+
+    def _find_rows(self, chunk: int, length: int | None) -> None:
+        found = [self.columns]
+        rows = 0
+        while rows != length and self._part(self.parts).exists():
+            try:
+                table = self.parquet.read_table(self._part(self.parts), partitioning=None, memory_map=False)
+                settings = json.loads(table.schema.metadata[_KEY.encode()])
+                part = {name: table[name].to_numpy().astype(dtype) for name, dtype in self.types.items()}
+            except (KeyError, OSError, TypeError, ValueError):
+                break
+            self.settings = self.settings or settings
+            if len(table) != chunk and rows + len(table) != length:
+                break
+            found.append(part)
+            self.parts += 1
+            rows += len(table)
+        self.columns = {name: np.concatenate([part[name] for part in found]) for name in self.types}
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file that is there as a whole or not at all."""
+    beside = path.with_name(f".{path.name}.new")
+    with open(beside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """Refuse a second process at one table; the lock goes with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"another process is writing {path}") from error
