@@ -75,10 +75,15 @@ def in_chunks(function: Callable[[Frames], Any], frames: Frames, batch_size: int
     return jax.tree.map(joined, results)
 
 
-def frame_axis(mesh: Mesh) -> str:
-    """Name of the axis of a mesh that frames are spread over, its first."""
+def as_mesh(mesh: Mesh) -> Mesh:
+    """The same devices, the sharding of what is computed on them left to the compiler."""
     if not isinstance(mesh, Mesh):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, not {mesh!r}")
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def frame_axis(mesh: Mesh) -> str:
+    """Name of the axis of a mesh that frames are spread over, its first."""
     return mesh.axis_names[0]
 
 

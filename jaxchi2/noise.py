@@ -119,15 +119,15 @@ def whitening(
     signal = signal_power(observed, noise, shape)
     present = signal > 0
     gain = jnp.where(present, signal / jnp.where(present, signal + reference_noise, 1.0), 0.0)
-    residual = image_noise + signal * (1 - gain)
-    # Of the mean no spectrum is known: the reference's is the best guess.
-    gain, residual = gain.at[mean].set(1.0), residual.at[mean].set(image_noise + reference_noise)
     # A wave at the Nyquist frequency has no sense of direction: it could only favour one of the images.
     for axis, n in enumerate(shape):
         if n % 2 == 0:
             keep = np.ones(signal.shape[axis])
             keep[n // 2] = 0.0
             gain = gain * along(jnp.asarray(keep, signal.dtype), axis, signal.ndim)
+    residual = image_noise + signal * (1 - gain)
+    # Of the mean no spectrum is known: the reference's is the best guess.
+    gain, residual = gain.at[mean].set(1.0), residual.at[mean].set(image_noise + reference_noise)
     amplitude = lax.rsqrt(residual)
     return Whitening(gain * amplitude, amplitude, signal, brightness)
 

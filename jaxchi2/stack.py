@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from .batch import (
+    as_mesh,
     default_batch_size,
     first_frame,
     frame_axis,
@@ -94,7 +95,8 @@ def register_stack(
         displacements that it is to measure (`register_jointly` is not); the first; or for every frame the
         one before it, for the first itself. With "previous" the shifts are those steps, and their running
         sum is the position; a step that failed leaves a gap in that. An array of the stack's shape holds
-        one reference for each frame.
+        one reference for each frame. A frame as reference has a frame's noise: say so by ``reference_err``,
+        or errors are too small and χ² twice what it should be.
     err : array_like, optional
         Standard deviation of the pixels: a scalar, one for each frame, shape ``(N,)``, a map for all frames
         or one for each, of the stack's shape. None: unknown, each frame's errors are scaled by its reduced
@@ -141,7 +143,7 @@ def register_stack(
     >>> rng = np.random.default_rng(0)
     >>> scene = rng.normal(size=(32, 32))
     >>> stack = np.stack([np.roll(scene, k, axis=1) for k in range(4)]) + 0.1 * rng.normal(size=(4, 32, 32))
-    >>> found = register_stack(stack, "first", 0.1, boundary="wrap")
+    >>> found = register_stack(stack, "first", 0.1, reference_err=0.1, boundary="wrap")
     >>> print(np.round(found.dx), found)
     [0. 1. 2. 3.] Registration((4,) results, 0 with a status)
     """
@@ -151,8 +153,7 @@ def register_stack(
             f"stack must have a frame axis and 2 or 3 more, (N, ny, nx) or (N, nz, ny, nx), and at least one "
             f"frame, not shape {stack.shape}"
         )
-    if mesh is not None:
-        frame_axis(mesh)
+    mesh = None if mesh is None else as_mesh(mesh)
     options = Options(
         as_boundary(boundary), fit_gain, fit_background, max_shift, oversample, clip, verdict, err is not None
     )

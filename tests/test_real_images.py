@@ -158,6 +158,6 @@ def test_time_series_of_a_brain(x64):
             stack.mean(0), frame, upsample_factor=round(1 / step), normalization=None
         )[0]
         np.testing.assert_allclose(shift, -there, atol=0.51 * step)
-    # The head moves by hundredths of a pixel, more than the errors quoted.
-    assert np.all(np.abs(found.shift) < 0.1)
-    assert np.mean(np.square(found.shift / found.stderr)) > 2
+    # The head moves by a hundredth of a pixel, a few times the errors quoted at most.
+    assert 0.01 < np.max(np.abs(found.shift)) < 0.1
+    assert np.all(found.status == 0)

@@ -27,7 +27,7 @@ STACK[7, 2, 3] = np.nan
 
 
 def mesh_of(count):
-    return jax.make_mesh((count,), ("frames",), axis_types=(jax.sharding.AxisType.Auto,))
+    return jax.make_mesh((count,), ("frames",))
 
 
 @pytest.fixture

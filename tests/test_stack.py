@@ -175,7 +175,7 @@ REFUSED = [
     (ValueError, "batch_size must be a positive integer", {"batch_size": True}),
     (ValueError, "memory_limit must leave room", {"memory_limit": 10}),
     (TypeError, "mesh must be a jax.sharding.Mesh", {"mesh": 8}),
-    (TypeError, "verdict must be True or False", {"verdict": 1}),
+    (TypeError, "verdict must be True or False", {"verdict": "no"}),
     (ValueError, "boundary must be one of", {"boundary": "periodic"}),
     (ValueError, "clip must be a number", {"clip": 0.5}),
 ]

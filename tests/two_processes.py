@@ -17,7 +17,7 @@ def main(port: str, count: int, rank: int, folder: Path) -> None:
     jax.config.update("jax_enable_x64", True)
     stack = np.load(folder / "stack.npy")
     mine = stack[:4] if rank == 0 else stack[4:]
-    mesh = jax.make_mesh((jax.device_count(),), ("frames",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((jax.device_count(),), ("frames",))
     for reference in ("mean", "first", "previous"):
         found = jaxchi2.register_stack(mine, reference, 0.1, boundary="wrap", verdict=False, mesh=mesh)
         np.save(folder / f"{reference}-{rank}.npy", np.column_stack([found.shift, found.stderr, found.chi2]))
