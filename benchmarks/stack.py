@@ -4,9 +4,9 @@
 
 The floor is one ``rfft2`` and one ``irfft2`` for every frame, compiled, in chunks of the same size. All ways
 are timed in turn, round after round, on the same stack and in float32; ratios are medians over the rounds of
-time divided by the floor's time in the same round. Peers (extra ``bench``) register frame by frame in a loop, on a
-part of the stack: scikit-image to a hundredth of a pixel, OpenCV, and suite2p's rigid phase correlation, which
-finds whole pixels, where it is installed. They give a shift and no error.
+time divided by the floor's time in the same round. Peers (extra ``bench``) register frame by frame in a loop,
+on a part of the stack: scikit-image to a hundredth of a pixel, OpenCV, and suite2p's rigid phase correlation,
+which finds whole pixels, where it is installed. They give a shift and no error.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="time the other packages too")
     args = parser.parse_args()
     device = jax.devices()[0]
-    print(f"jax {jax.__version__} on {device.platform} ({device.device_kind}), {os.cpu_count()} cores, float32")
+    host = f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores"
+    print(f"jax {jax.__version__} on {host}, float32")
     header = None
     for text in args.stacks:
         n, count = map(int, text.split("x"))

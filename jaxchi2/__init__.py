@@ -7,6 +7,7 @@ as a function of the shift. `align` undoes a shift. The functions with the names
 
 from . import fourier
 from .align import align
+from .coadd import Aligned, Combined, align_stack, combine
 from .errors import delta_chi2
 from .image_registration import (
     chi2_shift,
@@ -17,6 +18,7 @@ from .image_registration import (
     iterative_zoom,
     iterative_zoom_1d,
 )
+from .joint import JointRegistration, register_jointly
 from .leastsq import Descent, Fit, GaussNewton, fit
 from .motion import Affine, Rigid, Shift, Similarity
 from .noise import estimate_noise
@@ -31,11 +33,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Affine",
+    "Aligned",
     "Boundary",
     "Chi2Surface",
+    "Combined",
     "Descent",
     "Fit",
     "GaussNewton",
+    "JointRegistration",
     "Peaks",
     "Posterior",
     "Registration",
@@ -46,12 +51,14 @@ __all__ = [
     "Similarity",
     "Status",
     "align",
+    "align_stack",
     "chi2_shift",
     "chi2_shift_iterzoom",
     "chi2_shift_leastsq",
     "chi2_surface",
     "chi2map_to_errors",
     "chi2n_map",
+    "combine",
     "delta_chi2",
     "estimate_noise",
     "fit",
@@ -60,5 +67,6 @@ __all__ = [
     "iterative_zoom_1d",
     "register",
     "register_and_align",
+    "register_jointly",
     "register_stack",
 ]

@@ -207,24 +207,35 @@ def level_points(
 
     polynomial = _polynomial(minimum, sigma, threshold)
     order = np.indices(polynomial.shape).sum(0)
+    hopeless = ~jnp.all(jnp.isfinite(units), axis=1)
     # Terms of order 4 and 5 are x²/12 and less of the quadratic where those left out are x⁴/360: small
-    # ones vouch for the polynomial. Frames that need the series take their batch with them.
+    # ones vouch for the polynomial.
     tail = jnp.sum(jnp.where((order == 4) | (order == 5), jnp.abs(polynomial), 0.0))
-    needs_series = any_in_batch(tail > 4 * eps ** (1 / 3))
+    needs_series = (tail > 4 * eps ** (1 / 3)) & ~jnp.any(hopeless)
+    computes_series = any_in_batch(needs_series)
 
     def on_polynomial(u: Array) -> Array:
         return contract(polynomial, [_monomials(u[a]) for a in range(ndim)])
 
     def on_series(u: Array) -> Array:
-        tensor = terms.derivatives(minimum.whole, minimum.fraction + u * scale, 2)
-        tensor = tensor - jnp.where(np.indices(tensor.shape).sum(0) == 0, minimum.taylor[(0,) * ndim], 0.0)
+        displacement = u * scale
+        tensor = terms.derivatives(minimum.whole, minimum.fraction + displacement, 2)
+        # Not the difference of two values of χ², which with a gain are as large as the image's energy.
+        steps = [displacement[a : a + 1] for a in range(ndim)]
+        rise = terms.differences(minimum.whole, minimum.fraction, steps).reshape(())
+        tensor = tensor.at[(0,) * ndim].set(rise)
         for axis in range(ndim):
             tensor = tensor * along(_powers(scale[axis])[:3], axis, ndim)
         return tensor / threshold
 
     def improve(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         us, done, count = state
-        tensors = lax.cond(needs_series, jax.vmap(on_series), jax.vmap(on_polynomial), us)
+        tensors = lax.cond(
+            computes_series,
+            lambda tensors: jnp.where(needs_series, jax.vmap(on_series)(us), tensors),
+            lambda tensors: tensors,
+            jax.vmap(on_polynomial)(us),
+        )
 
         def newton_step(start: Array, axis: Array, u: Array, tensor: Array) -> Array:
             value, gradient, hessian = value_gradient_hessian(tensor, free)
@@ -238,7 +249,6 @@ def level_points(
         settled = (jnp.max(jnp.abs(steps), axis=1) < jnp.sqrt(eps)) & (jnp.sum(us * units, axis=1) > 0)
         return us, done | settled, count + 1
 
-    hopeless = ~jnp.all(jnp.isfinite(units), axis=1)
     state = (units, hopeless, jnp.zeros((), jnp.int32))
     solution, found, _ = lax.while_loop(lambda s: ~jnp.all(s[1]) & (s[2] < MAX_STEPS), improve, state)
     return solution * scale[None, :], found & ~hopeless

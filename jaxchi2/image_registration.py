@@ -44,7 +44,7 @@ def chi2n_map(
     im1: ArrayLike,
     im2: ArrayLike,
     err: ArrayLike | None = None,
-    boundary: str = "wrap",
+    boundary: str | None = "wrap",
     *,
     zeromean: bool = False,
     return_all: bool = False,
@@ -60,7 +60,7 @@ def chi2n_map(
         Standard deviation of each pixel of ``im2``; weight zero where it is not a positive finite number.
         None means 1.
     boundary : {"wrap", "fill"}
-        ``im1`` is periodic, or zero outside its frame; static under jit.
+        ``im1`` is periodic, or zero outside its frame, which None means too; static under jit.
     zeromean : bool
         Subtract from each image the plain mean of its finite pixels first; static under jit.
     return_all : bool
@@ -136,7 +136,7 @@ def chi2_shift(
     im2: ArrayLike,
     err: ArrayLike | None = None,
     upsample_factor: float | str = "auto",
-    boundary: str = "wrap",
+    boundary: str | None = "wrap",
     *,
     zeromean: bool = False,
     nfitted: int = 2,
@@ -161,6 +161,7 @@ def chi2_shift(
     boundary : str
         What ``im1`` is outside its frame, one of the names that `register` takes; static under jit. "wrap",
         the default as in `image_registration`, is wrong where content crosses the edge; "overlap" is not.
+        None means "fill".
     zeromean : bool
         Subtract from each image the plain mean of its finite pixels first; static under jit.
     nfitted : int
@@ -208,18 +209,20 @@ def chi2_shift(
     pair, model = _pair(im1, im2, err, boundary, zeromean)
     if upsample_factor != "auto":
         upsample_factor = _positive(upsample_factor, "upsample_factor")
-    max_auto_size, max_nsig = int(_positive(max_auto_size, "max_auto_size")), _positive(max_nsig, "max_nsig")
+    if isinstance(max_auto_size, bool) or not max_auto_size >= 1:
+        raise ValueError(f"max_auto_size must be at least 1, not {max_auto_size!r}")
+    max_auto_size, max_nsig = int(max_auto_size), _positive(max_nsig, "max_nsig")
     window = UpsampledGrid(upsample_factor, max_auto_size, max_nsig, nfitted) if return_chi2array else None
     return _in_order(*_shift_and_grid(pair, model, nfitted, window), return_error, verbose)
 
 
-@accept_obsolete(nthreads=5, use_numpy_fft=6)
+@accept_obsolete(nthreads=5, use_numpy_fft=6, allow_huge=None)
 def chi2_shift_iterzoom(
     im1: ArrayLike,
     im2: ArrayLike,
     err: ArrayLike | None = None,
     upsample_factor: float | str = "auto",
-    boundary: str = "wrap",
+    boundary: str | None = "wrap",
     *,
     zeromean: bool = False,
     verbose: bool = False,
@@ -326,7 +329,8 @@ def chi2_shift_leastsq(
     guessx, guessy : float
         Where to start, in pixels. Both zero: at the best shift of all. Static under jit.
     use_fft : bool
-        Interpolate by Fourier series instead of cubic splines; static under jit.
+        Interpolate by Fourier series instead of cubic splines; static under jit. Linear interpolation,
+        ``order=1`` of ``map_coordinates``, is ``fit(interpolation="linear")``.
     ignore_outside : bool
         Leave out pixels without a counterpart in ``im1``; static under jit.
     verbose : bool
@@ -396,13 +400,14 @@ def _pair(
     im1: ArrayLike,
     im2: ArrayLike,
     err: ArrayLike | None,
-    boundary: str,
+    boundary: str | None,
     zeromean: bool,
     boundaries: tuple[str, ...] = BOUNDARIES,
 ) -> tuple[Pair, Model]:
     pair = check_images(im1, im2, err, names=("im1", "im2"))
     if pair.ndim != 2:
         raise ValueError(f"im1 and im2 must have two axes, not {pair.ndim}; register() takes one to three")
+    boundary = "fill" if boundary is None else boundary
     if boundary not in boundaries:
         raise ValueError(f"boundary must be one of {boundaries}, not {boundary!r}")
     if zeromean:
@@ -412,7 +417,7 @@ def _pair(
 
 
 def _positive(value: float | str, name: str) -> float:
-    if isinstance(value, str) or not value > 0:
+    if isinstance(value, str | bool) or not value > 0:
         raise ValueError(f"{name} must be a positive number, not {value!r}")
     return value
 

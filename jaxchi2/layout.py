@@ -67,7 +67,7 @@ class Prepared(NamedTuple):
     pedestal: Array
     """What was subtracted from both images before."""
     flat: Array
-    """Whether either image is constant to rounding."""
+    """Whether either image is constant to rounding, all of it or along an axis where the shift is free."""
 
 
 class Layout(NamedTuple):
@@ -104,7 +104,7 @@ def prepare(pair: Pair, model: Model) -> Prepared:
         variance = jnp.where(good, pair.reference_err / unit, 0.0) ** 2
     # A reference of which nothing is known says nothing about any pixel.
     weights = jnp.where(valid & jnp.any(known), (unit / err) ** 2, 0.0)
-    flat = is_flat(reference, known) | is_flat(image, valid)
+    flat = is_flat(reference, known, model) | is_flat(image, valid, model)
     reference = jnp.where(known, reference, 0.0)
     if model.gain and not model.background:
         pedestal = jnp.zeros_like(unit)
@@ -118,13 +118,26 @@ def prepare(pair: Pair, model: Model) -> Prepared:
     return Prepared(reference, image, weights, known, variance, unit, pedestal, flat)
 
 
-def is_flat(image: Array, valid: Array) -> Array:
-    """Whether the valid pixels are all alike to rounding."""
-    largest = jnp.max(image, where=valid, initial=-jnp.inf)
-    smallest = jnp.min(image, where=valid, initial=jnp.inf)
-    return largest - smallest <= 8 * jnp.finfo(image.dtype).eps * jnp.maximum(
-        jnp.abs(largest), jnp.abs(smallest)
-    )
+def is_flat(image: Array, valid: Array, model: Model) -> Array:
+    """Whether valid pixels are equal to rounding, all of them or those of every line along a free axis."""
+
+    def extremes(axis: int | None) -> tuple[Array, Array]:
+        largest = jnp.max(image, axis, where=valid, initial=-jnp.inf)
+        return largest, jnp.min(image, axis, where=valid, initial=jnp.inf)
+
+    highest, lowest = extremes(None)
+    rounding = 8 * jnp.finfo(image.dtype).eps * jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
+    flat = highest - lowest <= rounding
+    if model.boundary.name in ("fill", "constant"):
+        # An outside of a given value is seen.
+        return flat
+    # Weights that end at an edge give χ² a minimum even so.
+    for axis in np.flatnonzero(model.free).tolist():
+        largest, smallest = extremes(axis)
+        # Lines of one valid pixel each say nothing about it.
+        lines = jnp.any(jnp.sum(valid, axis) > 1)
+        flat |= lines & jnp.all(largest - smallest <= rounding)
+    return flat
 
 
 def lay_out(prepared: Prepared, pair: Pair, model: Model) -> Layout:
@@ -299,7 +312,7 @@ def eroded(known: Array, margin: int, outside: str = "wrap") -> Array:
 
 def _spectrum(x: Array, shape: Shape) -> Array:
     padding = [(0, m - n) for m, n in zip(shape, x.shape, strict=True)]
-    return jnp.fft.rfftn(jnp.pad(lax.stop_gradient(x), padding))
+    return jnp.fft.rfftn(jnp.pad(x, padding))
 
 
 def _coverage(prepared: Prepared, shape: Shape, uniform: bool) -> tuple[Array, Array, Array]:
@@ -373,9 +386,10 @@ def _score(prepared: Prepared, shape: Shape, model: Model, uniform: bool) -> tup
             )
         chi2 = energy + profiled(cross, power, model.gain)
     if model.gain:
-        least = jnp.finfo(chi2.dtype).eps * energy
-        ratio = jnp.maximum(chi2, least) / jnp.where(energy > 0, energy, 1.0)
-        return jnp.where(enough & (energy > 0), count * jnp.log(ratio), jnp.inf), count
+        enough &= energy > 0
+        energy = jnp.where(enough, energy, 1.0)
+        ratio = jnp.maximum(jnp.where(enough, chi2, 1.0) / energy, jnp.finfo(chi2.dtype).eps)
+        return jnp.where(enough, count * jnp.log(ratio), jnp.inf), count
     # One standard deviation up: of many small overlaps, one is always lucky.
     count = jnp.maximum(count, 1.0)
     return jnp.where(enough, chi2 / count * (1 + jnp.sqrt(2 / count)), jnp.inf), count

@@ -438,7 +438,8 @@ def fit(
         cost = ½ Σ_i C² ρ((r_i / C)²),    r_i = (D_i − a M(T⁻¹(i)) − b) / err_i
 
     D is the image, M the interpolated reference, T the motion; a = 1 and b = 0 unless fitted. For a shift
-    with Fourier interpolation and the linear loss it is the χ² of `register`, which is faster.
+    with Fourier interpolation and the linear loss it is the χ² of `register`, which is faster, and alone
+    says whether the images match at all: a `Fit` never has ``Status.UNRELATED`` or ``Status.AMBIGUOUS``.
 
     Parameters
     ----------
@@ -457,7 +458,10 @@ def fit(
         The way to the minimum; static under jit. A transformation of optax stands for
         ``Descent(transformation)``. Make it once: two equal calls of ``optax.adam`` are two programs.
     loss : {"linear", "huber", "soft_l1", "cauchy"}
-        ρ(z), as ``scipy.optimize.least_squares`` defines them; static under jit.
+        ρ(z), as ``scipy.optimize.least_squares`` defines them; static under jit. With 5 % of the pixels off
+        by 30 standard deviations, "cauchy" stays within 0.3 of the standard error of the fit without them
+        (root mean square; to lose so many pixels is worth 0.22), "huber" within 0.5, "soft_l1" within 0.6:
+        take "cauchy".
     loss_scale : array_like
         C, the residual in standard deviations from which a pixel counts less. Without ``err`` a standard
         deviation is 1.4826 times the median absolute residual of a fit before.

@@ -220,6 +220,11 @@ def find_minima(terms: Chi2Terms, others: Candidates) -> tuple[Minimum, Candidat
     return minimum, others._replace(fraction=fraction[1:], converged=converged[1:])
 
 
+def with_derivative(terms: Chi2Terms, minimum: Minimum) -> Minimum:
+    """A minimum that was found without one, with its derivative in the terms."""
+    return _expanded(terms, minimum.whole, minimum.fraction, minimum.converged)
+
+
 def _expanded(terms: Chi2Terms, whole: Array, fraction: Array, converged: Array) -> Minimum:
     fraction = stationary(terms, whole, lax.stop_gradient(fraction))
     taylor = terms.derivatives(whole, fraction, TAYLOR_ORDER)

@@ -85,26 +85,51 @@ class Whitening(NamedTuple):
     image: Array
     """``1 / √T``."""
     signal: Array
-    """S, as estimated."""
+    """S in the image, as estimated."""
+    brightness: Array
+    """Power of the scene in the image over that in the reference, a scalar."""
 
 
 def whitening(
-    reference_power: Array, image_power: Array, reference_noise: Array, image_noise: Array, shape: Shape
+    reference_power: Array,
+    image_power: Array,
+    reference_noise: Array,
+    image_noise: Array,
+    shape: Shape,
+    fit_gain: bool = False,
 ) -> Whitening:
-    """Factors from the periodograms ``|F|² / N`` of both images and their noise variances."""
+    """Factors from the periodograms ``|F|² / N`` of both images and their noise variances.
+
+    With a gain to fit, they are those for a reference made as bright as the image.
+    """
+    mean = (0,) * len(shape)
+    brightness = jnp.ones_like(image_noise)
+    if fit_gain:
+        # Where the scene is bright the noise hardly counts.
+        weight = signal_power(reference_power, reference_noise, shape)
+        twice = along(jnp.asarray(half_weights(shape[-1]), weight.dtype), weight.ndim - 1, weight.ndim)
+        weight = (weight * twice).at[mean].set(0.0)
+        there = jnp.sum(weight * (reference_power - reference_noise))
+        here = jnp.sum(weight * (image_power - image_noise))
+        bright = (there > 0) & (here > 0)
+        brightness = jnp.where(bright, here, 1.0) / jnp.where(bright, there, 1.0)
+        reference_power, reference_noise = reference_power * brightness, reference_noise * brightness
     observed = (reference_power + image_power) / 2
     noise = (reference_noise + image_noise) / 2
     signal = signal_power(observed, noise, shape)
     present = signal > 0
     gain = jnp.where(present, signal / jnp.where(present, signal + reference_noise, 1.0), 0.0)
+    residual = image_noise + signal * (1 - gain)
+    # Of the mean no spectrum is known: the reference's is the best guess.
+    gain, residual = gain.at[mean].set(1.0), residual.at[mean].set(image_noise + reference_noise)
     # A wave at the Nyquist frequency has no sense of direction: it could only favour one of the images.
     for axis, n in enumerate(shape):
         if n % 2 == 0:
             keep = np.ones(signal.shape[axis])
             keep[n // 2] = 0.0
             gain = gain * along(jnp.asarray(keep, signal.dtype), axis, signal.ndim)
-    amplitude = lax.rsqrt(image_noise + signal * (1 - gain))
-    return Whitening(gain * amplitude, amplitude, signal)
+    amplitude = lax.rsqrt(residual)
+    return Whitening(gain * amplitude, amplitude, signal, brightness)
 
 
 def signal_power(observed: Array, noise: Array, shape: Shape) -> Array:

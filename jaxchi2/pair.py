@@ -224,7 +224,11 @@ def check_model(
 
     ``compact`` says that nobody will look at the search grid outside the window.
     """
-    if oversample not in (1, 2) or isinstance(oversample, bool):
+    if (
+        not isinstance(oversample, int | np.integer)
+        or isinstance(oversample, bool)
+        or oversample not in (1, 2)
+    ):
         raise ValueError(f"oversample must be 1 or 2, not {oversample!r}")
     for name, flag in (("fit_gain", gain), ("fit_background", background)):
         if not isinstance(flag, bool | np.bool_):
@@ -233,7 +237,14 @@ def check_model(
     boundary = as_boundary(boundary)
     limits = check_max_shift(max_shift, ndim)
     if limits is not None:
-        window: Window = tuple((-limit, limit) for limit in limits)
+        # Beyond these shifts the frames have no pixel in common, and there is nothing to look at.
+        ends = [
+            (m - 1, n - 1) if boundary.name == "overlap" else (n, n)
+            for m, n in zip(reference_shape, shape, strict=True)
+        ]
+        window: Window = tuple(
+            (-min(limit, low), min(limit, high)) for limit, (low, high) in zip(limits, ends, strict=True)
+        )
     elif boundary.name == "wrap":
         window = tuple((-(n // 2), (n - 1) // 2) for n in shape)
     elif boundary.name == "overlap":
@@ -260,10 +271,12 @@ def check_model(
 
 
 def check_max_shift(max_shift: float | Sequence[float] | None, ndim: int) -> tuple[float, ...] | None:
-    """One positive limit per axis, or None."""
+    """One positive limit per axis, infinite for none, or None."""
     if max_shift is None:
         return None
     try:
+        if any(isinstance(limit, bool | np.bool_) for limit in np.ravel(np.asarray(max_shift, object))):
+            raise TypeError("a boolean is no length")
         limits = np.atleast_1d(np.asarray(max_shift, float))
     except (TypeError, ValueError) as error:
         raise TypeError(f"max_shift must be static real numbers, not {max_shift!r}") from error

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from .errors import covariance_of, extremes, interval_points
 from .fourier import as_real_array
 from .layout import MARGIN
-from .minimum import find_minima, find_minimum, is_positive_definite
+from .minimum import Minimum, find_minima, find_minimum, is_positive_definite, with_derivative
 from .pair import ANYWHERE, Boundary, Model, Pair, Search, check
 from .terms import Chi2Terms, is_quick, weighted_terms, with_terms
 from .verdict import RunnerUp, log_chance, runner_up, separate_minima
@@ -28,8 +28,9 @@ CLIP_ROUNDS = 3
 class Status(IntFlag):
     """What is wrong with a registration; zero means nothing.
 
-    The first five leave no answer: shift and errors are NaN, and only the first that applies is set. The
-    others are doubts about an answer that is there, and add up.
+    NO_DATA, LITTLE_OVERLAP, FLAT, NOT_CONVERGED and OUT_OF_WINDOW leave no answer: shift and errors are NaN,
+    and only the first that applies is set. The others are doubts about an answer that is there, and add up.
+    AT_BOUND is for `fit` alone, which sets no other doubt; UNREADABLE for streams, where there is no frame.
     """
 
     OK = 0
@@ -42,6 +43,7 @@ class Status(IntFlag):
     UNRELATED = 64
     AMBIGUOUS = 128
     AT_BOUND = 256
+    BAD_FIT = 512
     UNREADABLE = 1024
 
     @property
@@ -53,19 +55,26 @@ class Status(IntFlag):
 _MESSAGES = {
     Status.NO_DATA: "too few pixels have a weight to fit a shift",
     Status.LITTLE_OVERLAP: "no shift of the window leaves the least overlap",
-    Status.FLAT: "χ² has no minimum: an image is flat or the pair has nothing in common",
+    Status.FLAT: "χ² has no minimum: an image is flat, if only along an axis, or nothing is in common",
     Status.NOT_CONVERGED: "the refinement did not converge",
     Status.OUT_OF_WINDOW: "the minimum lies outside the search window",
     Status.OPEN_INTERVAL: "Δχ² does not reach its threshold on every side, an interval bound is NaN",
     Status.UNRELATED: "unrelated images would match as well by chance",
     Status.AMBIGUOUS: "another minimum is nearly as deep",
     Status.AT_BOUND: "a parameter of the fit lies at its bound and has no error",
+    Status.BAD_FIT: "χ² is far above its degrees of freedom: the errors or the model are wrong",
     Status.UNREADABLE: "the frame could not be read",
 }
 MAX_CHANCE = 1e-3
 """Chance of so good a match between unrelated images from which `Status.UNRELATED` is set."""
 MIN_PROBABILITY = 0.99
 """Probability against the runner-up below which `Status.AMBIGUOUS` is set."""
+MAX_REDUCED_CHI2 = 2.0
+"""χ² per degree of freedom from which `Status.BAD_FIT` is set, if the errors are known: those quoted are then
+1.4 times too small and more. Its probability alone would flag most images of a million pixels, where errors
+known to 1 % are enough to make it negligible."""
+MIN_P_VALUE = 1e-6
+"""Probability of χ² below which `Status.BAD_FIT` is set; few degrees of freedom need more than twice χ²."""
 
 
 class Registration(NamedTuple):
@@ -110,9 +119,7 @@ class Registration(NamedTuple):
         and better for more. With ``reference_err`` and any boundary but "wrap", a mask or an error map, χ² is
         that of a filtered reference and too small: an upper bound.
         """
-        ratio, part = self.chi2 / self.dof, 2 / (9 * self.dof)
-        upper = ndtr(-(jnp.cbrt(ratio) - (1 - part)) / jnp.sqrt(part))
-        return jnp.where(self.noise_known, upper, jnp.nan)
+        return jnp.where(self.noise_known, _upper_tail(self.chi2, self.dof), jnp.nan)
 
     @property
     def gain_err(self) -> Array:
@@ -160,6 +167,18 @@ class Registration(NamedTuple):
         return f"Registration(shift=({shift}) px, chi2={float(self.chi2):.5g}, dof={int(self.dof)}{verdict})"
 
 
+def _upper_tail(chi2: Array, dof: Array) -> Array:
+    """Probability of a χ² at least as large."""
+    ratio, part = chi2 / dof, 2 / (9 * dof)
+    return ndtr(-(jnp.cbrt(ratio) - (1 - part)) / jnp.sqrt(part))
+
+
+def is_bad_fit(chi2: Array, dof: Array) -> Array:
+    """Whether χ² with known errors is far above its degrees of freedom."""
+    chi2 = lax.stop_gradient(chi2)
+    return (chi2 > MAX_REDUCED_CHI2 * dof) & (_upper_tail(chi2, dof) < MIN_P_VALUE)
+
+
 def digits(error: float) -> int:
     """Decimals that show two significant figures of an error."""
     return int(np.clip(1 - np.floor(np.log10(error)), 0, 9)) if np.isfinite(error) and error > 0 else 6
@@ -205,8 +224,11 @@ def register(
         ``noise_known`` is False. `estimate_noise` gives a number.
     reference_err : array_like, scalar or shape of the reference, optional
         Standard deviation of each pixel of ``reference``, where it has noise too. The cross-spectrum is then
-        weighted by S / (S (N₁ + N₂) + N₁ N₂) with the scene's spectrum S estimated from the images, for
-        which they should be of like brightness. Needs ``err``.
+        weighted by S / (S (N₁ + N₂) + N₁ N₂) with the scene's spectrum S estimated from the images, which
+        are to be of one brightness unless the gain is fitted. Needs ``err``. Exchanging the images reverses
+        the shift exactly for "wrap"; else the two ways differ by some 0.4 of the error, for the pixels that
+        count, and the reference that is moved, are others. But for "wrap" the errors of gain and background
+        are too small, by up to 1.6 and 1.2 where the reference has little fine detail.
     weights : array_like, scalar or shape of the image, optional
         1 / err², in place of ``err``. Zero, negative or NaN leaves a pixel out.
     mask, reference_mask : array_like of bool, shape of the image, of the reference, optional
@@ -221,8 +243,9 @@ def register(
         Fit a, a positive factor, and b, a constant, at every shift. A gain without a background goes through
         zero. Static under jit.
     max_shift : float or tuple of float, optional
-        Largest absolute shift allowed, for all axes or each, in pixels; static under jit. None: half the
-        frame, for frames of unlike shape as far as half the smaller one is covered along each axis.
+        Largest absolute shift allowed, for all axes or each, in pixels; static under jit. Infinity: as far
+        as the frames have pixels in common. None: half the frame, for frames of unlike shape as far as half
+        the smaller one is covered along each axis.
     search : Search
         A first guess, a prior, axes that are held.
     oversample : {1, 2}
@@ -245,9 +268,12 @@ def register(
         ``shift`` in array-axis order: ``np.roll(reference, 3, axis=0)`` has ``(+3, 0)``. `align` undoes
         it. ``covariance`` is ``2 H⁻¹`` with H the Hessian of χ², ``stderr`` the marginal errors,
         ``interval`` the profile likelihood's (MINOS). ``status`` is a `Status`; what is wrong with the
-        values never raises. Every field but the verdict's, ``runner_up`` and ``chance``, is differentiable in
-        the images and errors, to any order, by the implicit function theorem; what was chosen (whole shift,
-        pixels left out, scene spectrum) is constant.
+        values never raises. At high S/N `Status.BAD_FIT` may mean detail finer than the pixels, which cannot
+        be interpolated at edges: errors are then too small, by about the root of χ² per degree of freedom.
+        Every field but the verdict's, ``runner_up`` and ``chance``, is differentiable in the images and
+        errors, to any order, by the implicit function theorem; what was chosen (whole shift, pixels left
+        out) is constant. A frame that failed has a gradient of zero, and takes nothing from that of a
+        reference it shares with others.
 
     Raises
     ------
@@ -381,33 +407,122 @@ def solve(
     Also the interval's bounds relative to the shift, ``(D, 2)``: as positions they are rounded to the
     spacing of the dtype at the shift, which at high S/N is more than their distance from it.
     """
+    # The search and the verdict have no derivative.
+    searched = lax.stop_gradient(terms)
     if verdict:
-        minimum, others = find_minima(terms, separate_minima(terms, 1))
+        minimum, others = find_minima(searched, separate_minima(searched, 1))
     else:
-        minimum, others = find_minimum(terms), None
-    whole, fraction = minimum.whole, minimum.fraction
-    model, eps = terms.model, jnp.finfo(fraction.dtype).eps
-    free = np.array(model.free)
-    chi2 = terms.residual_chi2(whole, fraction)
-    dof = terms.n_valid - (sum(model.free) + model.gain + model.background)
-    scale = jnp.ones_like(chi2) if known_err else chi2 / jnp.maximum(dof, 1)
-    points = interval_points(terms, minimum, nsigma**2 * scale)
-    shift = _reduced(terms, whole, fraction)
-    # The verdict has no derivative. Stopped here, none of its parts is linearised first.
-    evidence = lax.stop_gradient((terms, minimum))
+        minimum, others = find_minimum(searched), None
+    dof = _dof(terms)
+    fatal = _fatal(searched, minimum, dof)
+    failed = fatal != Status.OK
+    found = _measured(known_err, failed, terms, nsigma, minimum)
     if others is not None:
-        second = runner_up(*evidence, others, lax.stop_gradient(scale))
-        chance = jnp.exp(log_chance(*evidence))
+        second = runner_up(searched, minimum, others, lax.stop_gradient(found.scale))
+        chance = jnp.exp(log_chance(searched, minimum))
     else:
-        unknown = jnp.full_like(chi2, jnp.nan)
-        second, chance = RunnerUp(jnp.full_like(fraction, jnp.nan), unknown, unknown), unknown
+        unknown = jnp.full_like(found.scale, jnp.nan)
+        second, chance = RunnerUp(jnp.full_like(minimum.fraction, jnp.nan), unknown, unknown), unknown
+    doubts = [
+        (~jnp.all(found.closed), Status.OPEN_INTERVAL),
+        (chance > MAX_CHANCE, Status.UNRELATED),
+        (second.probability < MIN_PROBABILITY, Status.AMBIGUOUS),
+        (is_bad_fit(found.chi2, dof) & known_err, Status.BAD_FIT),
+    ]
+    doubt = sum(jnp.where(c, np.int32(flag), np.int32(0)) for c, flag in doubts)
 
+    def unless_failed(x: Array) -> Array:
+        return jnp.where(failed, jnp.nan, x)
+
+    bounds = unless_failed(found.bounds)
+    result = Registration(
+        shift=unless_failed(found.shift),
+        covariance=unless_failed(found.covariance),
+        interval=found.shift[:, None] + bounds,
+        chi2=unless_failed(found.chi2),
+        dof=dof,
+        status=jnp.where(failed, fatal, doubt),
+        gain=unless_failed(found.gain),
+        background=unless_failed(found.background),
+        nuisance_covariance=unless_failed(found.nuisance_covariance),
+        runner_up=jax.tree.map(unless_failed, second),
+        chance=unless_failed(chance),
+        noise_known=jnp.full_like(failed, known_err),
+    )
+    return result, bounds
+
+
+class _Measured(NamedTuple):
+    """What has a derivative."""
+
+    shift: Array
+    covariance: Array
+    bounds: Array
+    closed: Array
+    chi2: Array
+    scale: Array
+    gain: Array
+    background: Array
+    nuisance_covariance: Array
+
+
+def _at_minimum(known_err: bool, terms: Chi2Terms, nsigma: Array, minimum: Minimum) -> _Measured:
+    minimum = with_derivative(terms, minimum)
+    whole, fraction, model = minimum.whole, minimum.fraction, terms.model
+    chi2 = terms.residual_chi2(whole, fraction)
+    scale = jnp.ones_like(chi2) if known_err else chi2 / jnp.maximum(_dof(terms), 1)
+    points = interval_points(terms, minimum, nsigma**2 * scale)
+    gain, background = terms.nuisances(whole, fraction)
+    reference_offset, image_offset = terms.offsets
+    return _Measured(
+        shift=_reduced(terms, whole, fraction),
+        covariance=covariance_of(minimum.hessian, model.free) * scale,
+        bounds=extremes(points, model.free),
+        closed=points.found,
+        chi2=chi2,
+        scale=scale,
+        gain=gain,
+        background=background * terms.scale + image_offset - gain * reference_offset
+        if model.background
+        else jnp.zeros_like(gain),
+        nuisance_covariance=_nuisance_covariance(terms, whole, fraction, gain) * scale,
+    )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _measured(known_err: bool, failed: Array, terms: Chi2Terms, nsigma: Array, minimum: Minimum) -> _Measured:
+    """`_at_minimum`, without a derivative where there is none.
+
+    There it would be NaN, and with it that of a reference which other frames share.
+    """
+    return _at_minimum(known_err, terms, nsigma, minimum)
+
+
+@_measured.defjvp
+def _measured_jvp(known_err: bool, primals: tuple, tangents: tuple) -> tuple[_Measured, _Measured]:
+    failed, *arguments = primals
+
+    def unless_failed(x: Array) -> Array:
+        return x if x.dtype == jax.dtypes.float0 else jnp.where(failed, 0.0, x)
+
+    changes = jax.tree.map(unless_failed, tangents[1:])
+    return jax.jvp(partial(_at_minimum, known_err), tuple(arguments), changes)
+
+
+def _dof(terms: Chi2Terms) -> Array:
+    return terms.n_valid - (sum(terms.model.free) + terms.model.gain + terms.model.background)
+
+
+def _fatal(terms: Chi2Terms, minimum: Minimum, dof: Array) -> Array:
+    """The first `Status` flag that leaves no answer, or zero."""
+    whole, fraction, model = minimum.whole, minimum.fraction, terms.model
+    eps, free = jnp.finfo(fraction.dtype).eps, np.array(model.free)
     # Curvature that rounding alone could make is none; that of the shortest wave is π² times its amplitude.
     least = 4 * np.pi**2 * eps * terms.amplitude
     curved = (jnp.diagonal(minimum.hessian) > least) | ~free
     flat = terms.flat | ~(is_positive_definite(minimum.hessian) & jnp.all(curved))
-    gain, background = terms.nuisances(whole, fraction)
-    flat |= ~(gain > 0)
+    flat |= ~(terms.nuisances(whole, fraction)[0] > 0)
+    shift = _reduced(terms, whole, fraction)
     low, high = np.asarray(model.window, shift.dtype).T
     outside = jnp.any(((shift < low) | (shift > high)) & free) & model.limited
     cause = [
@@ -417,39 +532,7 @@ def solve(
         (~minimum.converged | _strayed(terms, whole, fraction), Status.NOT_CONVERGED),
         (outside, Status.OUT_OF_WINDOW),
     ]
-    fatal = jnp.select([c for c, _ in cause], [np.int32(flag) for _, flag in cause], np.int32(Status.OK))
-    failed = fatal != Status.OK
-    doubts = [
-        (~jnp.all(points.found), Status.OPEN_INTERVAL),
-        (chance > MAX_CHANCE, Status.UNRELATED),
-        (second.probability < MIN_PROBABILITY, Status.AMBIGUOUS),
-    ]
-    doubt = sum(jnp.where(c, np.int32(flag), np.int32(0)) for c, flag in doubts)
-
-    def unless_failed(x: Array) -> Array:
-        return jnp.where(failed, jnp.nan, x)
-
-    bounds = unless_failed(extremes(points, model.free))
-    reference_offset, image_offset = terms.offsets
-    result = Registration(
-        shift=unless_failed(shift),
-        covariance=unless_failed(covariance_of(minimum.hessian, model.free) * scale),
-        interval=shift[:, None] + bounds,
-        chi2=unless_failed(chi2),
-        dof=dof,
-        status=jnp.where(failed, fatal, doubt),
-        gain=unless_failed(gain),
-        background=unless_failed(
-            background * terms.scale + image_offset - gain * reference_offset
-            if model.background
-            else jnp.zeros_like(gain)
-        ),
-        nuisance_covariance=unless_failed(_nuisance_covariance(terms, whole, fraction, gain) * scale),
-        runner_up=jax.tree.map(unless_failed, second),
-        chance=unless_failed(chance),
-        noise_known=jnp.full_like(failed, known_err),
-    )
-    return result, bounds
+    return jnp.select([c for c, _ in cause], [np.int32(flag) for _, flag in cause], np.int32(Status.OK))
 
 
 def _strayed(terms: Chi2Terms, whole: Array, fraction: Array) -> Array:

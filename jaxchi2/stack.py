@@ -44,6 +44,7 @@ class Frame(NamedTuple):
     err: Array | None
     mask: Array | None
     reference: Array | None
+    reference_err: Array | None
     search: Search
 
 
@@ -88,17 +89,18 @@ def register_stack(
     stack : array_like, shape (N, ny, nx) or (N, nz, ny, nx)
         The frames; real, integers become the default float. A pixel that is not finite has weight zero, a
         frame without a finite pixel comes back with a status.
-    reference : {"mean", "first", "previous"} or array_like, shape of a frame
+    reference : {"mean", "first", "previous"} or array_like, shape of a frame or of the stack
         What the frames are displaced from: the mean of their finite values, which is blurred by the
         displacements that it is to measure (`register_jointly` is not); the first; or for every frame the
         one before it, for the first itself. With "previous" the shifts are those steps, and their running
-        sum is the position; a step that failed leaves a gap in that.
+        sum is the position; a step that failed leaves a gap in that. An array of the stack's shape holds
+        one reference for each frame.
     err : array_like, optional
         Standard deviation of the pixels: a scalar, one for each frame, shape ``(N,)``, a map for all frames
         or one for each, of the stack's shape. None: unknown, each frame's errors are scaled by its reduced
         χ².
-    reference_err : array_like, scalar or shape of a frame, optional
-        Noise of the reference; see `register`.
+    reference_err : array_like, optional
+        Noise of the reference, of the shapes that ``err`` may have; see `register`.
     mask : array_like of bool, shape of a frame or of the stack, optional
         True where a pixel is to be ignored.
     search : Search
@@ -154,7 +156,7 @@ def register_stack(
     options = Options(
         as_boundary(boundary), fit_gain, fit_background, max_shift, oversample, clip, verdict, err is not None
     )
-    frames, common = _sorted(stack, reference, err, mask, search)
+    frames, common = _sorted(stack, reference, err, reference_err, mask, search)
     padded = options.boundary.name != "wrap"
     if batch_size is None:
         batch_size = default_batch_size(stack.shape[1:], stack.dtype.itemsize, memory_limit, padded)
@@ -165,7 +167,7 @@ def register_stack(
         frames, count = spread(frames, mesh)
     if isinstance(reference, str) and reference != "previous":
         common = common._replace(reference=_made_reference(frames.image, reference, mesh))
-    extra = (reference_err, reference_mask, nsigma)
+    extra = (reference_mask, nsigma)
     # Where the values can be asked, the longer way is not compiled if no frame needs it.
     clean = mesh is None and _is_clean(frames, common)
     result = _register_stack(frames, common, extra, options, clean, batch_size, mesh)
@@ -173,12 +175,24 @@ def register_stack(
 
 
 def _sorted(
-    stack: Array, reference: str | ArrayLike, err: ArrayLike | None, mask: ArrayLike | None, search: Search
+    stack: Array,
+    reference: str | ArrayLike,
+    err: ArrayLike | None,
+    reference_err: ArrayLike | None,
+    mask: ArrayLike | None,
+    search: Search,
 ) -> tuple[Frame, Frame]:
     """What each frame has of its own, and what they have in common; one is None where the other is not."""
     count, shape = len(stack), stack.shape[1:]
-    frames = Frame(stack, None, None, None, Search())
-    common = frames._replace(image=jnp.zeros_like(stack, shape=()))
+    if mask is not None and jnp.asarray(mask).dtype != bool:
+        raise TypeError(
+            f"mask must be boolean, True where a pixel is to be ignored, not {jnp.asarray(mask).dtype}"
+        )
+    if not isinstance(search, Search):
+        raise TypeError(f"search must be a Search, not {search!r}")
+    own, shared = _sorted_search(search, count, len(shape))
+    frames = Frame(stack, None, None, None, None, own)
+    common = Frame(jnp.zeros_like(stack, shape=()), None, None, None, None, shared)
     if isinstance(reference, str):
         if reference not in REFERENCES:
             raise ValueError(f"reference must be one of {REFERENCES} or an image, not {reference!r}")
@@ -186,34 +200,30 @@ def _sorted(
             frames = frames._replace(reference=previous_frames(stack))
     else:
         image = as_real_array(reference, "reference")
-        if image.ndim != len(shape):
-            raise ValueError(f"reference must have the {len(shape)} axes of a frame, not shape {image.shape}")
-        common = common._replace(reference=image)
-    if err is not None:
-        err = as_real_array(err, "err")
-        if err.shape not in ((), (count,), shape, stack.shape):
+        if image.ndim == len(shape):
+            common = common._replace(reference=image)
+        elif image.ndim == stack.ndim and len(image) == count:
+            frames = frames._replace(reference=image)
+        else:
             raise ValueError(
-                f"err must be a scalar, one per frame, ({count},), or have the shape of a frame, {shape}, "
-                f"or of stack, not {err.shape}"
+                f"reference must have the {len(shape)} axes of a frame, or be one for each of {count} "
+                f"frames, not of shape {image.shape}"
             )
-        if err.shape in ((count,), stack.shape):
-            frames = frames._replace(err=err)
+    for name, value in (("err", err), ("reference_err", reference_err), ("mask", mask)):
+        if value is None:
+            continue
+        array = jnp.asarray(value) if name == "mask" else as_real_array(value, name)
+        scalars = () if name == "mask" else ((), (count,))
+        if array.shape not in (*scalars, shape, stack.shape):
+            single = "" if name == "mask" else f", be a scalar or one per frame, ({count},)"
+            raise ValueError(
+                f"{name} must have the shape of a frame, {shape}, of stack{single}, not {array.shape}"
+            )
+        if array.shape in ((count,), stack.shape):
+            frames = Frame(**(frames._asdict() | {name: array}))
         else:
-            common = common._replace(err=err)
-    if mask is not None:
-        mask = jnp.asarray(mask)
-        if mask.dtype != bool:
-            raise TypeError(f"mask must be boolean, True where a pixel is to be ignored, not {mask.dtype}")
-        if mask.shape not in (shape, stack.shape):
-            raise ValueError(f"mask must have the shape of a frame, {shape}, or of stack, not {mask.shape}")
-        if mask.shape == stack.shape:
-            frames = frames._replace(mask=mask)
-        else:
-            common = common._replace(mask=mask)
-    if not isinstance(search, Search):
-        raise TypeError(f"search must be a Search, not {search!r}")
-    own, shared = _sorted_search(search, count, len(shape))
-    return frames._replace(search=own), common._replace(search=shared)
+            common = Frame(**(common._asdict() | {name: array}))
+    return frames, common
 
 
 def _is_clean(frames: Frame, common: Frame) -> bool:
@@ -288,7 +298,7 @@ def _chunk_function(
 
     ``clean`` says that nothing about their pixels keeps them from sharing.
     """
-    reference_err, reference_mask, nsigma = extra
+    reference_mask, nsigma = extra
     known_err = options.known_err
     # A mask common to all frames is an error map, which costs less than bad pixels in every frame.
     if common.mask is not None and frames.err is None:
@@ -296,7 +306,9 @@ def _chunk_function(
         common = common._replace(err=jnp.where(common.mask, jnp.nan, err), mask=None)
 
     def pair_of(frame: Frame) -> tuple[Pair, Model]:
-        err, mask, reference = (a if b is None else b for a, b in zip(common[1:4], frame[1:4], strict=True))
+        err, mask, reference, reference_err = (
+            a if b is None else b for a, b in zip(common[1:5], frame[1:5], strict=True)
+        )
         assert reference is not None
         search = common.search
         for name in ("initial", "prior"):
@@ -326,7 +338,7 @@ def _chunk_function(
         model.boundary.name == "wrap"
         and options.clip is None
         and (pair.reference_err is None or pair.uniform)
-        and all(x is None for x in (frames.err, frames.mask, frames.reference))
+        and all(x is None for x in frames[1:5])
         and frames.search == Search()
     )
 

@@ -52,9 +52,10 @@ class Chi2Surface:
         Shift zero is at index ``n // 2`` of each axis, and shifts grow with the index; `shifts` gives
         them. Where the boundary is "overlap" or pixels of the reference are unknown, each shift has pixels
         of its own: this is then χ² per pixel, times the number of pixels at its minimum, and infinite where
-        too few overlap; for "overlap" over the search window.
+        too few overlap; for "overlap" over the search window. With a gain to fit it is there χ² as a share
+        of the image's own, times that at the minimum: a blank overlap would match anything at gain zero.
         """
-        return self._in_order(self.terms.grid + self.terms.constant)
+        return self._in_order(self.terms.grid_chi2())
 
     def _in_order(self, grid: Array) -> Array:
         """A quantity on the search grid in the order of `shifts`."""
@@ -133,8 +134,8 @@ class Chi2Surface:
             raise ValueError(f"contour needs images with 2 axes, not {len(self.terms.shape)}")
         if not all(self.terms.model.free):
             raise ValueError("contour needs both axes free, not fixed")
-        if n < 3:
-            raise ValueError(f"n must be at least 3, not {n}")
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 3:
+            raise ValueError(f"n must be an integer of at least 3, not {n!r}")
         found = find_minimum(self.terms)
         points = contour_points(self.terms, found, self._threshold(nsigma, nfitted), n)
         displacement = jnp.where(points.found[:, None], points.displacement, jnp.nan)
@@ -178,7 +179,9 @@ class Chi2Surface:
 
         Smooth in the images where the minimum jumps from one peak to the next: a soft argmin. It is a sum
         over samples, so where the peak is sharper than a pixel the mean is drawn to one; a temperature of
-        the order of χ²'s rise over a pixel makes it smooth again. A prior is part of χ².
+        the order of χ²'s rise over a pixel makes it smooth again. A prior is part of χ². With a gain to fit,
+        where each shift has n pixels of its own, χ² is ``n ln(1 − r²)``, r their correlation: the likelihood
+        at the best gain and the best error.
         """
         temperature = jnp.asarray(temperature, self.terms.constant.dtype)
         if temperature.ndim:

@@ -102,7 +102,8 @@ class Chi2Terms:
     mass: Array
     """``Σ w_i``, a scalar."""
     grid: Array
-    """χ² less its constant, with the prior, at every ``1/oversample`` pixel searched, shift zero first."""
+    """χ² less its constant, with the prior, at every ``1/oversample`` pixel searched, shift zero first.
+    Where ``settled``, with a gain to fit, ``n ln(1 − r²)`` instead; see `Layout`."""
     origin: Array
     """Whole shift that the series count from, shape ``(D,)``."""
     pair: Pair
@@ -124,7 +125,8 @@ class Chi2Terms:
     bands: tuple[Array, Array]
     """Energy of reference and weighted image in bands an octave wide on each axis."""
     flat: Array
-    """Whether an image is constant to rounding. Weights that differ give χ² a minimum even so."""
+    """Whether an image is constant to rounding, or along a free axis. Weights that differ give χ² a minimum
+    even so."""
     settled: Array
     """Whether the weights hold for shifts near ``origin`` alone, and ``grid`` is χ² per pixel elsewhere."""
     overlap: Array | None
@@ -148,6 +150,17 @@ class Chi2Terms:
     def period(self) -> Shape | None:
         """Period of χ² in pixels; None where shifts are what they are."""
         return None if self.model.boundary.name == "overlap" else self.shape
+
+    def grid_chi2(self) -> Array:
+        """``grid`` as χ²: where it holds ``n ln(1 − r²)``, 1 − r² times the energy at the minimum."""
+        chi2 = self.grid + self.constant
+        if not self.model.gain or self.overlap is None:
+            return chi2
+        number = self.overlap
+        for axis in range(number.ndim):
+            number = jnp.repeat(number, self.oversample, axis)
+        share = jnp.exp(self.grid / jnp.maximum(number, 1.0))
+        return jnp.where(self.settled, self.constant * share, chi2)
 
     def derivatives(self, whole: Array, fraction: Array, order: int) -> Array:
         """Partial derivatives of χ² less its constant up to ``order`` per axis at ``whole + fraction``."""
@@ -397,12 +410,13 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
     if pair.reference_err is not None:
         first, second = (_periodogram(x, prod(shape)) for x in (side.spectrum, image_spectrum))
         variance = (pair.reference_err / side.unit) ** 2
-        filters = whitening(first, second, variance, jnp.ones_like(variance), shape)
+        filters = whitening(first, second, variance, jnp.ones_like(variance), shape, fit_gain=model.gain)
         spectrum, image_spectrum = (
             scaled(side.spectrum, filters.reference),
             scaled(image_spectrum, filters.image),
         )
         side = _unweighted(spectrum, _energy(spectrum, shape), shape, side.unit, side.pedestal)
+        side = side._replace(mass=side.mass * filters.image.reshape(-1)[0] ** 2)
         image_energy = _energy(image_spectrum, shape)
     correlation = conj_product(side.spectrum, image_spectrum)
     cross = split_nyquist(scaled(correlation, -2 / prod(shape)), shape)
@@ -465,7 +479,7 @@ def _searched(spectrum: Array, shape: Shape, model: Model) -> Array:
 
 
 def _periodogram(spectrum: Array, number: Array | int) -> Array:
-    return lax.stop_gradient((spectrum.real**2 + spectrum.imag**2) / number)
+    return (spectrum.real**2 + spectrum.imag**2) / number
 
 
 def _energy(spectrum: Array, shape: Shape) -> Array:
@@ -510,7 +524,7 @@ def weighted_terms(pair: Pair, model: Model) -> Chi2Terms:
     prepared = prepare(pair, model)
     layout = lay_out(prepared, pair, model)
     if layout.variance is not None:
-        layout = _wiener(layout)
+        layout = _wiener(layout, model.gain)
     side = weighted_side(layout, prepared, model)
     # Where its weights may be settled for one shift, the search looks at the score of the whole period.
     return _weighted(layout, side, prepared.flat, pair, replace(model, compact=False))
@@ -522,25 +536,30 @@ class SharedReference(NamedTuple):
     side: ReferenceSide
     layout: Layout | None
     """Weights of the pixels; None where they are all one."""
+    flat: Array
+    """Whether the reference is constant; looked at only where weights differ."""
 
 
 def shared_reference(pair: Pair, model: Model) -> SharedReference:
     """Do once what `shared_terms` needs for every image; of the pair's image only the shape counts."""
     if pair.uniform:
-        return SharedReference(uniform_side(pair, model), None)
+        side = uniform_side(pair, model)
+        return SharedReference(side, None, jnp.zeros_like(side.energy, dtype=bool))
     prepared = prepare(pair._replace(image=jnp.zeros_like(pair.image)), model)
     layout = as_it_is(prepared)
-    return SharedReference(weighted_side(layout, prepared, model), layout)
+    flat = is_flat(pair.reference, prepared.known, model)
+    return SharedReference(weighted_side(layout, prepared, model), layout, flat)
 
 
 def shared_terms(shared: SharedReference, pair: Pair, model: Model) -> Chi2Terms:
     """Terms of one image, the periodic boundary and a reference without bad pixels; see `is_shareable`."""
-    side, layout = shared
+    side, layout, flat = shared
     if layout is None:
         return uniform_terms(pair, model, side)
     counted = layout.weights > 0
     image = jnp.where(counted, (pair.image - side.pedestal) / side.unit, 0.0)
-    return _weighted(layout._replace(image=image), side, is_flat(image, counted), pair, model)
+    flat = flat | is_flat(image, counted, model)
+    return _weighted(layout._replace(image=image), side, flat, pair, model)
 
 
 def is_shareable(shared: SharedReference, pair: Pair) -> Array:
@@ -641,7 +660,7 @@ def _search_grid(
     )
 
 
-def _wiener(layout: Layout) -> Layout:
+def _wiener(layout: Layout, fit_gain: bool) -> Layout:
     """Filter a noisy reference, and give every pixel the variance that is left of the reference's noise.
 
     What is left is taken as white, of the size that makes the curvature of χ² the inverse variance of the
@@ -654,19 +673,28 @@ def _wiener(layout: Layout) -> Layout:
     variance = jnp.broadcast_to(layout.variance, shape)
     noise = jnp.sum(jnp.where(counted, variance, 0.0)) / number
     image_noise = jnp.sum(jnp.where(counted, 1 / jnp.where(counted, weights, 1.0), 0.0)) / number
-    image = jnp.where(counted, layout.image, 0.0)
-    reference_hat, image_hat = jnp.fft.rfftn(layout.reference), jnp.fft.rfftn(image)
-    masked_hat = jnp.fft.rfftn(jnp.where(counted, layout.reference, 0.0))
-    filters = whitening(
-        _periodogram(masked_hat, number), _periodogram(image_hat, number), noise, image_noise, shape
-    )
+    # A spectrum of nothing is not to be divided by.
+    image_noise = jnp.where(jnp.any(counted), image_noise, 1.0)
+
+    def mean_of(x: Array) -> Array:
+        return jnp.sum(jnp.where(counted, x, 0.0)) / number
+
+    def power_of(x: Array) -> Array:
+        return _periodogram(jnp.fft.rfftn(jnp.where(counted, x, 0.0)), number)
+
+    # The step of a mean at the edge of what counts is no detail of the scene; nor is the mean filtered.
+    mean = mean_of(layout.reference)
+    reference, image = layout.reference - mean, layout.image - mean_of(layout.image)
+    filters = whitening(power_of(reference), power_of(image), noise, image_noise, shape, fit_gain=fit_gain)
     gain, signal = filters.reference / filters.image, filters.signal
-    reference = jnp.fft.irfftn(scaled(reference_hat, gain), shape)
+    reference = mean + jnp.fft.irfftn(scaled(jnp.fft.rfftn(reference), gain), shape)
+    noise, variance = noise * filters.brightness, variance * filters.brightness
     # Curvature-weighted mean of the variance of the cross-spectrum, over that of the signal.
     squared = [np.square(2 * np.pi * np.fft.fftfreq(n)[:m]) for n, m in zip(shape, gain.shape, strict=True)]
     k2 = jnp.asarray(reduce(np.add.outer, squared) * half_weights(shape[-1]), gain.dtype)
     spread = jnp.sum(k2 * gain**2 * (signal * (noise + image_noise) + noise * image_noise))
-    left = spread / jnp.maximum(jnp.sum(k2 * gain * signal), jnp.finfo(gain.dtype).tiny) - image_noise
+    seen = jnp.sum(k2 * gain * signal)
+    left = jnp.where(seen > 0, spread / jnp.where(seen > 0, seen, 1.0) - image_noise, 0.0)
     share = jnp.clip(left / jnp.where(noise > 0, noise, 1.0), 0.0, 1.0)
     weights = jnp.where(counted, 1 / (1 / jnp.where(counted, weights, 1.0) + share * variance), 0.0)
     return layout._replace(reference=reference, weights=weights)

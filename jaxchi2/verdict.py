@@ -19,7 +19,11 @@ from .terms import Chi2Terms
 
 
 class Peaks(NamedTuple):
-    """Separate minima of χ², the deepest first."""
+    """Separate minima of χ², the deepest first.
+
+    With a gain, where each shift has pixels of its own, in the order of ``n ln(1 − r²)``, of n pixels that
+    correlate by r.
+    """
 
     shift: Array
     """Their shifts in pixels, shape ``(n, D)``; NaN where there are fewer."""
@@ -100,7 +104,7 @@ def peaks(terms: Chi2Terms, minimum: Minimum, others: Candidates) -> Peaks:
     """The minimum and the next best separate minima in order, refined where one χ² holds for all shifts.
 
     Where pixels of the reference are unknown, each shift has weights of its own. Then these are whole
-    shifts, and their Δχ² is that of χ² per pixel times the pixels at the minimum.
+    shifts, and their Δχ² is that of ``surface.map()``.
     """
     whole, start, exist, fraction, use = others
     fraction = lax.map(lambda at: stationary(terms, *at), (whole, fraction))
@@ -113,18 +117,28 @@ def peaks(terms: Chi2Terms, minimum: Minimum, others: Candidates) -> Peaks:
     over, shape = terms.oversample, np.array(terms.grid.shape)
     start_index = jnp.round((whole + start) * over).astype(jnp.int32) % shape[None, :]
     best_index = jnp.round((minimum.whole + minimum.fraction) * over).astype(jnp.int32) % shape
-    coarse = terms.grid[tuple(start_index.T)] - terms.grid[tuple(best_index)]
+    best, other = terms.grid[tuple(best_index)], terms.grid[tuple(start_index.T)]
+    score = coarse = other - best
+    deviations = jnp.full_like(score, jnp.nan)
+    if terms.overlap is not None:
+        n_best = jnp.maximum(terms.overlap[tuple(best_index // over)], 1.0)
+        n_other = jnp.maximum(terms.overlap[tuple((start_index // over).T)], 1.0)
+        noise = _rounding(terms)
+        if terms.model.gain:
+            # The logarithm of χ² per pixel scatters by √(2/n).
+            apart = other / n_other - best / n_best
+            spread = jnp.sqrt(2 / n_best + 2 / n_other)
+            share = terms.constant * (jnp.exp(other / n_other) - jnp.exp(best / n_best))
+            coarse = jnp.where(terms.settled, share, coarse)
+        else:
+            # χ² per pixel in units of the best's, which scatters by √(2/n) like the other.
+            apart = coarse / jnp.maximum(best + terms.constant, noise)
+            spread = jnp.sqrt(2 / n_best + 2 / n_other * (1 + apart) ** 2)
+        apart = jnp.where(jnp.abs(coarse) < noise, 0.0, apart)
+        deviations = jnp.where(terms.settled & exist, apart / spread, jnp.nan)
     shift = jnp.where(exist[:, None], whole + jnp.where(use[:, None], fraction, start), jnp.nan)
     delta = jnp.where(exist, jnp.where(use, refined, coarse), jnp.inf)
-    deviations = jnp.full_like(delta, jnp.nan)
-    if terms.overlap is not None and not terms.model.gain:
-        n_best = terms.overlap[tuple(best_index // over)]
-        n_other = terms.overlap[tuple((start_index // over).T)]
-        # χ² per pixel in units of the best's, which scatters by √(2/n) like the other.
-        best = jnp.maximum(terms.grid[tuple(best_index)] + terms.constant, jnp.finfo(delta.dtype).tiny)
-        spread = jnp.sqrt(2 / n_best + 2 / n_other * (1 + coarse / best) ** 2)
-        deviations = jnp.where(terms.settled & exist, coarse / best / spread, jnp.nan)
-    order = jnp.argsort(delta)
+    order = jnp.argsort(jnp.where(terms.settled & exist, score, delta))
     shift, delta, deviations = shift[order], delta[order], deviations[order]
     first = jnp.zeros_like(delta, shape=(1,))
     return Peaks(
@@ -137,13 +151,17 @@ def peaks(terms: Chi2Terms, minimum: Minimum, others: Candidates) -> Peaks:
 def runner_up(terms: Chi2Terms, minimum: Minimum, others: Candidates, scale: Array) -> RunnerUp:
     """The second best minimum, with χ² in units of ``scale``."""
     found = peaks(terms, minimum, others)
-    # Differences that rounding could make are none.
-    noise = 16 * jnp.finfo(scale.dtype).eps * terms.amplitude
     delta = found.delta_chi2[1]
-    delta = jnp.where(jnp.abs(delta) < noise, 0.0, delta) / scale
+    delta = jnp.where(jnp.abs(delta) < _rounding(terms), 0.0, delta) / scale
     deviation = found.deviations[1]
     probability = jnp.where(jnp.isnan(deviation), jax.nn.sigmoid(delta / 2), ndtr(deviation))
     return RunnerUp(found.shift[1], delta, probability)
+
+
+def _rounding(terms: Chi2Terms) -> Array:
+    """Differences of χ² that rounding could make; with a gain, χ² and its parts are below the constant."""
+    largest = terms.constant if terms.model.gain else terms.amplitude
+    return 16 * jnp.finfo(largest.dtype).eps * largest
 
 
 def log_chance(terms: Chi2Terms, minimum: Minimum) -> Array:

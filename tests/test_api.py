@@ -40,6 +40,7 @@ ORDER = [
     "batch",
     "coadd",
     "stack",
+    "joint",
     "pipeline",
     "leastsq",
     "image_registration",

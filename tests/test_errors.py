@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from direct import chi2, hessian, scene, shifted
+from direct import chi2, hessian, moved, scene, shifted
 from iminuit import Minuit
 from scipy import stats
 
@@ -141,3 +141,21 @@ def test_interval_bounds_are_on_the_level(x64):
     for axis in (0, 1):
         for bound in np.asarray(found.interval[axis]):
             np.testing.assert_allclose(lowest(axis, bound) - float(found.chi2), nsigma**2, rtol=0.01)
+
+
+def test_a_faint_frame_leaves_the_intervals_of_the_others_alone():
+    """Only faint frames need χ² itself, with a gain a quotient as large as the image's energy."""
+    n, rng = 24, np.random.default_rng(0)
+    base = scene((n, n), 2.0, 1)
+    amplitude = np.array([100.0, 100.0, 100.0, 0.3])[:, None, None]
+    pedestal = np.array([0.0, 0.0, 0.0, 30.0])[:, None, None]
+    shifts = [(1.3, -0.6), (-2.2, 0.7), (0.4, 0.4), (1.3, -0.6)]
+    images = amplitude * np.stack([moved(base, s) for s in shifts]) + pedestal + rng.normal(size=(4, n, n))
+    images[2] = rng.normal(size=(n, n))
+    find = jax.vmap(partial(register, err=1.0, fit_gain=True))
+    found = find(np.float32(amplitude * base + pedestal), np.float32(images))
+    assert np.all(np.asarray(found.status) & ~(Status.UNRELATED | Status.AMBIGUOUS) == 0)
+    # To the spacing of float32 at shifts of two pixels, and a faint frame's own lopsidedness.
+    sides = np.abs(found.interval - found.shift[..., None]) / found.stderr[..., None]
+    np.testing.assert_allclose(sides[:2], 1.0, atol=3e-3)
+    np.testing.assert_allclose(sides[3], 1.0, atol=0.05)

@@ -81,7 +81,7 @@ def test_fourier_fit_is_register(options, known, dtype):
         found.nuisance_covariance, expected.nuisance_covariance, rtol=10 * atol, atol=1e-3 * atol
     )
     assert found.dof == expected.dof
-    assert found.status == expected.status == Status.OK
+    assert found.status == expected.status & ~Status.BAD_FIT == Status.OK
     assert found.shift.dtype == found.chi2.dtype == dtype
     assert isinstance(found.motion, Shift)
 

@@ -87,4 +87,13 @@ def test_whitening_is_the_optimal_weight():
     signal = signal_power(observed, (first + second) / 2, shape)
     expected = np.array(signal / (signal * (first + second) + first * second))
     expected[16] = 0.0
+    # Of the mean no spectrum is known: the noise alone.
+    expected[0, 0] = 1 / (first + second)
     np.testing.assert_allclose(found.reference * found.image, expected, rtol=1e-4, atol=1e-7)
+    assert found.brightness == 1
+    # Of a reference four times as faint in power, with its noise, the factors are those of a bright one.
+    faint = whitening(observed / 4, observed + second - first, first / 4, second, shape, fit_gain=True)
+    bright = whitening(observed, observed + second - first, first, second, shape)
+    np.testing.assert_allclose(faint.brightness, 4, rtol=1e-5)
+    for one, two in zip(faint[:3], bright[:3], strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)

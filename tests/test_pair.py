@@ -8,6 +8,7 @@ import pytest
 
 import jaxchi2
 from jaxchi2 import Boundary, Search, Status, chi2_surface, register
+from jaxchi2.pair import check_model
 
 GOOD = np.random.default_rng(0).normal(size=(9, 10))
 EYE = np.eye(2)
@@ -47,7 +48,10 @@ REFUSED = [
     ({"max_shift": (1.0, 2.0, 3.0)}, ValueError, "max_shift must be a scalar or hold 2"),
     ({"max_shift": "far"}, TypeError, "max_shift must be static real numbers"),
     ({"max_shift": np.nan}, ValueError, "max_shift must be positive"),
+    ({"max_shift": True}, TypeError, "max_shift must be static real numbers, not True"),
+    ({"max_shift": (True, 3)}, TypeError, "max_shift must be static real numbers"),
     ({"oversample": 3}, ValueError, "oversample must be 1 or 2"),
+    ({"oversample": 2.0}, ValueError, "oversample must be 1 or 2, not 2.0"),
     ({"oversample": True}, ValueError, "oversample must be 1 or 2"),
     ({"nsigma": 0.0}, ValueError, "nsigma must be a positive scalar"),
     ({"nsigma": np.ones(2)}, ValueError, "nsigma must be a positive scalar"),
@@ -104,6 +108,7 @@ FLAGGED = [
     ({"err": None, "weights": np.full_like(GOOD, np.nan)}, Status.NO_DATA),
     ({"mask": np.ones_like(GOOD, bool)}, Status.NO_DATA),
     ({"image": np.random.default_rng(5).normal(size=GOOD.shape)}, Status.UNRELATED),
+    ({"image": np.roll(GOOD, 1, 0) + 5, "reference": GOOD}, Status.BAD_FIT),
 ]
 
 
@@ -111,9 +116,19 @@ FLAGGED = [
 def test_flagged(changes, flag):
     found = call(**{"boundary": "wrap", **changes})
     assert Status(int(found.status)) & flag
-    if flag != Status.UNRELATED:
+    if flag not in (Status.UNRELATED, Status.BAD_FIT):
         assert jnp.all(jnp.isnan(found.shift))
         assert jnp.all(jnp.isnan(found.stderr))
+
+
+@pytest.mark.parametrize("limit", [np.inf, 1e9])
+def test_a_limit_beyond_the_frames_is_none(limit):
+    window = {b: check_model((9, 10), (8, 12), b, max_shift=limit).window for b in ("overlap", "fill")}
+    # Whatever lies further away has no pixel in common.
+    assert window["overlap"] == ((-8, 7), (-9, 11))
+    assert window["fill"] == ((-8, 8), (-12, 12))
+    found = call(np.roll(GOOD, 1, 0), max_shift=(limit, 2), boundary="wrap")
+    np.testing.assert_allclose(found.shift, (-1, 0), atol=1e-5)
 
 
 def test_every_flag_has_a_message():

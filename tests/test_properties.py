@@ -123,6 +123,25 @@ def test_exchanging_the_images_reverses_the_shift(seed, shift):
 both = jax.jit(partial(jaxchi2.register, err=ERR, reference_err=ERR, boundary="wrap"))
 
 
+@EXAMPLES
+@given(seeds, shifts, st.tuples(st.integers(-6, 6), st.integers(-6, 6)))
+def test_moving_both_windows_over_a_scene_moves_the_shift(seed, shift, steps):
+    """By whole steps where the window of the image moves alone, not at all where both do."""
+    large = tuple(2 * n for n in SHAPE)
+    clean = 2 * scene(large, 3.0, seed=seed, smooth=True)
+    noisy = moved(clean, shift) + np.random.default_rng(seed + 1).normal(scale=ERR, size=large)
+
+    def window(array, step=(0, 0)):
+        return array[tuple(slice(n // 2 + k, n // 2 + k + n) for n, k in zip(SHAPE, step, strict=True))]
+
+    here = register(window(clean), window(noisy), boundary="overlap")
+    both = register(window(clean, steps), window(noisy, steps), boundary="overlap")
+    apart = register(window(clean), window(noisy, steps), boundary="overlap")
+    for found, step in ((here, (0, 0)), (both, (0, 0)), (apart, steps)):
+        if found.status == 0:
+            assert np.all(np.abs(found.shift - np.subtract(shift, step)) < 6 * found.stderr)
+
+
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(seeds, shifts, st.integers(1, 4))
 def test_padding_with_masked_pixels_changes_nothing(seed, shift, width):

@@ -137,7 +137,8 @@ def test_errors_cover_on_windows_of_a_larger_scene(fitted):
     assert np.sqrt(np.nanmean(pulls_on(pairs, shifts, boundary="wrap", **options)[0] ** 2)) > 5
 
 
-def test_noise_in_both_images_is_calibrated_and_near_the_bound():
+@pytest.mark.parametrize(("gain", "background"), [(1.0, 0.0), (2.0, 40.0)])
+def test_noise_in_both_images_is_calibrated_and_near_the_bound(gain, background):
     """Blobs; plain χ² with the sum of the variances quotes a third of its scatter."""
     n, err, rng = 48, 1.0, np.random.default_rng(9)
     y, x = np.indices((n, n))
@@ -147,22 +148,50 @@ def test_noise_in_both_images_is_calibrated_and_near_the_bound():
         clean += rng.uniform(3, 10) * np.exp(-(dy**2 + dx**2) / 8)
     count = PULLS // 2
     shifts = rng.uniform(-3, 3, (count, 2))
-    images = np.stack([moved(clean, s) for s in shifts]) + err * rng.normal(size=(count, n, n))
+    images = gain * np.stack([moved(clean, s) for s in shifts]) + background
+    images += err * rng.normal(size=images.shape)
     references = clean + err * rng.normal(size=images.shape)
     k = 2 * np.pi * np.stack(np.meshgrid(np.fft.fftfreq(n), np.fft.fftfreq(n), indexing="ij"))
-    signal = np.abs(np.fft.fft2(clean)) ** 2 / clean.size
-    weight = signal**2 / (2 * signal * err**2 + err**4)
+    signal = gain**2 * np.abs(np.fft.fft2(clean)) ** 2 / clean.size
+    first, second = (gain * err) ** 2, err**2
+    weight = signal**2 / (signal * (first + second) + first * second)
     bound = np.sqrt(np.diag(np.linalg.inv(np.einsum("aij,bij,ij->ab", k, k, weight))))
     options = {"boundary": "wrap", "max_shift": 8.0}
+    fitted = gain != 1
 
     def one(pair):
-        found = jaxchi2.register(*pair, err, reference_err=err, **options)
-        return found.shift, found.stderr
+        nuisances = {"fit_gain": fitted, "fit_background": fitted}
+        found = jaxchi2.register(*pair, err, reference_err=err, **nuisances, **options)
+        return found.shift, found.stderr, found.gain, found.gain_err, found.background, found.background_err
 
     sent = tuple(a.astype(np.float32) for a in (references, images))
-    found, quoted = (np.asarray(a, float) for a in jax.jit(lambda p: jax.lax.map(one, p))(sent))
+    found, quoted, *nuisances = (np.asarray(a, float) for a in jax.jit(lambda p: jax.lax.map(one, p))(sent))
     error = found - shifts
     assert np.sqrt(np.mean((error / bound) ** 2)) < 1.08
     assert 0.93 < np.sqrt(np.mean((error / quoted) ** 2)) < 1.07
+    if fitted:
+        for value, stderr, truth in zip(nuisances[::2], nuisances[1::2], (gain, background), strict=True):
+            assert 0.9 < np.sqrt(np.mean(((value - truth) / stderr) ** 2)) < 1.13
+        return
     plain, _ = pulls_on((references, images), shifts, err=2**0.5 * err, **options)
     assert np.sqrt(np.nanmean(plain**2)) > 2
+
+
+def test_gain_and_background_are_calibrated_at_any_gain_on_a_background_of_many_errors():
+    """Two thousand pulls of each scatter by 1.6 % in their spread, 2.2 % in their mean: five times that."""
+    rng, err, background, count = np.random.default_rng(31), 1.0, 40.0, 2000
+    reference = 10 * scene(SHAPE, 2.0, seed=3)
+    solve = jax.jit(jax.vmap(partial(register, fit_gain=True, fit_background=True), (None, 0, None)))
+    for gain in (0.3, 1.0, 3.0):
+        shifts = rng.uniform(-3, 3, (count, 2))
+        images = gain * frames(reference, shifts)[0] + background + err * rng.normal(size=(count, *SHAPE))
+        found = solve(reference.astype(np.float32), images.astype(np.float32), np.float32(err))
+        assert np.mean(found.status != 0) < 0.01
+        pulls = (
+            ((found.shift - shifts) / found.stderr)[:, 0],
+            (found.gain - gain) / found.gain_err,
+            (found.background - background) / found.background_err,
+        )
+        for pull in pulls:
+            assert abs(np.std(pull) - 1) < 5 / np.sqrt(2 * count)
+            assert abs(np.mean(pull)) < 5 / np.sqrt(count)

@@ -94,16 +94,20 @@ def test_reverse_is_the_transpose_of_forward():
 OPTIONS = {
     "weights, prior": {"boundary": "overlap"},
     "gain, background": {"boundary": "wrap", "fit_gain": True, "fit_background": True},
+    "noise in both": {"boundary": "wrap"},
+    "noise in both, gain, background": {"boundary": "overlap", "fit_gain": True, "fit_background": True},
 }
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_derivatives_in_all_that_may_be_given(kind):
     """Images, errors or weights, and the prior change together; some pixels are masked and one is NaN."""
-    reference, image, err = pair("map")
-    image[4, 5] = np.nan
+    # With neither, and one error for all pixels, for the cheap way of "wrap".
+    quick = kind == "noise in both"
+    reference, image, err = pair("scalar" if quick else "map")
     mask = np.zeros(SHAPE, bool)
-    mask[9, 2:4] = True
+    if not quick:
+        image[4, 5], mask[9, 2:4] = np.nan, True
     rng = np.random.default_rng(8)
     by = [rng.normal(size=SHAPE) for _ in range(3)]
     mean, precision = np.array([2.0, -1.5]), np.array([[40.0, 11.0], [11.0, 60.0]])
@@ -115,8 +119,10 @@ def test_derivatives_in_all_that_may_be_given(kind):
             prior = (mean + t * np.array([0.3, -0.7]), jnp.linalg.inv(precision * (1 + t)))
             given = {"weights": err**-2 * (1 + 0.1 * t * by[2]), "search": jaxchi2.Search(prior=prior)}
         else:
-            given = {"err": err * (1 + 0.1 * t * by[2])}
-        result = jaxchi2.register(*arrays, mask=mask, **given, **OPTIONS[kind])
+            given = {"err": err * (1 + 0.1 * t * (1.0 if quick else by[2]))}
+        if "noise" in kind:
+            given["reference_err"] = 0.9 * given["err"][()] * (1 + 0.3 * t)
+        result = jaxchi2.register(*arrays, mask=None if quick else mask, **given, **OPTIONS[kind])
         parts = (
             result.shift,
             result.covariance,
@@ -127,10 +133,13 @@ def test_derivatives_in_all_that_may_be_given(kind):
         )
         return jnp.concatenate([jnp.ravel(x) for x in parts])
 
-    forward, backward = (jax.jit(f(found))(0.0) for f in (jax.jacfwd, jax.jacrev))
+    forward = jax.jit(jax.jacfwd(found))(0.0)
     expected = central_difference(found, (0.0,), (1.0,))
     assert_derivative(forward, expected)
     np.testing.assert_allclose(forward[11:], expected[11:], rtol=1e-6, atol=1e-9)
+    if quick:
+        return  # A program of both ways, to compile once more.
+    backward = jax.jit(jax.jacrev(found))(0.0)
     np.testing.assert_allclose(backward, forward, rtol=1e-9, atol=1e-9 * np.max(np.abs(forward)))
 
 
@@ -150,19 +159,17 @@ def test_derivative_through_bad_pixels_is_finite():
         assert at is None or array[at] == 0
 
 
-def test_second_derivative_of_the_shift():
+@pytest.mark.parametrize("boundary", ["wrap", "overlap"])
+def test_second_derivative_of_the_shift(boundary):
     args = pair("map")
     directions = tuple(np.random.default_rng(3).normal(size=SHAPE) * (1, 1, 0.1)[i] for i in range(3))
 
     def along(t):
-        return register(*(x + t * d for x, d in zip(args, directions, strict=True))).shift
+        moved = (x + t * d for x, d in zip(args, directions, strict=True))
+        return jaxchi2.register(*moved, boundary=boundary).shift
 
     found = jax.jit(jax.hessian(along))(0.0)
-    expected = central_difference(
-        lambda t: forward(tuple(x + t * d for x, d in zip(args, directions, strict=True)), directions)[:2],
-        (0.0,),
-        (1.0,),
-    )
+    expected = central_difference(jax.jit(jax.jacfwd(along)), (0.0,), (1.0,))
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * np.max(np.abs(expected)))
 
 
@@ -176,6 +183,81 @@ def test_gradient_under_vmap_with_a_frame_that_fails():
         alone = backward((reference, images[i], errs[i]), weights)
         for one, many in zip(alone, batched, strict=True):
             np.testing.assert_allclose(many[i], one, rtol=1e-9, atol=1e-9 * np.max(np.abs(one)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"boundary": "wrap"},
+        {"boundary": "overlap", "reference_err": 0.8},
+        {"boundary": "overlap", "fit_gain": True, "fit_background": True},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_failed_frames_leave_the_gradient_of_what_they_share_alone(options):
+    """The gradient of every field, in what good and bad frames have in common and in the frames."""
+    reference, image, _ = pair("scalar")
+    one_pixel = np.where(np.arange(image.size).reshape(SHAPE) == 40, 1.0, np.nan)
+    bad = [np.full(SHAPE, v) for v in (np.nan, np.inf, 0.0, 7.0)] + [one_pixel, 1e-30 * image]
+
+    def total(reference, err, nsigma, images):
+        def one(image):
+            return jaxchi2.register(reference, image, err, nsigma=nsigma, **options)
+
+        found = jax.vmap(one)(images)
+        fields = (
+            found.shift,
+            found.covariance,
+            found.interval,
+            found.chi2,
+            found.gain,
+            found.background,
+            found.nuisance_covariance,
+        )
+        first = np.arange(len(images)) == 0
+        kept = [jnp.where(first.reshape(-1, *(1,) * (x.ndim - 1)), x, 0.0) for x in fields]
+        return sum(map(jnp.sum, kept)), found.status
+
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True))
+    frames = np.stack([image, *bad]), np.stack([image] * (len(bad) + 1))
+    (broken, status), (whole, _) = (gradient(reference, 0.8, 1.0, images) for images in frames)
+    assert status[0] == 0
+    assert np.all(status[1:] != 0)
+    for found, expected in zip(broken, whole, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"boundary": "overlap"},
+        {"boundary": "overlap", "fit_gain": True, "fit_background": True},
+        {"boundary": "wrap", "reference_mask": np.arange(SHAPE[0] * SHAPE[1]).reshape(SHAPE) % 97 == 5},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_derivatives_of_map_and_posterior(options):
+    """Where the pixels that count change with the shift, the map is not the series that `register` solves."""
+    reference, image, err = pair("map")
+    rng = np.random.default_rng(9)
+    by = [rng.normal(size=SHAPE) for _ in range(3)]
+
+    @jax.jit
+    def found(t):
+        arrays = (reference + t * by[0], image + t * by[1], err * (1 + 0.1 * t * by[2]))
+        surface = jaxchi2.chi2_surface(*arrays, **options)
+        values = surface.map()
+        mean = surface.posterior_mean(50.0)
+        return jnp.concatenate([mean, jnp.where(jnp.isfinite(values), values, 0.0).ravel()])
+
+    expected = central_difference(found, (0.0,), (1.0,))
+    assert np.min(np.abs(expected[:2])) > 1e-3
+    forward = jax.jit(jax.jacfwd(found))(0.0)
+    backward = jax.jit(jax.grad(lambda t: found(t)[0]))(0.0)
+    for part in (slice(0, 2), slice(2, None)):
+        size = np.max(np.abs(expected[part]))
+        np.testing.assert_allclose(forward[part], expected[part], atol=1e-6 * size)
+    np.testing.assert_allclose(backward, forward[0], rtol=1e-9)
 
 
 def test_surface_derivatives_in_the_images():

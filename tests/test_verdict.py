@@ -48,14 +48,49 @@ def test_related_images_are_believed(slope, boundary):
         assert found.chance < 1e-3
 
 
-@pytest.mark.parametrize("boundary", ["wrap", "overlap"])
-def test_lattice_is_ambiguous(boundary):
-    found = register(lattice(), noisy(lattice(), (3.0, 0.0)), 0.5, boundary=boundary)
+@pytest.mark.parametrize(
+    ("boundary", "err", "gain"),
+    [("wrap", 0.5, False), ("overlap", 0.5, False), ("overlap", 0.5, True), ("overlap", 0.005, True)],
+)
+def test_lattice_is_ambiguous(boundary, err, gain):
+    found = register(lattice(), noisy(lattice(), (3.0, 0.0), err), err, boundary=boundary, fit_gain=gain)
     assert Status(int(found.status)) & Status.AMBIGUOUS
     difference = np.asarray(found.runner_up.shift - found.shift)
     np.testing.assert_allclose(difference / 8, np.round(difference / 8), atol=0.15)
     assert np.any(np.abs(difference) > 4)
     assert 0.4 < found.runner_up.probability < 0.99
+
+
+def test_a_sharp_match_is_not_ambiguous(dtype):
+    """At S/N 1000 rounding is larger than the noise in float32."""
+    reference = 1000 * scene((48, 48), 3.0, seed=3)
+    image = noisy(reference, (2.3, -1.4), 1.0)
+    found = register(reference.astype(dtype), image.astype(dtype), dtype.type(1.0), fit_gain=True)
+    assert not Status(int(found.status)) & Status.AMBIGUOUS
+    assert found.runner_up.delta_chi2 > 1e6
+    assert found.runner_up.probability > 0.999
+
+
+def test_units_do_not_change_the_runner_up():
+    for scale in (1.0, 1e3):
+        reference, image = np.float32(scale * scene((32, 32), 2.0)), None
+        image = np.float32(scale * noisy(scene((32, 32), 2.0), (1.3, -0.6), 1.5))
+        unknown = register(reference, image, fit_gain=True)
+        known = register(reference, image, np.sqrt(unknown.reduced_chi2), fit_gain=True)
+        np.testing.assert_allclose(unknown.runner_up.probability, known.runner_up.probability, rtol=1e-3)
+        np.testing.assert_allclose(unknown.runner_up.delta_chi2, known.runner_up.delta_chi2, rtol=1e-2)
+        assert unknown.runner_up.delta_chi2 > 0
+
+
+def test_a_wrong_match_is_a_bad_fit():
+    reference = scene((20, 21), 4.0, 2, smooth=True)
+    found = register(reference, -reference, 0.01)
+    assert Status(int(found.status)) & Status.BAD_FIT
+    assert jnp.all(jnp.isfinite(found.shift))
+    # Without errors there is nothing to compare χ² with, and errors off by a tenth are no bad fit.
+    assert not Status(int(register(reference, -reference).status)) & Status.BAD_FIT
+    image = noisy(reference, (1.0, 0.5), 0.11)
+    assert not Status(int(register(reference, image, 0.1).status)) & Status.BAD_FIT
 
 
 def test_prior_settles_a_lattice():
