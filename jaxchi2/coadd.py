@@ -53,6 +53,7 @@ def align_stack(
     *,
     mask: ArrayLike | None = None,
     kernel: str = "fourier",
+    periodic: bool = False,
     batch_size: int | None = None,
 ) -> Aligned:
     """Undo the shift of every frame, and carry the variance of its noise along.
@@ -70,6 +71,9 @@ def align_stack(
         True where a pixel is unknown.
     kernel : {"fourier", "cubic", "linear", "nearest"}
         How to interpolate; static under jit. See the notes.
+    periodic : bool
+        Whether what leaves a frame on one side comes back on the other, as with ``boundary="wrap"``; static
+        under jit. If not, what lies outside is unknown.
     batch_size : int, optional
         Frames done at once; static under jit.
 
@@ -134,15 +138,21 @@ def align_stack(
         stack = jnp.where(mask if mask.shape == stack.shape else mask[None], jnp.nan, stack)
     if batch_size is None:
         batch_size = default_batch_size(frame, stack.dtype.itemsize, padded=True)
-    return _align_stack(stack, shift, variance, per_frame, kernel, batch_size)
+    return _align_stack(stack, shift, variance, per_frame, kernel, periodic, batch_size)
 
 
-@partial(jax.jit, static_argnames=("per_frame", "kernel", "batch_size"))
+@partial(jax.jit, static_argnames=("per_frame", "kernel", "periodic", "batch_size"))
 def _align_stack(
-    stack: Array, shift: Array, variance: Array, per_frame: bool, kernel: str, batch_size: int
+    stack: Array,
+    shift: Array,
+    variance: Array,
+    per_frame: bool,
+    kernel: str,
+    periodic: bool,
+    batch_size: int,
 ) -> Aligned:
     def of_chunk(chunk: tuple) -> Aligned:
-        function = partial(align_frame, kernel=kernel)
+        function = partial(align_frame, kernel=kernel, periodic=periodic)
         return jax.vmap(function, in_axes=(0, 0, 0 if per_frame else None))(
             chunk[0], chunk[1], chunk[2] if per_frame else variance
         )
@@ -150,7 +160,7 @@ def _align_stack(
     return in_chunks(of_chunk, (stack, shift, variance) if per_frame else (stack, shift), batch_size)
 
 
-def align_frame(image: Array, shift: Array, variance: Array, kernel: str) -> Aligned:
+def align_frame(image: Array, shift: Array, variance: Array, kernel: str, periodic: bool = False) -> Aligned:
     """`align_stack` of one frame; what is not finite is unknown."""
     frame, ndim = image.shape, image.ndim
     variance = jnp.broadcast_to(variance, frame)
@@ -160,14 +170,15 @@ def align_frame(image: Array, shift: Array, variance: Array, kernel: str) -> Ali
     whole = jnp.round(jax.lax.stop_gradient(shift))
     fraction = shift - whole if kernel != "nearest" else jnp.zeros_like(shift)
     whole = whole.astype(jnp.int32)
-    shape = tuple(odd_fast_len(n + 2 * GUARD) for n in frame)
-    sides = [(GUARD, m - n - GUARD) for m, n in zip(shape, frame, strict=True)]
+    guard = 0 if periodic else GUARD
+    shape = frame if periodic else tuple(odd_fast_len(n + 2 * guard) for n in frame)
+    sides = [(guard, m - n - guard) for m, n in zip(shape, frame, strict=True)]
 
     def filled(x: Array) -> Array:
         return fill_smoothly(jnp.pad(jnp.where(known, x, 0.0), sides), jnp.pad(known, sides).astype(x.dtype))
 
     def back(x: Array) -> Array:
-        return jnp.roll(x, -whole, range(ndim))[tuple(slice(GUARD, GUARD + n) for n in frame)]
+        return jnp.roll(x, -whole, range(ndim))[tuple(slice(guard, guard + n) for n in frame)]
 
     responses = [_response(n, f, kernel) for n, f in zip(shape, fraction, strict=True)]
     squared = [jnp.fft.fft(jnp.fft.ifft(r).real ** 2) for r in responses]
@@ -180,6 +191,8 @@ def align_frame(image: Array, shift: Array, variance: Array, kernel: str) -> Ali
     for axis, n in enumerate(frame):
         beside = jnp.sign(fraction[axis]).astype(jnp.int32)
         counted = counted & jnp.roll(counted, -beside, axis)
+        if periodic:
+            continue
         at = np.arange(n) + whole[axis]
         inside = inside & along((at >= 0) & (at < n) & (at + beside >= 0) & (at + beside < n), axis, ndim)
     valid = back(counted) & inside & usable
@@ -189,10 +202,12 @@ def align_frame(image: Array, shift: Array, variance: Array, kernel: str) -> Ali
 
 
 def _response(length: int, fraction: Array, kernel: str) -> Array:
-    """Discrete Fourier transform of the kernel that gives the values ``fraction`` further on; odd lengths."""
+    """Discrete Fourier transform of the kernel that gives the values ``fraction`` further on."""
     angle = np.asarray(2 * np.pi * harmonics(length) / length, fraction.dtype)
     if kernel in ("fourier", "nearest"):
-        return jax.lax.complex(jnp.cos(angle * fraction), jnp.sin(angle * fraction))
+        # The Nyquist wave of an even length has no sense of direction.
+        directed = np.asarray(2 * harmonics(length) != -length, fraction.dtype)
+        return jax.lax.complex(jnp.cos(angle * fraction), directed * jnp.sin(angle * fraction))
     size = jnp.abs(fraction)
     rest = 1 - size
     if kernel == "linear":

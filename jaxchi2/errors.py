@@ -105,7 +105,7 @@ def interval_points(terms: Chi2Terms, minimum: Minimum, threshold: Array) -> Lev
     towards = covariance / sigma[:, None]
     starts = jnp.concatenate([-towards, towards])
     points, found = level_points("profile", terms, minimum, starts, threshold)
-    return LevelPoints(points, found)
+    return LevelPoints(points, found > 0)
 
 
 def extremes(points: LevelPoints, free: tuple[bool, ...]) -> Array:
@@ -129,7 +129,7 @@ def contour_points(terms: Chi2Terms, minimum: Minimum, threshold: Array, n: int)
     second = cosine * first + jnp.sqrt(1 - cosine**2) * jnp.cos(angle)
     starts = jnp.stack([first, second], axis=1) * sigma[None, :]
     points, found = level_points("ray", terms, minimum, starts, threshold)
-    return LevelPoints(points, found)
+    return LevelPoints(points, found > 0)
 
 
 def _powers(x: Array) -> Array:
@@ -194,7 +194,8 @@ def level_points(
     """Solve for points with Δχ² = ``threshold``, displacements from the minimum.
 
     ``starts`` are their places for Δχ² = 1 if χ² were quadratic, shape ``(n, D)``; for "profile" lower
-    extremes of axes 0 … D−1, then the upper ones. Returns displacements and whether each was found.
+    extremes of axes 0 … D−1, then the upper ones. Returns displacements, and a 1 for each that was found,
+    else a 0.
     """
     ndim = starts.shape[1]
     free = terms.model.free
@@ -251,7 +252,8 @@ def level_points(
 
     state = (units, hopeless, jnp.zeros((), jnp.int32))
     solution, found, _ = lax.while_loop(lambda s: ~jnp.all(s[1]) & (s[2] < MAX_STEPS), improve, state)
-    return solution * scale[None, :], found & ~hopeless
+    # As a number: under shard_map JAX has no tangent for a boolean of a custom rule.
+    return solution * scale[None, :], (found & ~hopeless).astype(units.dtype)
 
 
 @level_points.defjvp
@@ -286,7 +288,7 @@ def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple:
 
     return (points, found), (
         jax.vmap(tangent)(starts, d_starts, _level_axes(kind, starts, terms.model.free), points),
-        np.zeros(found.shape, jax.dtypes.float0),
+        jnp.zeros_like(found),
     )
 
 

@@ -108,7 +108,9 @@ def register_jointly(
         random walk as the prior of the shifts. It bridges frames that say little or nothing. None: no prior.
     min_p_value : float
         A frame whose χ² against the others has a smaller p-value is rejected, as is one without an answer.
-        Rejected frames are registered like the others and may come back; they are only not averaged.
+        Where more than half the frames have too large a χ², as with errors that are too small for all, it is
+        compared with their median. Rejected frames are registered like the others and may come back; they
+        are only not averaged.
     tolerance : float
         The rounds end when no shift moves by more than this many standard errors.
     max_rounds : int
@@ -225,7 +227,9 @@ def _rounds(
 
     def measured(shift: Array, accepted: Array) -> tuple[Registration, Array, Array, Array]:
         """Each frame against the others; the share of its own weight; and the mean of all."""
-        aligned = align_stack(stack, shift, err**2, mask=mask, batch_size=batch_size)
+        aligned = align_stack(
+            stack, shift, err**2, mask=mask, periodic=boundary.name == "wrap", batch_size=batch_size
+        )
         counted = accepted.reshape(-1, *[1] * ndim) & jnp.isfinite(aligned.variance)
         image = jnp.where(counted, aligned.image, jnp.nan)
         whole = combine(image, aligned.variance)
@@ -257,7 +261,11 @@ def _rounds(
     def one_round(state: tuple) -> tuple:
         shift, accepted, _, _, _, _, number = state
         found, share, image, variance = measured(shift, accepted)
-        good = (found.status & FATAL == 0) & ~(found.p_value < min_p_value)
+        answered = found.status & FATAL == 0
+        # What an odd frame does to the image, all others suffer from: it is the median that says what is odd.
+        usual = jnp.nanmedian(jnp.where(answered & accepted, found.reduced_chi2, jnp.nan))
+        relative = found._replace(chi2=found.chi2 / jnp.fmax(usual, 1.0))
+        good = answered & ~(relative.p_value < min_p_value)
         part = (1 - share)[:, None]
         place = jnp.where(good[:, None], jnp.where(jnp.isfinite(shift), shift, found.shift), 0.0)
         place = place + jnp.where(good[:, None], (found.shift - place) * part, 0.0)
@@ -267,7 +275,7 @@ def _rounds(
             information, stiffness, jnp.einsum("tab,tb->ta", information, place)[..., None]
         )
         new = jnp.where(jnp.isfinite(solution[..., 0]), solution[..., 0], jnp.nan)
-        new = new - jnp.mean(new, 0, where=good[:, None])
+        new = new - jnp.mean(new, 0, where=good[:, None])[None]
         error = jnp.sqrt(jnp.diagonal(covariance, axis1=1, axis2=2))
         moved = jnp.max(jnp.abs(new - shift) / error, where=good[:, None] & jnp.isfinite(shift), initial=0.0)
         # A frame that came or went changes the image for all.
@@ -275,7 +283,7 @@ def _rounds(
         return new, good, found, information, (image, variance), moved, number + 1
 
     accepted = jnp.all(jnp.isfinite(start), 1)
-    first = start - jnp.mean(start, 0, where=accepted[:, None])
+    first = start - jnp.mean(start, 0, where=accepted[:, None])[None]
     state = one_round((first, accepted, None, None, None, None, jnp.zeros((), jnp.int32)))
 
     def unsettled(state: tuple) -> Array:
@@ -300,7 +308,9 @@ def _rounds(
 
 def _inverse(matrices: Array) -> Array:
     usable = jnp.all(jnp.isfinite(matrices), (1, 2))[:, None, None]
-    return jnp.linalg.inv(jnp.where(usable, matrices, jnp.eye(matrices.shape[-1], dtype=matrices.dtype)))
+    return jnp.linalg.inv(
+        jnp.where(usable, matrices, jnp.eye(matrices.shape[-1], dtype=matrices.dtype)[None])
+    )
 
 
 def solve_chain(information: Array, stiffness: Array, rhs: Array) -> tuple[Array, Array]:
@@ -316,10 +326,10 @@ def solve_chain(information: Array, stiffness: Array, rhs: Array) -> tuple[Array
     link = stiffness[:, None] * eye
     links = np.full((count, 1, 1), 2.0)
     links[0], links[-1] = 1.0, 1.0
-    diagonal = information + jnp.asarray(links, link.dtype) * link
+    diagonal = information + jnp.asarray(links, link.dtype) * link[None]
     # Without a drift prior a frame that says nothing is alone, and its block zero.
     dead = jnp.all(diagonal == 0, (1, 2))
-    diagonal = jnp.where(dead[:, None, None], eye, diagonal)
+    diagonal = jnp.where(dead[:, None, None], eye[None], diagonal)
     product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
     def forwards(carry: Any, block: Any) -> Any:
@@ -350,14 +360,14 @@ def _centred(information: Array, stiffness: Array, accepted: Array) -> tuple[Arr
     """Covariance of every shift with the mean of the accepted ones, and the variance of that mean."""
     share = jnp.where(accepted, 1 / jnp.maximum(jnp.sum(accepted), 1), 0.0).astype(information.dtype)
     eye = jnp.eye(information.shape[-1], dtype=information.dtype)
-    with_mean, _ = solve_chain(information, stiffness, share[:, None, None] * eye)
+    with_mean, _ = solve_chain(information, stiffness, share[:, None, None] * eye[None])
     return with_mean, jnp.sum(jnp.where(accepted[:, None, None], share[:, None, None] * with_mean, 0.0), 0)
 
 
 def _marginals(information: Array, stiffness: Array, accepted: Array) -> Array:
     _, covariance = solve_chain(information, stiffness, jnp.zeros_like(information))
     with_mean, of_mean = _centred(information, stiffness, accepted)
-    return covariance - with_mean - jnp.swapaxes(with_mean, 1, 2) + of_mean
+    return covariance - with_mean - jnp.swapaxes(with_mean, 1, 2) + of_mean[None]
 
 
 @jax.jit

@@ -328,8 +328,11 @@ def _whole_coverage(prepared: Prepared, shape: Shape) -> tuple[Array, Array, Arr
     """`_coverage` where every pixel is known and weighs one: products of vectors, one for each axis."""
     dtype, ndim = prepared.weights.dtype, len(shape)
 
-    def outer(vectors: list[np.ndarray], dtype: Any) -> Array:
-        return reduce(jnp.multiply, [along(jnp.asarray(v, dtype), a, ndim) for a, v in enumerate(vectors)])
+    def outer(vectors: list[np.ndarray], dtype: Any, like: Array) -> Array:
+        # From the data, so that it varies over devices as they do.
+        one = jnp.ones_like(like, shape=(1,) * ndim, dtype=dtype)
+        columns = [along(jnp.asarray(v, dtype), a, ndim) for a, v in enumerate(vectors)]
+        return reduce(jnp.multiply, columns, one)
 
     frames = [
         [np.fft.fft(np.ones(n), m) for n, m in zip(x.shape, shape, strict=True)]
@@ -338,8 +341,9 @@ def _whole_coverage(prepared: Prepared, shape: Shape) -> tuple[Array, Array, Arr
     counts = [np.fft.ifft(k.conj() * v).real.round() for k, v in zip(*frames, strict=True)]
     half = [[*vectors[:-1], vectors[-1][: shape[-1] // 2 + 1]] for vectors in frames]
     complex_type = jnp.result_type(dtype, np.complex64)
-    known_hat, weight_hat = (outer(vectors, complex_type) for vectors in half)
-    return known_hat, weight_hat, outer(counts, dtype)
+    sources = prepared.known, prepared.weights
+    known_hat, weight_hat = (outer(v, complex_type, like) for v, like in zip(half, sources, strict=True))
+    return known_hat, weight_hat, outer(counts, dtype, prepared.weights)
 
 
 def _score(prepared: Prepared, shape: Shape, model: Model, uniform: bool) -> tuple[Array, Array]:

@@ -36,6 +36,16 @@ def test_example_of_a_loss_has_a_gradient():
     frames = np.stack([moved(still, (s, -s)) for s in (0.0, 0.6, 1.3)]) + 0.1 * scene((24, 22), 0.0)
     names = {"jax": jax, "jaxchi2": jaxchi2, "frames": frames, "pattern": np.zeros((24, 22))}
     with jax.numpy_rank_promotion("allow"):
-        exec(compile(blocks("python")[1], str(README), "exec"), names)
+        exec(compile(blocks("python")[3], str(README), "exec"), names)
     assert np.all(np.isfinite(names["gradient"]))
     assert np.any(names["gradient"] != 0)
+
+
+def test_example_of_stacks_runs():
+    still = scene((24, 22), 3.0, smooth=True)
+    stack = np.stack([moved(still, (s, -s)) for s in (0.0, 0.6, 1.3)]) + 0.1 * scene((24, 22), 0.0)
+    names = {"jax": jax, "jaxchi2": jaxchi2, "stack": stack.astype(np.float32)}
+    with jax.numpy_rank_promotion("allow"):
+        exec(compile(blocks("python")[1], str(README), "exec"), names)
+    assert names["image"].shape == (24, 22)
+    assert names["joint"].shift.shape == (3, 2)

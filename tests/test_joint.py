@@ -1,0 +1,161 @@
+"""All frames at once: the bound of N frames, covariances, rejection, drift."""
+
+import jax
+import numpy as np
+import pytest
+from direct import moved, scene
+
+import jaxchi2
+from jaxchi2.joint import solve_chain
+
+N = 32
+rng = np.random.default_rng(2)
+SCENE = scene((N, N), 2.0, seed=1, smooth=True)
+
+
+def frames(shifts, sigma, seed):
+    noise = np.random.default_rng(seed).normal(size=(len(shifts), N, N))
+    return np.stack([moved(SCENE, s) for s in shifts]) + sigma * noise
+
+
+def bound(sigma, count):
+    """Standard error of a shift against the mean of all: the module's formula with the scene's spectrum."""
+    k = 2 * np.pi * np.fft.fftfreq(N)
+    power = np.abs(np.fft.fft2(SCENE)) ** 2 / N**2
+    total = count / sigma**2
+    information = np.sum(k[:, None] ** 2 * power**2 / (1 + total * power)) * total / sigma**2
+    return np.sqrt((1 - 1 / count) / information)
+
+
+def test_reaches_the_bound_of_many_frames_which_pairs_do_not():
+    """The scatter, the quoted errors, and the scatter of pairs, over 40 stacks of 10 frames at S/N ⅔."""
+    sigma, count, stacks = 1.5, 10, 40
+    joint, pulls, single, quoted = [], [], [], []
+    for seed in range(stacks):
+        shifts = np.random.default_rng(1000 + seed).uniform(-1.5, 1.5, (count, 2))
+        stack = frames(shifts, sigma, seed).astype(np.float32)
+        options = {"boundary": "wrap", "max_shift": 6.0}
+        found = jaxchi2.register_jointly(stack, sigma, **options)
+        error = np.asarray(found.shift) - (shifts - shifts.mean(0))
+        joint.append(error[1:] - error[:1])
+        pulls.append(error / found.stderr)
+        quoted.append(found.stderr)
+        pair = jaxchi2.register_stack(stack, "first", sigma, reference_err=sigma, verdict=False, **options)
+        single.append(np.asarray(pair.shift)[1:] - (shifts[1:] - shifts[:1]))
+        assert np.all(found.accepted)
+    # 720 independent pulls: their root mean square is known to 2.6 %, five of which are 13 %.
+    assert 0.87 < np.sqrt(np.mean(np.square(pulls))) < 1.13
+    difference = np.sqrt(2 / (1 - 1 / count)) * bound(sigma, count)
+    # Differences with one frame in common count for half as many numbers.
+    assert np.sqrt(np.mean(np.square(joint))) < 1.3 * difference
+    assert np.sqrt(np.mean(np.square(single))) > 1.1 * np.sqrt(np.mean(np.square(joint)))
+    np.testing.assert_allclose(np.mean(quoted), bound(sigma, count), rtol=0.08)
+
+
+def test_exact_without_noise(x64):
+    shifts = rng.uniform(-2, 2, (5, 2))
+    found = jaxchi2.register_jointly(frames(shifts, 0.0, 0), 0.01, boundary="wrap", tolerance=1e-6)
+    np.testing.assert_allclose(found.shift, shifts - shifts.mean(0), atol=1e-7)
+    np.testing.assert_allclose(np.mean(found.shift, 0), 0, atol=1e-12)
+    assert found.moved <= 1e-6
+
+
+def test_bad_frames_are_rejected_and_reported():
+    """Another scene, a dead frame, and one that only has a few wild pixels too many."""
+    shifts = np.linspace([-1.0, 0.5], [1.0, -0.5], 8)
+    stack = frames(shifts, 0.3, 4)
+    stack[2] = scene((N, N), 2.0, seed=77, smooth=True) + 0.3 * rng.normal(size=(N, N))
+    stack[5] = np.nan
+    stack[6, ::5, ::5] += 5.0
+    found = jaxchi2.register_jointly(stack, 0.3, boundary="wrap")
+    np.testing.assert_array_equal(found.accepted, [True, True, False, True, True, False, False, True])
+    good = np.asarray(found.accepted)
+    assert np.all(np.isnan(found.shift[~good]))
+    assert np.all(found.registration.status[5] != 0)
+    assert found.registration.p_value[2] < 1e-6
+    truth = shifts - shifts[good].mean(0)
+    assert np.all(np.abs(found.shift - truth)[good] < 6 * found.stderr[good])
+    # The image is that of the accepted frames; the Nyquist waves of even axes lose some of their noise.
+    np.testing.assert_allclose(found.variance, 0.3**2 / 5, rtol=0.05)
+
+
+def test_drift_prior_bridges_a_gap_and_lowers_the_scatter():
+    step, sigma, count = 0.05, 1.5, 24
+    shifts = np.cumsum(np.random.default_rng(8).normal(0, step, (count, 2)), 0)
+    stack = frames(shifts, sigma, 9)
+    stack[11:13] = np.nan
+    free = jaxchi2.register_jointly(stack, sigma, boundary="wrap", max_shift=5.0)
+    held = jaxchi2.register_jointly(stack, sigma, boundary="wrap", max_shift=5.0, drift=step)
+    good = np.asarray(held.accepted)
+    assert not good[11:13].any()
+    truth = shifts - shifts[good].mean(0)
+    assert np.all(np.isfinite(held.shift))
+    assert np.all(np.abs(held.shift - truth) < 6 * held.stderr)
+    assert np.sqrt(np.mean((held.shift - truth)[good] ** 2)) < 0.7 * np.sqrt(
+        np.nanmean((free.shift - (shifts - shifts[np.asarray(free.accepted)].mean(0))) ** 2)
+    )
+    assert np.all(held.stderr[12] > held.stderr[9])
+
+
+def test_covariances_are_the_inverse_of_the_joint_hessian(x64):
+    """The chain against one dense matrix, marginals and between frames, with and without a prior."""
+    count, ndim = 6, 2
+    blocks = rng.normal(size=(count, ndim, ndim))
+    information = blocks @ np.swapaxes(blocks, 1, 2) + np.eye(ndim)
+    information[3] = 0
+    for stiffness in (np.zeros(2), np.array([3.0, 0.7])):
+        dense = np.zeros((count, ndim, count, ndim))
+        for t in range(count):
+            dense[t, :, t, :] += information[t]
+        for t in range(count - 1):
+            for a, b, sign in ((t, t, 1), (t + 1, t + 1, 1), (t, t + 1, -1), (t + 1, t, -1)):
+                dense[a, :, b, :] += sign * np.diag(stiffness)
+        accepted = np.arange(count) != 3
+        kept = np.arange(count) if stiffness.any() else np.flatnonzero(accepted)
+        matrix = dense[np.ix_(kept, range(ndim), kept, range(ndim))].reshape(len(kept) * ndim, -1)
+        inverse = np.linalg.inv(matrix)
+        rhs = rng.normal(size=(count, ndim, 1))
+        solution, marginal = solve_chain(information, stiffness, rhs)
+        np.testing.assert_allclose(np.asarray(solution)[kept].ravel(), inverse @ rhs[kept].ravel(), rtol=1e-9)
+        centre = np.eye(len(kept)) - np.where(accepted[kept], 1 / accepted.sum(), 0.0)[None, :]
+        centre = np.kron(centre, np.eye(ndim))
+        centred = (centre @ inverse @ centre.T).reshape(len(kept), ndim, len(kept), ndim)
+        empty = jaxchi2.JointRegistration(*[None] * 10)
+        found = empty._replace(information=information, stiffness=stiffness, accepted=accepted)
+        for i, t in enumerate(kept):
+            column = np.asarray(found.covariance_with(t))[kept]
+            np.testing.assert_allclose(column, np.moveaxis(centred[:, :, i, :], 0, 0), rtol=1e-8, atol=1e-12)
+        assert np.all(np.isfinite(np.asarray(marginal)[kept]))
+
+
+def test_windows_of_a_scene(x64):
+    """The default boundary, an error for each frame, float64."""
+    big = scene((60, 60), 3.0, seed=6)
+    offsets = np.array([[0, 0], [1, -2], [-1, 1], [2, 2], [0, -1]])
+    stack = np.stack([big[10 - a : 34 - a, 12 - b : 36 - b] for a, b in offsets])
+    sigma = np.array([0.05, 0.1, 0.05, 0.08, 0.05])
+    stack = stack + sigma[:, None, None] * rng.normal(size=stack.shape)
+    found = jaxchi2.register_jointly(stack, sigma, max_shift=6.0)
+    assert np.all(found.accepted)
+    assert np.all(np.abs(found.shift - (offsets - offsets.mean(0))) < 6 * found.stderr)
+
+
+def test_jit():
+    shifts = np.linspace([-1.0, 0.5], [1.0, -0.5], 4)
+    stack = frames(shifts, 0.1, 4)
+    found = jax.jit(lambda s: jaxchi2.register_jointly(s, boundary="wrap").shift)(stack)
+    np.testing.assert_allclose(found, shifts - shifts.mean(0), atol=0.05)
+
+
+def test_bad_input_raises():
+    stack = np.zeros((4, 8, 8))
+    for given, message in [
+        ({"stack": stack[:2]}, "three or more frames"),
+        ({"reference": "previous"}, "reference must be 'first', 'mean' or an image"),
+        ({"max_rounds": 0}, "max_rounds must be a positive integer"),
+        ({"drift": np.ones(3)}, "drift must be a scalar or hold 2 values"),
+        ({"err": np.ones(3)}, "err must be a scalar"),
+        ({"mask": np.zeros(3, bool)}, "mask must have the shape"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            jaxchi2.register_jointly(**({"stack": stack, "err": 1.0} | given))

@@ -1,0 +1,188 @@
+"""Stacks: every frame as by itself, whatever the chunk, the reference and the options."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from direct import moved, scene
+
+import jaxchi2
+from jaxchi2.batch import default_batch_size, in_chunks
+from jaxchi2.pair import Search
+from jaxchi2.registration import Status
+
+SHAPE = (16, 18)
+COUNT = 7
+rng = np.random.default_rng(5)
+SCENE = scene(SHAPE, 2.0, seed=3, smooth=True)
+SHIFTS = rng.uniform(-2.5, 2.5, (COUNT, 2))
+STACK = np.stack([moved(SCENE, s) for s in SHIFTS]) + 0.1 * rng.normal(size=(COUNT, *SHAPE))
+ERR_MAP = rng.uniform(0.08, 0.15, SHAPE)
+HOLES = STACK.copy()
+HOLES[2, 3, 4] = np.nan
+HOLES[4] = np.nan
+BAD_MAP = np.where(rng.random(SHAPE) < 0.1, np.nan, ERR_MAP)
+COMMON_MASK = rng.random(SHAPE) < 0.1
+
+CASES = {
+    "one error": (STACK, 0.1, {}),
+    "window": (STACK, 0.1, {"max_shift": 2.9}),
+    "unknown error": (STACK, None, {}),
+    "error map": (STACK, ERR_MAP, {"max_shift": 2.9}),
+    "gain and background": (STACK, BAD_MAP, {"fit_gain": True, "fit_background": True, "max_shift": 2.9}),
+    "mask": (STACK, None, {"mask": COMMON_MASK}),
+    "holes": (HOLES, 0.1, {}),
+    "noise in both": (STACK, 0.1, {"reference_err": 0.1}),
+    "overlap": (HOLES, ERR_MAP, {"boundary": "overlap"}),
+}
+
+
+def same(found, expected, rtol):
+    """All fields equal to rounding; χ² differences, small ones of large numbers, to that of their size."""
+    for name, a, b in zip(found._fields, found, expected, strict=True):
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            atol = 300 * rtol if name == "runner_up" else rtol
+            np.testing.assert_allclose(x, y, rtol, atol, err_msg=name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_frame_of_a_stack_is_as_by_itself(name, x64):
+    stack, err, options = CASES[name]
+    options = {"boundary": "wrap"} | options
+    found = jaxchi2.register_stack(stack, SCENE, err, batch_size=3, **options)
+    alone = jax.jit(lambda image: jaxchi2.register(SCENE, image, err, **options))
+    expected = jax.tree.map(lambda *x: np.stack(x), *[alone(image) for image in stack])
+    same(found, expected, 1e-9)
+    assert np.all(found.status[~np.isfinite(stack).any((1, 2))] & Status.NO_DATA)
+
+
+def test_float32(dtype):
+    found = jaxchi2.register_stack(STACK.astype(dtype), SCENE.astype(dtype), 0.1, boundary="wrap")
+    assert found.shift.dtype == dtype
+    pulls = (found.shift - SHIFTS) / found.stderr
+    # 14 normal deviates: the root mean square above 1.9 once in a million.
+    assert np.sqrt(np.mean(np.square(pulls))) < 1.9
+
+
+def test_each_frame_its_own(x64):
+    """Errors, masks, references and first guesses for every frame."""
+    errs = rng.uniform(0.08, 0.15, COUNT)
+    masks = rng.random(STACK.shape) < 0.05
+    guesses = np.round(SHIFTS)
+    options = {"boundary": "wrap", "verdict": False}
+    found = jaxchi2.register_stack(
+        STACK, STACK[::-1], errs, mask=masks, search=Search(initial=SHIFTS - SHIFTS[::-1]), **options
+    )
+    expected = jax.vmap(
+        lambda reference, image, err, mask, initial: jaxchi2.register(
+            reference, image, err, mask=mask, search=Search(initial=initial), **options
+        )
+    )(STACK[::-1], STACK, errs, masks, SHIFTS - SHIFTS[::-1])
+    same(found, expected, 1e-9)
+    prior = (guesses, np.tile(0.1 * np.eye(2), (COUNT, 1, 1)))
+    found = jaxchi2.register_stack(STACK, SCENE, 0.1, search=Search(prior=prior), **options)
+    expected = jax.vmap(
+        lambda image, *prior: jaxchi2.register(SCENE, image, 0.1, search=Search(prior=prior), **options)
+    )(STACK, *prior)
+    same(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 5, 7, 100])
+def test_chunks_cover_every_frame_once(batch_size):
+    frames = {"a": jnp.arange(7.0), "b": jnp.arange(14).reshape(7, 2)}
+    found = in_chunks(lambda x: x["a"] * 2 + x["b"].sum(1), frames, batch_size)
+    np.testing.assert_array_equal(found, 2 * np.arange(7.0) + frames["b"].sum(1))
+
+
+def test_chunked_is_unchunked(x64):
+    whole = jaxchi2.register_stack(HOLES, "first", 0.1, boundary="wrap", verdict=False, batch_size=COUNT)
+    chunked = jaxchi2.register_stack(HOLES, "first", 0.1, boundary="wrap", verdict=False, batch_size=2)
+    same(whole, chunked, 1e-10)
+
+
+def test_references(x64):
+    options = {"boundary": "wrap", "verdict": False}
+    first = jaxchi2.register_stack(HOLES, "first", 0.1, **options)
+    same(first, jaxchi2.register_stack(HOLES, HOLES[0], 0.1, **options), 1e-10)
+    assert np.all(first.shift[0] == 0)
+    mean = jaxchi2.register_stack(HOLES, err=0.1, **options)
+    same(mean, jaxchi2.register_stack(HOLES, np.nanmean(HOLES, 0), 0.1, **options), 1e-10)
+    steps = jaxchi2.register_stack(STACK, "previous", 0.1, **options)
+    expected = np.diff(SHIFTS, axis=0)
+    # Noise in both: √2 of the quoted error; 12 deviates above 5.5 of those once in a million.
+    assert np.all(np.abs(steps.shift[1:] - expected) < 5.5 * np.sqrt(2) * steps.stderr[1:])
+    assert np.all(steps.shift[0] == 0)
+
+
+def test_jit_and_gradient(x64):
+    """In a program of the user's, differentiable through chunks and reference."""
+
+    @jax.jit
+    def loss(stack):
+        return jnp.sum(jaxchi2.register_stack(stack, "first", 0.1, boundary="wrap", batch_size=2).shift ** 2)
+
+    direction = rng.normal(size=STACK.shape)
+    found = jnp.vdot(jax.jit(jax.grad(loss))(STACK), direction)
+    step = 1e-4
+    expected = (loss(STACK + step * direction) - loss(STACK - step * direction)) / (2 * step)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_volumes(x64):
+    volume = scene((6, 8, 7), 2.0, seed=2, smooth=True)
+    shifts = np.array([[0.4, -1.2, 0.7], [-0.3, 0.8, 1.1]])
+    stack = np.stack([moved(volume, s) for s in shifts])
+    found = jaxchi2.register_stack(stack, volume, 0.1, boundary="wrap", verdict=False)
+    np.testing.assert_allclose(found.shift, shifts, atol=1e-9)
+
+
+def test_inputs_stay_as_they_are():
+    stack = np.asfortranarray(STACK.astype(">f4"))
+    before = stack.copy()
+    jaxchi2.register_stack(stack, "first", 0.1, boundary="wrap", verdict=False)
+    np.testing.assert_array_equal(stack, before)
+
+
+def test_batch_size_follows_memory(monkeypatch):
+    small = default_batch_size((32, 32), 4)
+    assert small > default_batch_size((512, 512), 4) >= 1
+    assert default_batch_size((32, 32), 4, memory_limit=24 * 4096 * 3) == 3
+    assert default_batch_size((32, 32), 4, memory_limit=40 * 4096 * 3, padded=True) == 3
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    many = default_batch_size((64, 64), 4, memory_limit=2**45)
+    assert many * 5 * 64 * 64 * 4 <= 2**32
+    with pytest.raises(ValueError, match=r"memory_limit must leave room for one frame, \d+ bytes, not 5"):
+        default_batch_size((32, 32), 4, memory_limit=5)
+
+
+REFUSED = [
+    (ValueError, "stack must have a frame axis", {"stack": SCENE}),
+    (ValueError, "stack must have a frame axis", {"stack": STACK[:0]}),
+    (TypeError, "stack must be an array of real", {"stack": STACK.astype(complex)}),
+    (ValueError, "reference must be one of", {"reference": "median"}),
+    (ValueError, "reference must have the 2 axes", {"reference": STACK[:3]}),
+    (ValueError, r"err must have the shape of a frame", {"err": np.ones(3)}),
+    (ValueError, r"reference_err must have the shape", {"reference_err": np.ones((2, 2))}),
+    (TypeError, "mask must be boolean", {"mask": np.ones(SHAPE)}),
+    (
+        ValueError,
+        r"mask must have the shape of a frame, \(16, 18\), of stack, not",
+        {"mask": np.ones(3, bool)},
+    ),
+    (ValueError, r"initial must have shape \(2,\) or \(7, 2\)", {"search": Search(initial=np.zeros((3, 2)))}),
+    (TypeError, "search must be a Search", {"search": None}),
+    (ValueError, "batch_size must be a positive integer", {"batch_size": 0}),
+    (ValueError, "batch_size must be a positive integer", {"batch_size": True}),
+    (ValueError, "memory_limit must leave room", {"memory_limit": 10}),
+    (TypeError, "mesh must be a jax.sharding.Mesh", {"mesh": 8}),
+    (TypeError, "verdict must be True or False", {"verdict": 1}),
+    (ValueError, "boundary must be one of", {"boundary": "periodic"}),
+    (ValueError, "clip must be a number", {"clip": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "given"), REFUSED)
+def test_bad_input_raises_at_once(error, message, given):
+    arguments = {"stack": STACK, "reference": "first", "err": 0.1, "boundary": "wrap"} | given
+    with pytest.raises(error, match=message):
+        jaxchi2.register_stack(**arguments)
