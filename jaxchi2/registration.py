@@ -30,7 +30,7 @@ class Status(IntFlag):
 
     NO_DATA, LITTLE_OVERLAP, FLAT, NOT_CONVERGED and OUT_OF_WINDOW leave no answer: shift and errors are NaN,
     and only the first that applies is set. The others are doubts about an answer that is there, and add up.
-    AT_BOUND is for `fit` alone, which sets no other doubt.
+    AT_BOUND is for `fit` alone, which sets no other doubt; UNREADABLE for streams, where there is no frame.
     """
 
     OK = 0

@@ -428,14 +428,22 @@ def _open_tiff(name: str, inside: str | None, label: str) -> Frames:
     with ExitStack() as opened:
         file = opened.enter_context(tifffile.TiffFile(name))
         series = file.series[0]
-        axes, dtype, offset = series.axes, series.dtype, series.dataoffset
-        layout = _layout(label, series.shape)
+        axes, shape, dtype, offset = series.axes, series.shape, series.dtype, series.dataoffset
+        # Pages written one by one are a series each.
+        alone = len(file.series) > 1 and len(series.pages) == 1 and all(s.shape == shape for s in file.series)
+        if alone:
+            axes, shape, offset = f"I{axes}", (len(file.series), *shape), None
+        if axes[0] in "YXS":
+            raise ValueError(
+                f"{label} holds one image: a stack has a frame axis (axes {axes}, shape {shape})"
+            )
+        layout = _layout(label, shape)
         inner = axes[layout.lead + 1 :]
         channels = layout.raw[inner.index("C")] if "C" in inner else 1
         if channels > 1 and channel is None:
             raise ValueError(f"{label} has {channels} channels (axes {axes}): choose one, {label}[C=0]")
         if channel is not None and not ("C" in inner and channel < channels):
-            raise ValueError(f"{label}: there is no such channel (axes {axes}, shape {series.shape})")
+            raise ValueError(f"{label}: there is no such channel (axes {axes}, shape {shape})")
         opened.pop_all()
 
     def picked(frame: Any) -> Any:
@@ -446,17 +454,20 @@ def _open_tiff(name: str, inside: str | None, label: str) -> Frames:
             frame, left = np.take(frame, channel, left.index("C")), left.replace("C", "")
         return luminance(np.moveaxis(frame, left.index("S"), -1)) if "S" in left else frame
 
-    if offset is not None:
-        raw = _raw_frames(name, offset, np.dtype(dtype).newbyteorder(file.byteorder), layout.raw)
-    else:
-        pages = len(series.pages) // layout.length
+    pages = len(series.pages) // layout.length
 
-        def raw(start: int, stop: int) -> Any:
-            data = file.asarray(key=range(start * pages, stop * pages), series=0)
-            return data.reshape(stop - start, *layout.raw)
+    def raw(start: int, stop: int) -> Any:
+        if alone:
+            return [page.asarray() for page in file.series[start:stop]]
+        data = file.asarray(key=range(start * pages, stop * pages), series=0)
+        return data.reshape(stop - start, *layout.raw)
+
+    read: Fetch = raw
+    if offset is not None:
+        read = _raw_frames(name, offset, np.dtype(dtype).newbyteorder(file.byteorder), layout.raw)
 
     def fetch(start: int, stop: int) -> Any:
-        return [picked(frame) for frame in raw(start, stop)]
+        return [picked(frame) for frame in read(start, stop)]
 
     return _with_first(label, layout.length, fetch, dtype, path=name, close=file.close)
 

@@ -308,7 +308,8 @@ class _Registrar:
         missing = self._missing(first, len(pixels))
         padded = np.full((len(missing), shift.shape[1]), np.nan, pixels.dtype)
         padded[: len(shift)] = shift
-        return np.asarray(align_stack(_filled(pixels, missing, self.last), padded).image)[: len(pixels)]
+        full = _filled(pixels, missing, self.last)
+        return np.asarray(align_stack(full, padded, mask=self.options.get("mask")).image)[: len(pixels)]
 
     def _missing(self, first: int, count: int) -> np.ndarray:
         """Which frames of a full chunk there are not."""

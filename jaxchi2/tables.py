@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -145,23 +146,34 @@ class TextTable:
         return text.getvalue().replace(os.linesep, "\n").encode()
 
     def _find_rows(self, data: bytes, chunk: int, length: int | None) -> None:
-        begin = self._end_of_header(data)
-        if begin is None:
+        lines = data.split(b"\n")
+        comments = 0
+        while comments < len(lines) and lines[comments].startswith(b"#"):
+            comments += 1
+        names = ",".join(self.types).encode()
+        if len(lines) <= comments + 1:
+            # A header cut short has no rows below it.
+            begun = (b"# %ECSV" if self.is_ecsv else names)[: len(data)]
+            if not data.startswith(begun):
+                raise ValueError(_FOREIGN.format(path=self.path))
             return
-        self.end = begin
+        header = b"\n".join(lines[: comments + 1]) + b"\n"
+        settings = self._settings_of(header)
+        if lines[comments] != names:
+            # Of a run with other options, which the settings tell.
+            self.settings = settings
+            return
         rows: list[list[str]] = []
-        ends = [begin]
+        ends = [len(header)]
         # What follows the last line break is the beginning of a row; a damaged disk may leave worse.
-        for line in data[begin:].split(b"\n")[:-1]:
+        for line in lines[comments + 1 : -1]:
             fields = line.decode("ascii", "replace").split(",")
             if len(fields) != len(self.types) or fields[0] != str(len(rows)):
                 break
             rows.append(fields)
             ends.append(ends[-1] + len(line) + 1)
-        if not rows:
-            self.settings = None
         whole = len(rows) if len(rows) == length else len(rows) // chunk * chunk
-        self.end = ends[whole]
+        self.settings, self.end = settings if rows else None, ends[whole]
         if whole:
             parts = zip(*rows[:whole], strict=True)
             self.columns = {
@@ -169,37 +181,14 @@ class TextTable:
                 for (name, dtype), part in zip(self.types.items(), parts, strict=True)
             }
 
-    def _end_of_header(self, data: bytes) -> int | None:
-        """Where the rows begin, None if the header is not whole."""
-        lines = data.split(b"\n")
-        comments = 0
-        while comments < len(lines) and lines[comments].startswith(b"#"):
-            comments += 1
-        header = b"\n".join(lines[: comments + 1]) + b"\n"
-        whole = len(lines) > comments + 1
-        if self.is_ecsv:
-            if not whole:
-                if not b"# %ECSV".startswith(data[:7]):
-                    raise ValueError(_FOREIGN.format(path=self.path))
-                return None
-            table = optional("astropy.table", "astropy").Table
-            try:
-                self.settings = table.read(header.decode(), format="ascii.ecsv").meta[_KEY]
-            except Exception as error:
-                raise ValueError(_FOREIGN.format(path=self.path)) from error
-            return len(header)
+    def _settings_of(self, header: bytes) -> dict[str, Any]:
         try:
-            settings = json.loads(self.beside.read_bytes())
-        except (OSError, ValueError) as error:
-            if not data:
-                return None
+            if not self.is_ecsv:
+                return json.loads(self.beside.read_bytes())
+            table = optional("astropy.table", "astropy").Table
+            return table.read(header.decode(), format="ascii.ecsv").meta[_KEY]
+        except Exception as error:
             raise ValueError(_FOREIGN.format(path=self.path)) from error
-        if not whole:
-            return None
-        if header != self._header({}):
-            raise ValueError(_FOREIGN.format(path=self.path))
-        self.settings = settings
-        return len(header)
 
 
 class ParquetTable:
@@ -216,8 +205,8 @@ class ParquetTable:
         self.schema: Any = None
         self.parts = 0
         self.folder: int | None = None
-        if path.exists() and not (path.is_dir() and all(self._is_part(item) for item in path.iterdir())):
-            raise ValueError(f"{path} exists and is no table of registered frames: give another name")
+        if path.exists():
+            self._check_own()
         if resume and path.exists():
             self._find_rows(chunk, length)
 
@@ -239,6 +228,8 @@ class ParquetTable:
         data = io.BytesIO()
         self.parquet.write_table(table, data)
         _replace(self._part(self.parts), data.getvalue())
+        if self.folder is not None:
+            os.fsync(self.folder)
         self.parts += 1
 
     def close(self) -> None:
@@ -252,9 +243,18 @@ class ParquetTable:
     def _part(self, number: int) -> Path:
         return self.path / f"part-{number:06d}.parquet"
 
-    @staticmethod
-    def _is_part(path: Path) -> bool:
-        return path.name.lstrip(".").startswith("part-")
+    def _check_own(self) -> None:
+        """Refuse a folder of other things, of which parts that are not whole would be removed."""
+        name = re.compile(r"part-\d{6}\.parquet|\.part-\d{6}\.parquet\.new")
+        own = self.path.is_dir() and all(name.fullmatch(item.name) for item in self.path.iterdir())
+        if own and self._part(0).exists():
+            try:
+                own = _KEY.encode() in (self.parquet.read_schema(self._part(0)).metadata or {})
+            except (OSError, ValueError):
+                # A part that is damaged is done again.
+                return
+        if not own:
+            raise ValueError(f"{self.path} exists and is no table of registered frames: give another name")
 
     def _find_rows(self, chunk: int, length: int | None) -> None:
         found = [self.columns]
@@ -262,11 +262,10 @@ class ParquetTable:
         while rows != length and self._part(self.parts).exists():
             try:
                 table = self.parquet.read_table(self._part(self.parts), partitioning=None, memory_map=False)
-                settings = json.loads(table.schema.metadata[_KEY.encode()])
+                self.settings = self.settings or json.loads(table.schema.metadata[_KEY.encode()])
                 part = {name: table[name].to_numpy().astype(dtype) for name, dtype in self.types.items()}
             except (KeyError, OSError, TypeError, ValueError):
                 break
-            self.settings = self.settings or settings
             if len(table) != chunk and rows + len(table) != length:
                 break
             found.append(part)

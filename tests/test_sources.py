@@ -37,6 +37,13 @@ def write_compressed_tiff(path, stack):
     return path
 
 
+def write_pages(path, stack):
+    with tifffile.TiffWriter(path) as file:
+        for page in stack:
+            file.write(page, compression="zlib", photometric="minisblack")
+    return path
+
+
 def write_ome(path, stack):
     both = np.stack([stack, stack + 1], axis=1)
     tifffile.imwrite(path, both, metadata={"axes": "TCYX"}, photometric="minisblack")
@@ -85,6 +92,7 @@ FILES = {
     "fits extension, compressed": (write_compressed_fits, "a.fits"),
     "tiff": (write_tiff, "a.tif"),
     "tiff, compressed": (write_compressed_tiff, "a.tif"),
+    "tiff, page by page": (write_pages, "a.tif"),
     "ome-tiff": (write_ome, "a.ome.tif"),
     "tiff, colours": (write_colours, "a.tif"),
     "hdf5": (write_hdf5, "a.h5"),
@@ -273,6 +281,7 @@ def make(tmp_path):
     np.save(tmp_path / "fortran.npy", np.asfortranarray(STACK))
     np.save(tmp_path / "complex.npy", STACK.astype(complex))
     write_ome(tmp_path / "a.ome.tif", STACK)
+    tifffile.imwrite(tmp_path / "colour.tif", np.zeros((9, 8, 3), np.uint8), photometric="rgb")
     write_hdf5_by_name(tmp_path / "a.h5", STACK)
     write_zarr_group(tmp_path / "a.zarr", STACK)
     (tmp_path / "b.png").write_bytes(b"")
@@ -290,6 +299,7 @@ def make(tmp_path):
         ("complex.npy", TypeError, "real numbers"),
         ("bad.npy", ValueError, "bad.npy"),
         ("image.npy[1]", ValueError, "but one thing"),
+        ("colour.tif", ValueError, "holds one image"),
         ("a.ome.tif", ValueError, "2 channels"),
         ("a.ome.tif[C=2]", ValueError, "no such channel"),
         ("a.ome.tif[2]", ValueError, r"\[C=0\]"),

@@ -39,7 +39,8 @@ def made(count=COUNT):
 
 
 STACK = made()
-SIGMA = 100 * ERR
+# The reference has noise too.
+SIGMA = 150 * ERR
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -142,7 +143,7 @@ def test_steps_go_on_after_gaps_and_interruptions(tmp_path):
     # Aligned by the sum of the steps, all lie on the first.
     images = np.load(aligned)
     assert np.isnan(images[3]).all()
-    assert np.std(images[kept] - STACK[0], axis=(1, 2)).max() < 2 * SIGMA
+    assert np.nanstd(images[kept] - STACK[0], axis=(1, 2)).max() < 2 * SIGMA
     # Frame 3, the last of the first chunk, is not there to be gone on from.
     whole = table.read_bytes()
     for chunks in (1, 2):
@@ -301,13 +302,14 @@ def test_other_settings_are_refused(suffix, tmp_path):
     other = STACK.copy()
     other[0, 0, 0] += 1
     for change, text in (
-        ({"err": 2 * SIGMA}, "err was 20.0 and is 40.0"),
+        ({"err": 2 * SIGMA}, "err was 30.0 and is 60.0"),
         ({"reference": "mean"}, "reference was 'first' and is 'mean'"),
         ({"reference": STACK[0]}, "reference was 'first' and is 'int16 16x16 sha256"),
         ({"chunk": 5}, "chunk was 4 and is 5"),
         ({"boundary": "overlap"}, "options was .*wrap.* and is .*overlap"),
         ({"source": STACK[:9]}, "frames was 10 and is 9"),
         ({"source": other}, "first was"),
+        ({"fit_gain": True}, "options was .* and is .*fit_gain"),
         ({"aligned": tmp_path / "a.npy"}, "aligned was None and is 'a.npy'"),
         ({"source": list(STACK)}, "source was 'array' and is 'sequence'"),
     ):
@@ -346,12 +348,15 @@ def test_foreign_files_are_left_alone(tmp_path):
             with pytest.raises(ValueError, match="no table of registered frames"):
                 register_file(STACK, "first", table=tmp_path / name, **OPTIONS)
             assert (tmp_path / name).read_text() == text
-    (tmp_path / "a.parquet").mkdir()
-    (tmp_path / "a.parquet" / "thesis.tex").write_text("")
-    for resume in (True, False):
-        with pytest.raises(ValueError, match="no table of registered frames"):
-            register_file(STACK, "first", table=tmp_path / "a.parquet", resume=resume, **OPTIONS)
-    assert (tmp_path / "a.parquet" / "thesis.tex").exists()
+    pyarrow = pytest.importorskip("pyarrow")
+    for name in ("thesis.tex", "part-000000.parquet", "part-000001.snappy.parquet"):
+        folder = tmp_path / f"{name}.parquet"
+        folder.mkdir()
+        parquet.write_table(pyarrow.table({"a": [1]}), folder / name)
+        for resume in (True, False):
+            with pytest.raises(ValueError, match="no table of registered frames"):
+                register_file(STACK, "first", table=folder, resume=resume, **OPTIONS)
+        assert (folder / name).exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
@@ -439,7 +444,10 @@ def test_volumes(tmp_path):
     table = Table.read(tmp_path / "t.ecsv")
     assert table.colnames[:7] == ["frame", "dz", "dy", "dx", "err_z", "err_y", "err_x"]
     assert {"cov_zy", "cov_zx", "cov_yx"} <= set(table.colnames)
-    np.testing.assert_allclose(tifffile.imread(tmp_path / "a.tif"), [scene] * 3, atol=1e-2)
+    images = tifffile.imread(tmp_path / "a.tif")
+    known = np.isfinite(images)
+    assert known.mean() > 0.4
+    np.testing.assert_allclose(images[known], np.stack([scene] * 3)[known], atol=1e-2)
 
 
 def test_progress(capsys):
@@ -518,8 +526,12 @@ def size(path):
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_killed_and_run_again(tmp_path):
     """The table after any number of kills is that of a run without, to the byte."""
-    whole = {"table": str(tmp_path / "whole.ecsv"), "aligned": str(tmp_path / "whole.zarr")}
-    killed = {"table": str(tmp_path / "killed.ecsv"), "aligned": str(tmp_path / "killed.zarr")}
+    whole, killed = (
+        {"table": str(tmp_path / name / "t.ecsv"), "aligned": str(tmp_path / name / "a.zarr")}
+        for name in ("whole", "killed")
+    )
+    for paths in (whole, killed):
+        os.mkdir(os.path.dirname(paths["table"]))
     common = {"tests": os.path.dirname(__file__), "cache": str(tmp_path / "cache")}
 
     def start(paths):
