@@ -50,13 +50,13 @@ def covariance_bound(columns: np.ndarray, counted: np.ndarray, noise: float) -> 
     return np.diag(np.linalg.inv(weighted @ weighted.T))[:2]
 
 
-def coherence_bound(window: np.ndarray, noise: float, share: float) -> np.ndarray:
+def coherence_bound(window: np.ndarray, noise: float, gain: float, share: float) -> np.ndarray:
     """From the spectrum of the noiseless window, tapered so that its edges do not count."""
     n = len(window)
     taper = np.hanning(n)[:, None] * np.hanning(n)[None, :]
     signal = np.abs(np.fft.fft2(window * taper)) ** 2 / np.sum(taper**2)
     k = 2 * np.pi * np.stack(np.broadcast_arrays(np.fft.fftfreq(n)[:, None], np.fft.fftfreq(n)[None, :]))
-    ratio = signal**2 / (2 * signal * noise**2 + noise**4)
+    ratio = (gain * signal) ** 2 / ((1 + gain**2) * signal * noise**2 + noise**4)
     return np.diag(np.linalg.inv(np.einsum("aij,bij,ij->ab", k, k, ratio) * share))
 
 
@@ -76,7 +76,7 @@ def frames(count: int, n: int, noise: float, masked: bool, fitted: bool, both: b
         at_y, at_x = y - shift[0], x - shift[1]
         shown = (at_y >= 0) & (at_y <= n - 1) & (at_x >= 0) & (at_x <= n - 1)
         if both:
-            bound = coherence_bound(target[window], noise, np.mean(shown & ~mask))
+            bound = coherence_bound(target[window], noise, gain, np.mean(shown & ~mask))
         else:
             columns = gain * np.stack([s[window] for s in slopes(target)])
             if fitted:
@@ -98,8 +98,6 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|")
     for both, fitted, masked in product((False, True), repeat=3):
-        if both and fitted:
-            continue  # One brightness is assumed there.
         data = frames(args.frames, args.size, args.noise, masked, fitted, both)
         for boundary in ("wrap", "overlap"):
             find = partial(
