@@ -2,9 +2,9 @@
 
     python benchmarks/noise_in_both.py [--frames 200] [--size 64]
 
-Periodic scenes of unit contrast, power falling as k^−slope or blobs with a Gaussian point spread, white noise of
-one size in both images. The bound is ``[Σ k kᵀ γ²/(1 − γ²)]⁻¹`` with the scene's own spectrum, every mode's
-power known; both methods have to do without. Columns are root mean squares over frames and axes.
+Periodic scenes of unit contrast, power falling as k^−slope or blobs with a Gaussian point spread, white noise
+of one size in both images. The bound is ``[Σ k kᵀ γ²/(1 − γ²)]⁻¹`` with the scene's own spectrum, the power of
+every mode known; both methods have to do without. Columns are root mean squares over frames and axes.
 """
 
 from __future__ import annotations
