@@ -1,10 +1,10 @@
 """Noise in both images: scatter against the coherence bound, beside DIPlib's iterative `FindShift`.
 
-    python benchmarks/noise_in_both.py [--frames 200] [--size 64]
+    python benchmarks/noise_in_both.py [--frames 600] [--size 64]
 
 Periodic scenes of unit contrast, power falling as k^−slope or blobs with a Gaussian point spread, white noise
-of one size in both images. The bound is ``[Σ k kᵀ γ²/(1 − γ²)]⁻¹`` with the scene's own spectrum, the power of
-every mode known; both methods have to do without. Columns are root mean squares over frames and axes.
+of one size in both images. The bound is ``[Σ k kᵀ γ²/(1 − γ²)]⁻¹`` with the scene's own spectrum, the power
+of every mode known; both methods have to do without. Columns are root mean squares over frames and axes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def rms(x: np.ndarray) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=200)
+    parser.add_argument("--frames", type=int, default=600)
     parser.add_argument("--size", type=int, default=64)
     args = parser.parse_args()
     print(

@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 from .coadd import align_stack, combine
 from .fourier import as_real_array
 from .noise import estimate_noise
-from .pair import Boundary, Search, as_boundary
+from .pair import Boundary, Search, as_boundary, check_max_shift
 from .registration import Registration, Status
 from .stack import register_stack
 
@@ -167,58 +167,39 @@ def register_jointly(
         )
     if err.shape == ():
         err = jnp.broadcast_to(err, (len(stack),))
-    return _register_jointly(
+    alike: dict[str, Any] = {
+        "mask": mask,
+        "boundary": as_boundary(boundary),
+        "max_shift": check_max_shift(max_shift, ndim),
+        "batch_size": batch_size,
+    }
+    start = register_stack(stack, reference, err, verdict=False, **alike)
+    stiffness = 1 / jnp.broadcast_to(step, (ndim,)) ** 2
+    return _rounds(
         stack,
         err,
-        reference,
-        mask,
-        1 / jnp.broadcast_to(step, (ndim,)) ** 2,
+        start.shift,
+        stiffness,
         min_p_value,
         tolerance,
-        boundary=as_boundary(boundary),
-        max_shift=max_shift,
         prior=drift is not None,
         max_rounds=max_rounds,
-        batch_size=batch_size,
+        **alike,
     )
-
-
-def _register_jointly(
-    stack: Array,
-    err: Array,
-    reference: str | ArrayLike,
-    mask: ArrayLike | None,
-    stiffness: Array,
-    min_p_value: ArrayLike,
-    tolerance: ArrayLike,
-    **options,
-) -> JointRegistration:
-    start = register_stack(
-        stack,
-        reference,
-        err,
-        mask=mask,
-        boundary=options["boundary"],
-        max_shift=options["max_shift"],
-        verdict=False,
-        batch_size=options["batch_size"],
-    )
-    run = partial(_rounds, **options)
-    return run(stack, err, mask, stiffness, min_p_value, tolerance, start.shift)
 
 
 @partial(jax.jit, static_argnames=("boundary", "max_shift", "prior", "max_rounds", "batch_size"))
 def _rounds(
     stack: Array,
     err: Array,
-    mask: Array | None,
+    start: Array,
     stiffness: Array,
     min_p_value: ArrayLike,
     tolerance: ArrayLike,
-    start: Array,
     *,
+    mask: ArrayLike | None,
     boundary: Boundary,
-    max_shift: float | tuple[float, ...] | None,
+    max_shift: tuple[float, ...] | None,
     prior: bool,
     max_rounds: int,
     batch_size: int | None,

@@ -7,6 +7,7 @@ and on as many devices as a mesh has.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from .batch import (
 )
 from .fourier import as_real_array
 from .layout import is_valid_error
-from .pair import ANYWHERE, Boundary, Model, Pair, Search, as_boundary, check
+from .pair import ANYWHERE, Boundary, Model, Pair, Search, as_boundary, check, check_max_shift
 from .registration import Registration, check_measure, measure, solve, with_unit
 from .terms import is_shareable, shared_reference, shared_terms
 
@@ -55,7 +56,7 @@ class Options(NamedTuple):
     boundary: Boundary
     fit_gain: bool
     fit_background: bool
-    max_shift: float | tuple[float, ...] | None
+    max_shift: tuple[float, ...] | None
     oversample: int
     clip: float | None
     verdict: bool
@@ -155,7 +156,14 @@ def register_stack(
         )
     mesh = None if mesh is None else as_mesh(mesh)
     options = Options(
-        as_boundary(boundary), fit_gain, fit_background, max_shift, oversample, clip, verdict, err is not None
+        as_boundary(boundary),
+        fit_gain,
+        fit_background,
+        check_max_shift(max_shift, stack.ndim - 1),
+        oversample,
+        clip,
+        verdict,
+        err is not None,
     )
     frames, common = _sorted(stack, reference, err, reference_err, mask, search)
     padded = options.boundary.name != "wrap"
@@ -236,32 +244,18 @@ def _is_clean(frames: Frame, common: Frame) -> bool:
 
 
 def _sorted_search(search: Search, count: int, ndim: int) -> tuple[Search, Search]:
-    own, shared = Search(), Search(fixed=search.fixed)
-
-    def put(name: str, value: ArrayLike | tuple, per_frame: bool) -> None:
-        nonlocal own, shared
-        if per_frame:
-            own = _replaced(own, name, value)
-        else:
-            shared = _replaced(shared, name, value)
-
+    own: dict = {}
+    shared: dict = {"fixed": search.fixed}
     if search.initial is not None:
         initial = jnp.asarray(search.initial)
         if initial.shape not in ((ndim,), (count, ndim)):
             raise ValueError(f"initial must have shape ({ndim},) or ({count}, {ndim}), not {initial.shape}")
-        put("initial", initial, initial.ndim == 2)
+        (own if initial.ndim == 2 else shared)["initial"] = initial
     if search.prior is not None:
         mean, covariance = (jnp.asarray(x) for x in search.prior)
-        if mean.shape == (count, ndim) and covariance.shape == (count, ndim, ndim):
-            put("prior", (mean, covariance), True)
-        else:
-            put("prior", (mean, covariance), False)
-    return own, shared
-
-
-def _replaced(search: Search, name: str, value: ArrayLike | tuple) -> Search:
-    fields = {"initial": search.initial, "prior": search.prior, "fixed": search.fixed}
-    return Search(**(fields | {name: value}))
+        each = mean.shape == (count, ndim) and covariance.shape == (count, ndim, ndim)
+        (own if each else shared)["prior"] = (mean, covariance)
+    return Search(**own), Search(**shared)
 
 
 @partial(jax.jit, static_argnames=("kind", "mesh"))
@@ -311,10 +305,8 @@ def _chunk_function(
             a if b is None else b for a, b in zip(common[1:5], frame[1:5], strict=True)
         )
         assert reference is not None
-        search = common.search
-        for name in ("initial", "prior"):
-            if getattr(frame.search, name) is not None:
-                search = _replaced(search, name, getattr(frame.search, name))
+        known = {name: x for name, x in vars(frame.search).items() if x is not None}
+        search = replace(common.search, **known)
         return check(
             reference,
             frame.image,

@@ -26,7 +26,7 @@ COMMON_MASK = rng.random(SHAPE) < 0.1
 
 CASES = {
     "one error": (STACK, 0.1, {}),
-    "window": (STACK, 0.1, {"max_shift": 2.9}),
+    "window": (STACK, 0.1, {"max_shift": [2.9, 2.8]}),
     "unknown error": (STACK, None, {}),
     "error map": (STACK, ERR_MAP, {"max_shift": 2.9}),
     "gain and background": (STACK, BAD_MAP, {"fit_gain": True, "fit_background": True, "max_shift": 2.9}),
