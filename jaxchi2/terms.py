@@ -159,8 +159,10 @@ class Chi2Terms:
         number = self.overlap
         for axis in range(number.ndim):
             number = jnp.repeat(number, self.oversample, axis)
-        share = jnp.exp(self.grid / jnp.maximum(number, 1.0))
-        return jnp.where(self.settled, self.constant * share, chi2)
+        # The derivative of an exponential of infinity would be NaN where nothing depends on it.
+        finite = jnp.isfinite(self.grid)
+        share = jnp.exp(jnp.where(finite, self.grid, 0.0) / jnp.maximum(number, 1.0))
+        return jnp.where(self.settled & finite, self.constant * share, chi2)
 
     def derivatives(self, whole: Array, fraction: Array, order: int) -> Array:
         """Partial derivatives of χ² less its constant up to ``order`` per axis at ``whole + fraction``."""
