@@ -63,7 +63,6 @@ def in_chunks(function: Callable[[Frames], Any], frames: Frames, batch_size: int
     def one(start: Array) -> Any:
         return function(jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, size), frames))
 
-    # From the frames, so that under shard_map the loop varies over the devices as they do.
     starts = np.minimum(np.arange(chunks) * size, count - size)
     results = lax.map(one, jnp.asarray(starts, jnp.int32))
     rest = count - (chunks - 1) * size

@@ -252,9 +252,8 @@ def _rounds(
         place = place + jnp.where(good[:, None], (found.shift - place) * part, 0.0)
         covariance = found.covariance * part[..., None]
         information = jnp.where(good[:, None, None], _inverse(covariance), 0.0)
-        solution, _ = solve_chain(
-            information, stiffness, jnp.einsum("tab,tb->ta", information, place)[..., None]
-        )
+        rhs = jnp.matmul(information, place[..., None], precision=lax.Precision.HIGHEST)
+        solution, _ = solve_chain(information, stiffness, rhs)
         new = jnp.where(jnp.isfinite(solution[..., 0]), solution[..., 0], jnp.nan)
         new = new - jnp.mean(new, 0, where=good[:, None])[None]
         error = jnp.sqrt(jnp.diagonal(covariance, axis1=1, axis2=2))
