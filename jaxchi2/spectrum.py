@@ -6,8 +6,9 @@ term of an even axis sits at −1/2 cycles per pixel before the real part is tak
 the familiar ``cos(πx)``; where several axes are at Nyquist together it is the cosine of the summed phase.
 This is the convention of `jaxchi2.fourier.shiftnd`, and everything here is exact for it.
 
-A `FourierSeries` has no Nyquist term left: its grid is odd, and the two halves of what was one are stored
-at both signs. It is therefore differentiated and translated without special cases.
+A product of waves, one for each axis, becomes at the Nyquist terms of the axes U the real part of their
+product, ``Re Π_U g = Π_U Re g − Σ_{a<b} Im g_a Im g_b Π_{others} Re g`` for up to three axes. So a sum over
+all modes is the sum with the real part of every wave at Nyquist, less one over the modes with two axes there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from itertools import product
+from itertools import combinations, product
 from math import prod
 
 import jax
@@ -122,27 +123,43 @@ class _Series:
         return reduce(jnp.add, [self._sum(partial(columns, axis)) for axis in range(len(displacements))])
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["coefficients"], meta_fields=["period"])
+@partial(jax.tree_util.register_dataclass, data_fields=["spectrum"], meta_fields=["grid", "period"])
 @dataclass(frozen=True)
 class FourierSeries(_Series):
-    """A trigonometric polynomial by its coefficients, ``f(s) = Re Σ_k h_k c_k exp(2πi k·s / period)``.
+    """The function of a half-plane spectrum, ``f(s) = Re Σ_k c_k exp(2πi k·s / period) / N``.
 
-    The coefficients lie on the half plane ``k_{D-1} ≥ 0`` of an odd grid; ``h`` is 1 on the column
-    ``k_{D-1} = 0`` and 2 elsewhere. Only that real part is used, so columns need not be Hermitian.
+    Only that real part is used, so the column ``k_{D-1} = 0`` need not be Hermitian.
     """
 
-    coefficients: Array
-    """Complex, shape ``(m_0, …, m_{D-2}, (m_{D-1} + 1) / 2)`` with every ``m`` odd."""
+    spectrum: Array
+    """Complex, as ``rfftn`` gives it of an array of shape ``grid``."""
+    grid: Shape = field(metadata={"static": True})
+    """Number of harmonics along each axis; their product is N."""
     period: Shape = field(metadata={"static": True})
-    """Period along each axis in pixels."""
+    """Period along each axis in pixels: ``grid`` for the interpolant of an image."""
 
     def _sum(self, columns: Columns) -> Array:
-        shape = self.coefficients.shape
-        indices = [*map(harmonics, shape[:-1]), np.arange(shape[-1])]
-        matrices = [columns(a, k, n) for a, (k, n) in enumerate(zip(indices, self.period, strict=True))]
-        half = np.where(indices[-1][:, None] == 0, 1.0, 2.0)
-        matrices[-1] = scaled(matrices[-1], jnp.asarray(half, matrices[-1].real.dtype))
-        return contract(self.coefficients, matrices).real
+        ndim = len(self.grid)
+        matrices, sines = [], {}
+        for axis, (n, m) in enumerate(zip(self.grid, self.spectrum.shape, strict=True)):
+            indices = harmonics(n)[:m]
+            waves = columns(axis, indices, self.period[axis])
+            if n % 2 == 0:
+                sines[axis] = waves[n // 2].imag
+                waves = real_at_nyquist(waves, indices, n)
+            matrices.append(waves)
+        weights = half_weights(self.grid[-1])[:, None] / prod(self.grid)
+        matrices[-1] = scaled(matrices[-1], jnp.asarray(weights, matrices[-1].real.dtype))
+        result = contract(self.spectrum, matrices).real
+        for pair in combinations(sines, 2):
+            others = [a for a in range(ndim) if a not in pair]
+            modes = self.spectrum[tuple(self.grid[a] // 2 if a in pair else slice(None) for a in range(ndim))]
+            part = contract(modes, [matrices[a] for a in others]).real
+            if ndim - 1 in pair:
+                part = part / prod(self.grid)
+            factors = [along(sines[a], a, ndim) for a in pair]
+            result = result - jnp.expand_dims(part, pair) * factors[0] * factors[1]
+        return result
 
     def by_band(self, whole: Array, fraction: Array) -> Array:
         """The series at one shift as a sum over bands of frequency, an octave wide on each axis."""
@@ -154,28 +171,15 @@ class FourierSeries(_Series):
         return self._sum(columns)
 
     def sampled(self, oversample: int) -> Array:
-        """Values at every ``1/oversample`` pixel over one period, shift zero at index zero.
-
-        The sampling grid may be one point coarser than the series' own: what is then at ±Nyquist is summed.
-        """
-        lengths = [oversample * n for n in self.period]
-        spectrum = self.coefficients
-        for axis, length in enumerate(lengths[:-1]):
-            odd = spectrum.shape[axis]
-            if length > odd:
-                spectrum = _insert_zeros(spectrum, axis, (odd + 1) // 2, length - odd)
-            elif length == odd - 1:
-                head, positive, negative, tail = jnp.split(
-                    spectrum, [length // 2, length // 2 + 1, length // 2 + 2], axis
-                )
-                spectrum = jnp.concatenate([head, positive + negative, tail], axis)
-        missing = lengths[-1] // 2 + 1 - spectrum.shape[-1]
-        if missing:
-            spectrum = _insert_zeros(spectrum, spectrum.ndim - 1, spectrum.shape[-1], missing)
-        elif lengths[-1] % 2 == 0:
-            edge = spectrum[..., -1]
-            spectrum = spectrum.at[..., -1].set(edge + jnp.conj(_reverse(edge)))
-        return jnp.fft.irfftn(spectrum, lengths) * prod(lengths)
+        """Values at every pixel or half pixel of a ``grid`` of pixels, shift zero at index zero."""
+        return interleaved(
+            [
+                jnp.fft.irfftn(_shift_by_constant(self.spectrum, self.grid, offset), self.grid)
+                if any(offset)
+                else jnp.fft.irfftn(self.spectrum, self.grid)
+                for offset in product(np.arange(0, -1, -1 / oversample).tolist(), repeat=len(self.grid))
+            ]
+        )
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["phases", "edges"], meta_fields=["period"])
@@ -222,76 +226,61 @@ class PolyphaseSeries(_Series):
     def sampled(self, oversample: int) -> Array:
         """Values at every pixel or half pixel over one period, shift zero at index zero."""
         ndim = len(self.period)
-        values = [jnp.fft.irfftn(phase, self.period) for phase in self.phases[: oversample**ndim]]
-        if oversample == 1:
-            return values[0]
-        stacked = jnp.stack(values).reshape(*(2,) * ndim, *self.period)
-        order = [axis for a in range(ndim) for axis in (ndim + a, a)]
-        return stacked.transpose(order).reshape([2 * n for n in self.period])
+        return interleaved([jnp.fft.irfftn(phase, self.period) for phase in self.phases[: oversample**ndim]])
 
 
-def _nyquist_signs(shape: Shape) -> list[np.ndarray]:
-    """Per axis of a half-plane spectrum that holds both Nyquist terms: +1 or −1 at these, else 0."""
-    signs = []
-    for axis, n in enumerate(shape):
-        last = axis == len(shape) - 1
-        sign = np.zeros(n // 2 + 1 if last else n + (n % 2 == 0), np.int32)
-        if n % 2 == 0:
-            sign[n // 2] = 1
-            if not last:
-                sign[n // 2 + 1] = -1
-        signs.append(sign)
-    return signs
+def interleaved(values: list[Array]) -> Array:
+    """One grid of samples from several of equal shape, offset by half a pixel along every axis in turn."""
+    if len(values) == 1:
+        return values[0]
+    shape, ndim = values[0].shape, values[0].ndim
+    stacked = jnp.stack(values).reshape(*(2,) * ndim, *shape)
+    order = [axis for a in range(ndim) for axis in (ndim + a, a)]
+    return stacked.transpose(order).reshape([2 * n for n in shape])
 
 
-def split_nyquist(spectrum: Array, shape: Shape) -> FourierSeries:
-    """Turn a half-plane spectrum on an n-grid into the series of the same function, Nyquist terms split.
-
-    Each mode with one or more axes at Nyquist becomes half of itself at either common sign.
-    """
-    ndim = len(shape)
-    for axis, n in enumerate(shape[:-1]):
-        if n % 2 == 0:
-            positive = lax.slice_in_dim(spectrum, 0, n // 2 + 1, axis=axis)
-            negative = lax.slice_in_dim(spectrum, n // 2, n, axis=axis)
-            spectrum = jnp.concatenate([positive, negative], axis)
-    signs = [along(sign, a, ndim) for a, sign in enumerate(_nyquist_signs(shape))]
-    original = spectrum
-    for axis in range(ndim):
-        for position in np.flatnonzero(_nyquist_signs(shape)[axis]).tolist():
-            # On the planes alone: a factor for every element would cost a pass of its own.
-            plane = [
-                s if s.shape[axis] == 1 else s[(slice(None),) * axis + (slice(position, position + 1),)]
-                for s in signs
-            ]
-            count = reduce(jnp.add, map(jnp.abs, plane))
-            aligned = jnp.abs(reduce(jnp.add, plane)) == count
-            part = lax.slice_in_dim(original, position, position + 1, axis=axis)
-            halved = scaled(part, jnp.where(aligned, 0.5, 0.0).astype(part.real.dtype))
-            spectrum = lax.dynamic_update_slice_in_dim(spectrum, halved, position, axis)
-    return FourierSeries(spectrum, shape)
+def real_at_nyquist(waves: Array, indices: np.ndarray, length: int) -> Array:
+    """Waves in columns, those at the Nyquist term replaced by their real part."""
+    kept = along(2 * indices != -length, 0, waves.ndim)
+    return lax.complex(waves.real, waves.imag * jnp.asarray(kept, waves.real.dtype))
 
 
 def shift_spectrum(spectrum: Array, shape: Shape, whole: Array, fraction: Array) -> Array:
     """Half-plane spectrum of ``M(x − whole − fraction)``, the Nyquist terms by the convention above."""
-    # Real and imaginary part of the wave of all other modes, then of that of the Nyquist terms.
-    vectors = []
+    ndim = len(shape)
+    waves, sines = [], {}
     for axis, n in enumerate(shape):
         indices = harmonics(n)[: spectrum.shape[axis]]
         phase = -cycle_phase(indices, n, whole[axis], fraction[axis])
-        cos, sin, at_nyquist = jnp.cos(phase), jnp.sin(phase), 2 * indices == -n
-        others = [jnp.where(at_nyquist, 1.0, cos), jnp.where(at_nyquist, 0.0, sin)]
-        vectors.append(jnp.stack([*others, jnp.where(at_nyquist, cos, 1.0), jnp.where(at_nyquist, sin, 0.0)]))
-    parts = vectors[0]
-    for vector in vectors[1:]:
-        # As matrix products of inner size two: a plain product would be fused with what follows, and the
-        # sines computed anew for every element.
-        left = parts[np.array([[0, 1], [1, 0], [2, 3], [3, 2]])]
-        c, s, cn, sn = vector
-        right = jnp.stack([jnp.stack([c, -s]), jnp.stack([c, s]), jnp.stack([cn, -sn]), jnp.stack([cn, sn])])
-        parts = jnp.einsum("pr...,prm->p...m", left, right, precision=lax.Precision.HIGHEST)
-    re, im = parts[0] * parts[2], parts[1] * parts[2]
+        at_nyquist = 2 * indices == -n
+        parts = [jnp.cos(phase), jnp.where(at_nyquist, 0.0, jnp.sin(phase))]
+        if n % 2 == 0:
+            parts.append(jnp.where(at_nyquist, jnp.sin(phase), 0.0))
+        parts = [along(x, axis, ndim) for x in _computed(jnp.stack(parts))]
+        waves.append((parts[0], parts[1]))
+        if n % 2 == 0:
+            sines[axis] = parts[2]
+    re, im = _outer(waves)
+    for a, b in combinations(sines, 2):
+        both = sines[a] * sines[b]
+        others = [wave for axis, wave in enumerate(waves) if axis not in (a, b)]
+        c, s = _outer(others) if others else (1.0, 0.0)
+        re, im = re - both * c, im - both * s
     return lax.complex(spectrum.real * re - spectrum.imag * im, spectrum.real * im + spectrum.imag * re)
+
+
+def _outer(waves: list[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Real and imaginary part of the product of complex waves."""
+    return reduce(lambda x, y: (x[0] * y[0] - x[1] * y[1], x[0] * y[1] + x[1] * y[0]), waves)
+
+
+def _computed(rows: Array) -> Array:
+    """The same rows, as the result of a matrix product.
+
+    Else compilers fuse a vector with what uses it and work out its sines anew for every element of an image.
+    """
+    unit = np.eye(len(rows), dtype=rows.dtype)
+    return jnp.dot(unit, rows, precision=lax.Precision.HIGHEST)
 
 
 def nyquist_power(spectrum: Array, shape: Shape) -> FourierSeries:
@@ -303,15 +292,16 @@ def nyquist_power(spectrum: Array, shape: Shape) -> FourierSeries:
     even = [n % 2 == 0 for n in shape]
     subsets = [u for u in product(*((False, True) if e else (False,) for e in even)) if any(u)]
     total = {u: _hyperplane_power(spectrum, shape, u) for u in subsets}
-    coefficients = jnp.zeros_like(spectrum, shape=(*(3 if e else 1 for e in even[:-1]), 1 + even[-1]))
+    grid = tuple(3 if e else 1 for e in even)
+    coefficients = jnp.zeros_like(spectrum, shape=(*grid[:-1], 1 + even[-1]))
     for u in subsets:
         # Inclusion and exclusion: the modes with exactly the axes u at Nyquist.
         larger = [v for v in subsets if all(b >= a for a, b in zip(u, v, strict=True))]
-        lost = sum(total[v] * (-1) ** (sum(v) - sum(u)) for v in larger) / 2
+        lost = sum(total[v] * (-1) ** (sum(v) - sum(u)) for v in larger) / 2 * prod(grid)
         # cos(2π Σ_U s) has weight 2 on the half plane, except on its edge column.
         coefficients = coefficients.at[tuple(map(int, u))].add(lost / (2 if u[-1] else 1))
         coefficients = coefficients.at[(0,) * len(shape)].add(-lost)
-    return FourierSeries(coefficients, (1,) * len(shape))
+    return FourierSeries(coefficients, grid, (1,) * len(shape))
 
 
 def _hyperplane_power(spectrum: Array, shape: Shape, at_nyquist: tuple[bool, ...]) -> Array:
@@ -366,7 +356,9 @@ def _edge(spectrum: Array, shape: Shape, weights: Array, axis: int) -> FourierSe
     series = jnp.stack(columns, axis)
     if axis < ndim - 1:
         series = series[..., : shape[-1] + 1]
-    return FourierSeries(series, tuple(1 if a == axis else n for a, n in enumerate(shape)))
+    grid = tuple(3 if a == axis else 2 * n + 1 for a, n in enumerate(shape))
+    period = tuple(1 if a == axis else n for a, n in enumerate(shape))
+    return FourierSeries(series * prod(grid), grid, period)
 
 
 def _squared_nyquist_plane(spectrum: Array, shape: Shape, axis: int) -> Array:

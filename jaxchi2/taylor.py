@@ -1,4 +1,4 @@
-"""Products and quotients of truncated Taylor series, held as tensors of partial derivatives.
+"""Products, quotients and translations of truncated Taylor series, held as tensors of partial derivatives.
 
 Entry ``[a, b]`` of a tensor of shape ``(order + 1,) * D`` is ``∂^a_0 ∂^b_1 f`` at one point. What is not
 linear in several Fourier series, such as χ² at the best gain, gets its derivatives from theirs here.
@@ -6,11 +6,13 @@ linear in several Fourier series, such as χ² at the best gain, gets its deriva
 
 from __future__ import annotations
 
-from math import comb, prod
+from math import comb, factorial, prod
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+from .spectrum import contract
 
 
 def multiply(f: Array, g: Array) -> Array:
@@ -36,3 +38,17 @@ def reciprocal(f: Array) -> Array:
         result = multiply(result, 2 * constant - multiply(f, result))
         right = 2 * right + 1
     return result
+
+
+def translate(f: Array, displacement: Array, order: int) -> Array:
+    """Derivatives at a displaced point, up to ``order``, of the polynomial with derivatives ``f`` at zero."""
+    number = f.shape[0]
+    powers = [jnp.ones_like(displacement)]
+    for _ in range(number - 1):
+        powers.append(powers[-1] * displacement)
+    factorials = np.array([factorial(p) for p in range(number)], f.dtype)
+    terms = jnp.concatenate(
+        [jnp.stack(powers, 1) / factorials[None, :], jnp.zeros_like(displacement)[:, None]], 1
+    )
+    steps = np.arange(number)[:, None] - np.arange(order + 1)[None, :]
+    return contract(f, list(terms[:, np.where(steps < 0, number, steps)]))

@@ -55,7 +55,6 @@ from .spectrum import (
     octaves,
     scaled,
     shift_spectrum,
-    split_nyquist,
 )
 from .taylor import multiply, reciprocal
 
@@ -150,6 +149,11 @@ class Chi2Terms:
     def period(self) -> Shape | None:
         """Period of χ² in pixels; None where shifts are what they are."""
         return None if self.model.boundary.name == "overlap" else self.shape
+
+    @property
+    def bandwidth(self) -> int:
+        """How many times the image's band χ² has: twice where squares of Fourier series enter."""
+        return 1 if isinstance(self.power, FourierSeries) and not self.model.gain else 2
 
     def grid_chi2(self) -> Array:
         """``grid`` as χ²: where it holds ``n ln(1 − r²)``, 1 − r² times the energy at the minimum."""
@@ -387,7 +391,7 @@ def _unweighted(spectrum: Array, energy: Array, shape: Shape, unit: Array, pedes
     return ReferenceSide(
         spectrum=spectrum,
         energy=energy,
-        power=FourierSeries(power.coefficients.at[(0,) * len(shape)].add(energy), power.period),
+        power=replace(power, spectrum=power.spectrum.at[(0,) * len(shape)].add(energy * prod(power.grid))),
         total_spectrum=None,
         mass=jnp.full_like(energy, prod(shape)),
         bands=_band_energy(spectrum, shape),
@@ -420,10 +424,9 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         side = _unweighted(spectrum, _energy(spectrum, shape), shape, side.unit, side.pedestal)
         side = side._replace(mass=side.mass * filters.image.reshape(-1)[0] ** 2)
         image_energy = _energy(image_spectrum, shape)
-    correlation = conj_product(side.spectrum, image_spectrum)
-    cross = split_nyquist(scaled(correlation, -2 / prod(shape)), shape)
+    cross = _cross(side.spectrum, image_spectrum, shape)
     if model.oversample == 1:
-        cross_grid, power_grid = _searched(correlation, shape, model) * -2, side.energy
+        cross_grid, power_grid = _searched(cross.spectrum, shape, model), side.energy
     else:
         assert isinstance(side.power, FourierSeries)
         cross_grid, power_grid = cross.sampled(2), jnp.tile(_half_pixel_values(side.power), shape)
@@ -444,7 +447,7 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         contrast=image_energy - jnp.sum(image) ** 2 / prod(shape)
         if pair.reference_err is None
         else image_energy,
-        scatter=_energy(correlation, shape) / prod(shape),
+        scatter=_energy(cross.spectrum, shape) / (4 * prod(shape)),
         bands=(side.bands, _band_energy(image_spectrum, shape)),
         flat=jnp.zeros_like(image_energy, dtype=bool),
         settled=jnp.zeros_like(image_energy, dtype=bool),
@@ -455,6 +458,10 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         shape=shape,
         frame=shape,
     )
+
+
+def _cross(reference: Array, image: Array, shape: Shape) -> FourierSeries:
+    return FourierSeries(conj_product(scaled(reference, -2.0), image), shape, shape)
 
 
 def _searched(spectrum: Array, shape: Shape, model: Model) -> Array:
@@ -500,7 +507,7 @@ def _band_energy(spectrum: Array, shape: Shape) -> Array:
 
 def _half_pixel_values(power: FourierSeries) -> Array:
     """A series of period one pixel at 0 and ½ on every axis, shape ``(2,)*D``."""
-    ndim, dtype = power.coefficients.ndim, power.coefficients.real.dtype
+    ndim, dtype = power.spectrum.ndim, power.spectrum.real.dtype
     steps = [jnp.asarray([0.0, 0.5], dtype)] * ndim
     zero = jnp.zeros(ndim, jnp.int32), jnp.zeros(ndim, dtype)
     return power.derivatives(*zero, 0) + power.differences(*zero, steps)
@@ -581,13 +588,10 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
         shared = jnp.sum(weights * image) / jnp.where(mass > 0, mass, 1.0)
         image = image - shared
     image_spectrum = jnp.fft.rfftn(weights * image)
-    correlation = conj_product(side.spectrum, image_spectrum)
     constant = jnp.sum(weights * image**2)
-    cross = split_nyquist(scaled(correlation, -2 / size), shape)
-    total = None
-    if side.total_spectrum is not None:
-        total = split_nyquist(scaled(side.total_spectrum, 1 / size), shape)
-    grid = _search_grid(layout, correlation, cross, side, total, constant, model)
+    cross = _cross(side.spectrum, image_spectrum, shape)
+    total = None if side.total_spectrum is None else FourierSeries(side.total_spectrum, shape, shape)
+    grid = _search_grid(layout, cross, side, total, constant, model)
     return Chi2Terms(
         cross=cross,
         power=side.power,
@@ -603,7 +607,7 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
         n_valid=jnp.sum(weights > 0, dtype=jnp.int32),
         amplitude=jnp.sqrt(side.energy) * jnp.sqrt(constant),
         contrast=constant - jnp.sum(weights * image) ** 2 / jnp.where(mass > 0, mass, 1.0),
-        scatter=_energy(correlation, shape) / size,
+        scatter=_energy(cross.spectrum, shape) / (4 * size),
         bands=(side.bands, _band_energy(image_spectrum, shape)),
         flat=flat,
         settled=layout.settled,
@@ -618,24 +622,22 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
 
 def _search_grid(
     layout: Layout,
-    correlation: Array,
     cross: FourierSeries,
     side: ReferenceSide,
     total: FourierSeries | None,
     constant: Array,
     model: Model,
 ) -> Array:
-    over, ndim, shape = model.oversample, correlation.ndim, layout.reference.shape
+    over, ndim, shape = model.oversample, layout.reference.ndim, layout.reference.shape
     power, mass = side.power, side.mass
     assert isinstance(power, PolyphaseSeries)
 
     def of_the_series() -> Array:
         if over == 1 and not (model.gain or model.background):
-            return _searched(power.phases[0] - scaled(correlation, 2.0), shape, model)
+            return _searched(power.phases[0] + cross.spectrum, shape, model)
         if over == 1:
-            on_grid, cross_grid = (_searched(x, shape, model) for x in (power.phases[0], correlation))
-            cross_grid = -2 * cross_grid
-            total_grid = 0.0 if side.total_spectrum is None else _searched(side.total_spectrum, shape, model)
+            on_grid, cross_grid = (_searched(x, shape, model) for x in (power.phases[0], cross.spectrum))
+            total_grid = 0.0 if total is None else _searched(total.spectrum, shape, model)
         else:
             on_grid, cross_grid = power.sampled(over), cross.sampled(over)
             total_grid = 0.0 if total is None else total.sampled(over)

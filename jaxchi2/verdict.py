@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.scipy.special import log_ndtr, ndtr
 
 from .layout import grid_minimum, grid_shifts, in_window, shift_at
-from .minimum import Candidates, Minimum, best_pixel, stationary
+from .minimum import Candidates, Minimum, best_pixel, stationary, value_gradient_hessian
 from .spectrum import along, harmonics, octaves
 from .terms import Chi2Terms
 
@@ -107,13 +107,13 @@ def peaks(terms: Chi2Terms, minimum: Minimum, others: Candidates) -> Peaks:
     shifts, and their Δχ² is that of ``surface.map()``.
     """
     whole, start, exist, fraction, use = others
-    fraction = lax.map(lambda at: stationary(terms, *at), (whole, fraction))
-    zero = (0,) * len(terms.model.free)
 
-    def value(whole: Array, fraction: Array) -> Array:
-        return terms.derivatives(whole, fraction, 0)[zero]
+    def refined_at(whole: Array, fraction: Array) -> tuple[Array, Array]:
+        value, _, hessian = value_gradient_hessian(terms.derivatives(whole, fraction, 2), terms.model.free)
+        return stationary(terms, whole, *lax.stop_gradient((fraction, value, hessian)))[:2]
 
-    refined = lax.map(lambda at: value(*at), (whole, fraction)) - minimum.taylor[zero]
+    fraction, refined = lax.map(lambda at: refined_at(*at), (whole, fraction))
+    refined = refined - minimum.value
     over, shape = terms.oversample, np.array(terms.grid.shape)
     start_index = jnp.round((whole + start) * over).astype(jnp.int32) % shape[None, :]
     best_index = jnp.round((minimum.whole + minimum.fraction) * over).astype(jnp.int32) % shape
