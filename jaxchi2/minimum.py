@@ -154,7 +154,8 @@ def split(shift: Array) -> tuple[Array, Array]:
 def between_samples(terms: Chi2Terms, whole: Array, start: Array) -> Array:
     """``start`` moved from a sample of the search grid to the minimum of parabolas through its neighbours.
 
-    To the nearest of `STARTS`: between equal images it stays exactly where it is.
+    To the nearest of `STARTS`: between equal images it stays exactly where it is. So it does where the grid
+    is a score over other pixels than those that χ² is of.
     """
     ndim, over, grid = len(start), terms.oversample, lax.stop_gradient(terms.grid)
     index = jnp.round((whole + start) * over).astype(jnp.int32)
@@ -162,7 +163,7 @@ def between_samples(terms: Chi2Terms, whole: Array, start: Array) -> Array:
     values = grid[tuple(((index[None, :] + around) % np.array(grid.shape)[None, :]).T)]
     after, before = (values[1:] - values[0]).reshape(2, ndim)
     bend = after + before
-    good = (bend > 0) & jnp.isfinite(bend) & np.array(terms.model.free)
+    good = (bend > 0) & jnp.isfinite(bend) & np.array(terms.model.free) & ~terms.settled
     offset = jnp.where(good, (before - after) / (2 * jnp.where(good, bend, 1.0)), 0.0)
     return start + jnp.round(jnp.clip(offset, -0.5, 0.5) * STARTS / over) / STARTS
 

@@ -151,8 +151,9 @@ def plot_drift(result: Registration | StreamResult, *, title: str = "", steps: b
 
     The shift along each axis over the frame number with a band of one standard error; the error itself and
     the reduced χ², for a band is often thinner than its line; and the path in the plane, or the plane of the
-    last two axes, by frame number. A cross marks a frame with a status, a red line one without a shift; χ²
-    without ``err`` is scaled to one in the median.
+    last two axes, by frame number. A cross marks a frame with a status; if it lies beyond what the others
+    span, it is at the edge, and not in the path. A red line marks one without a shift. χ² without ``err`` is
+    scaled to one in the median.
 
     Parameters
     ----------
@@ -201,9 +202,15 @@ def plot_drift(result: Registration | StreamResult, *, title: str = "", steps: b
             width_ratios=(1.9, 1),
             height_ratios=heights,
         )
-        for name, color, values, errors in zip(names, _DRIFT[-len(names) :], shift.T, sigma.T, strict=True):
+        limits = [_believed(*column, failed | doubtful) for column in zip(shift.T, sigma.T, strict=True)]
+        columns = zip(names, _DRIFT[-len(names) :], shift.T, sigma.T, limits, strict=True)
+        for name, color, values, errors, limit in columns:
             _draw_band(axes[name], frame, values, errors, color)
-            axes[name].plot(frame[doubtful], values[doubtful], "x", color=_DOUBT, ms=5, mew=1.2)
+            if doubtful.any():
+                seen = np.clip(values[doubtful], *limit)
+                axes[name].plot(frame[doubtful], seen, "x", color=_DOUBT, ms=5, mew=1.2, clip_on=False)
+            if np.isfinite(limit).all():
+                axes[name].set_ylim(limit)
             axes[name].set_ylabel(f"{'step' if steps else 'shift'} in {name}\n(pixels)", color=color)
             axes["error"].plot(frame, errors, color=color, lw=0.9)
         known = np.any(np.isfinite(np.asarray(result.p_value, dtype=float)))
@@ -233,11 +240,22 @@ def plot_drift(result: Registration | StreamResult, *, title: str = "", steps: b
         if status.any():
             _explain(axes[names[0]], doubtful.any(), failed.any())
         figure.align_ylabels([axes[key] for key in (*names, "error", "chi2")])
-        _draw_path(figure, axes["path"], frame, shift[:, -2:], doubtful, steps)
+        low, high = np.transpose(limits)
+        within = np.all((low <= shift) & (shift <= high), 1, keepdims=True)
+        _draw_path(figure, axes["path"], frame, np.where(within, shift, np.nan)[:, -2:], doubtful, steps)
         figure.suptitle(
             f"{title}\n{_counts(status, failed)}" if title else _counts(status, failed), fontsize=13
         )
     return figure
+
+
+def _believed(values: np.ndarray, errors: np.ndarray, doubted: np.ndarray) -> tuple[float, float]:
+    """What the frames without a doubt span, and a margin; no limit where there are none."""
+    if doubted.all():
+        return -np.inf, np.inf
+    low, high = np.min((values - errors)[~doubted]), np.max((values + errors)[~doubted])
+    margin = max(0.05 * (high - low), 1e-6)
+    return low - margin, high + margin
 
 
 def _draw_band(axes: Axes, frame: np.ndarray, values: np.ndarray, errors: np.ndarray, color: str) -> None:

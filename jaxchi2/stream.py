@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 
 from .coadd import align_stack
 from .io import optional
+from .pair import as_boundary
 from .registration import Status
 from .rows import StreamResult, column_types, columns_of, result_of, shift_of
 from .settings import check_same, describe, fingerprint
@@ -309,7 +310,9 @@ class _Registrar:
         padded = np.full((len(missing), shift.shape[1]), np.nan, pixels.dtype)
         padded[: len(shift)] = shift
         full = _filled(pixels, missing, self.last)
-        return np.asarray(align_stack(full, padded, mask=self.options.get("mask")).image)[: len(pixels)]
+        periodic = as_boundary(self.options.get("boundary", "overlap")).name == "wrap"
+        aligned = align_stack(full, padded, mask=self.options.get("mask"), periodic=periodic)
+        return np.asarray(aligned.image)[: len(pixels)]
 
     def _missing(self, first: int, count: int) -> np.ndarray:
         """Which frames of a full chunk there are not."""

@@ -474,16 +474,22 @@ def _searched(spectrum: Array, shape: Shape, model: Model) -> Array:
     real, imag = spectrum.real, spectrum.imag
     for axis in reversed(range(len(shape))):
         n, (low, high) = shape[axis], model.whole_window[axis]
-        shifts = np.concatenate([np.arange(high + 2), np.arange(low - 1, 0)])
-        turns = np.outer(harmonics(n)[: spectrum.shape[axis]], shifts) % n
-        weight = half_weights(n)[:, None] if axis == len(shape) - 1 else 1.0
-        cos, sin = (jnp.asarray(f(2 * np.pi * turns / n) * weight / n, real.dtype) for f in (np.cos, np.sin))
+        # A shift and its opposite share cosine and sine.
+        shifts = np.arange(max(high + 1, 1 - low) + 1)
+        phase = 2 * np.pi * (np.outer(harmonics(n)[: spectrum.shape[axis]], shifts) % n) / n
+        weight = half_weights(n)[:, None] / n if axis == len(shape) - 1 else 1 / n
+        waves = jnp.asarray(np.concatenate([np.cos(phase), np.sin(phase)], 1) * weight, real.dtype)
 
-        def product(x: Array, matrix: Array, axis: int = axis) -> Array:
-            summed = jnp.tensordot(x, matrix, ((axis,), (0,)), precision=lax.Precision.HIGHEST)
-            return jnp.moveaxis(summed, -1, axis)
+        def products(x: Array, axis: int = axis, waves: Array = waves) -> list[Array]:
+            return jnp.split(jnp.tensordot(x, waves, ((axis,), (0,)), precision=lax.Precision.HIGHEST), 2, -1)
 
-        real, imag = product(real, cos) - product(imag, sin), product(real, sin) + product(imag, cos)
+        def joined(up: Array, down: Array, axis: int = axis, low: int = low, high: int = high) -> Array:
+            values = jnp.concatenate([up[..., : high + 2], jnp.flip(down[..., 1 : 2 - low], -1)], -1)
+            return jnp.moveaxis(values, -1, axis)
+
+        (real_cos, real_sin), (imag_cos, imag_sin) = products(real), products(imag)
+        real = joined(real_cos - imag_sin, real_cos + imag_sin)
+        imag = joined(imag_cos + real_sin, imag_cos - real_sin)
     return real
 
 

@@ -193,6 +193,21 @@ def test_drift(tmp_path):
     assert iio.imread(tmp_path / "drift.png").std() > 20
 
 
+def test_a_frame_in_doubt_does_not_set_the_scale_of_a_drift():
+    rows = drift(30, np.where(np.arange(30) == 4, int(jaxchi2.Status.UNRELATED), 0))
+    shift = rows.shift.copy()
+    shift[4] = -50, 50
+    figure = plot_drift(rows._replace(shift=shift))
+    for axes in (
+        axes for axes in figure.axes if axes.get_ylabel().startswith("shift in") and not axes.get_title()
+    ):
+        low, high = axes.get_ylim()
+        assert -0.5 < low < high < 1.5
+        assert axes.lines[-1].get_ydata()[0] in (low, high)
+    path = next(axes for axes in figure.axes if axes.get_title() == "path in the plane")
+    assert np.abs(path.get_xlim()).max() < 2
+
+
 def test_drift_of_volumes_and_of_nothing():
     assert "step in z" in [
         axes.get_ylabel().partition("\n")[0]

@@ -6,9 +6,10 @@ from math import factorial
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.polynomial.polynomial import polyder, polyval, polyval2d, polyval3d
 from scipy.signal import convolve
 
-from jaxchi2.taylor import multiply, reciprocal
+from jaxchi2.taylor import multiply, reciprocal, translate
 
 
 def polynomial(ndim, order, seed):
@@ -40,3 +41,15 @@ def test_reciprocal(ndim, order, x64):
     inverse = np.asarray(reciprocal(derivatives(f))) / np.asarray(derivatives(np.ones(f.shape)))
     product = convolve(f, inverse, method="direct")[(slice(order + 1),) * ndim]
     np.testing.assert_allclose(product, one, atol=1e-11)
+
+
+@CASES
+def test_translation_is_exact_for_a_polynomial(ndim, order, x64):
+    f = polynomial(ndim, order, 4)
+    displacement = np.linspace(-0.7, 0.4, ndim)
+    found = translate(derivatives(f), jnp.asarray(displacement), order - 1)
+    assert found.shape == (order,) * ndim
+    value = {1: polyval, 2: polyval2d, 3: polyval3d}[ndim]
+    for orders in np.ndindex(found.shape):
+        derivative = reduce(lambda c, axis: polyder(c, orders[axis], axis=axis), range(ndim), f)
+        np.testing.assert_allclose(found[orders], value(*displacement, derivative), rtol=1e-11, atol=1e-11)
