@@ -4,9 +4,9 @@
 
 The floor is one ``rfft2`` and one ``irfft2`` for every frame, compiled, in chunks of the same size. All ways
 are timed in turn, round after round, on the same stack and in float32; ratios are medians over the rounds of
-time divided by the floor's time in the same round. Peers (extra ``bench``) register frame by frame in a loop,
-on a part of the stack: scikit-image to a hundredth of a pixel, OpenCV, and suite2p's rigid phase correlation,
-which finds whole pixels, where it is installed. They give a shift and no error.
+time divided by the floor's time in the same round. Peers (extra ``bench``) register a part of the stack:
+scikit-image to a hundredth of a pixel and OpenCV in a loop, and where it is installed suite2p's rigid phase
+correlation, which takes the part as one batch and finds whole pixels. They give a shift and no error.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import jaxchi2
 from jaxchi2.batch import default_batch_size, in_chunks
 
 PEER_FRAMES = 64
+WINDOW = 16
 
 
 def make_stack(n: int, count: int) -> tuple[jax.Array, jax.Array]:
@@ -57,7 +58,7 @@ def ours(scene: jax.Array, stack: jax.Array) -> dict[str, Callable]:
     return {
         "floor": lambda: floor(stack),
         "shift, covariance": lambda: run(1.0, verdict=False),
-        "max_shift=16": lambda: run(1.0, verdict=False, max_shift=16.0),
+        f"max_shift={WINDOW}": lambda: run(1.0, verdict=False, max_shift=float(WINDOW)),
         "verdict": lambda: run(1.0),
         "error map": lambda: run(err_map, verdict=False),
         "overlap": lambda: jaxchi2.register_stack(stack[:PEER_FRAMES], scene, 1.0, verdict=False),
@@ -76,12 +77,14 @@ def peers(scene: jax.Array, stack: jax.Array) -> dict[str, Callable]:
         "OpenCV": lambda: [cv2.phaseCorrelate(reference, frame) for frame in frames],
     }
     try:
+        import torch
         from suite2p.registration import rigid
     except ImportError:
         return ways
-    masks = rigid.compute_masks(reference, 3.0)
-    kernel = rigid.phasecorr_reference(reference, 1.0)
-    return ways | {"suite2p": lambda: rigid.phasecorr(rigid.apply_masks(frames, *masks), kernel, 0.1, 1.0)}
+    tensor = torch.from_numpy(frames.copy())
+    mask, offset, kernel = rigid.compute_masks_ref_smooth_fft(torch.from_numpy(reference.copy()), 3.0, 1.15)
+    window = WINDOW / len(reference)
+    return ways | {"suite2p": lambda: rigid.phasecorr(tensor, kernel, mask, offset, window, 0.0)}
 
 
 def main() -> None:

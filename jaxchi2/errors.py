@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 from math import factorial, lgamma
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,8 +104,7 @@ def interval_points(terms: Chi2Terms, minimum: Minimum, threshold: Array) -> Lev
     # The extremes of an ellipsoid along its axes are the columns of its covariance.
     towards = covariance / sigma[:, None]
     starts = jnp.concatenate([-towards, towards])
-    points, found = level_points("profile", terms, minimum, starts, threshold)
-    return LevelPoints(points, found > 0)
+    return level_points("profile", terms, minimum, starts, threshold)
 
 
 def extremes(points: LevelPoints, free: tuple[bool, ...]) -> Array:
@@ -128,8 +127,7 @@ def contour_points(terms: Chi2Terms, minimum: Minimum, threshold: Array, n: int)
     first = jnp.sin(angle)
     second = cosine * first + jnp.sqrt(1 - cosine**2) * jnp.cos(angle)
     starts = jnp.stack([first, second], axis=1) * sigma[None, :]
-    points, found = level_points("ray", terms, minimum, starts, threshold)
-    return LevelPoints(points, found > 0)
+    return level_points("ray", terms, minimum, starts, threshold)
 
 
 def _powers(x: Array) -> Array:
@@ -190,12 +188,11 @@ def _monomials(x: Array) -> Array:
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def level_points(
     kind: str, terms: Chi2Terms, minimum: Minimum, starts: Array, threshold: Array
-) -> tuple[Array, Array]:
+) -> LevelPoints:
     """Solve for points with Δχ² = ``threshold``, displacements from the minimum.
 
     ``starts`` are their places for Δχ² = 1 if χ² were quadratic, shape ``(n, D)``; for "profile" lower
-    extremes of axes 0 … D−1, then the upper ones. Returns displacements, and a 1 for each that was found,
-    else a 0.
+    extremes of axes 0 … D−1, then the upper ones.
     """
     ndim = starts.shape[1]
     free = terms.model.free
@@ -252,12 +249,11 @@ def level_points(
 
     state = (units, hopeless, jnp.zeros((), jnp.int32))
     solution, found, _ = lax.while_loop(lambda s: ~jnp.all(s[1]) & (s[2] < MAX_STEPS), improve, state)
-    # As a number: under shard_map JAX has no tangent for a boolean of a custom rule.
-    return solution * scale[None, :], (found & ~hopeless).astype(units.dtype)
+    return LevelPoints(solution * scale[None, :], found & ~hopeless)
 
 
 @level_points.defjvp
-def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple:
+def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple[LevelPoints, LevelPoints]:
     terms, minimum, starts, threshold = primals
     d_terms, d_minimum, d_starts, d_threshold = tangents
     whole, fraction, d_fraction = minimum.whole, minimum.fraction, d_minimum.fraction
@@ -286,10 +282,9 @@ def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple:
         change = jnp.where(jnp.arange(ndim) == axis, change, others)
         return -apply(inverse(jacobian), change)
 
-    return (points, found), (
-        jax.vmap(tangent)(starts, d_starts, _level_axes(kind, starts, terms.model.free), points),
-        jnp.zeros_like(found),
-    )
+    d_points = jax.vmap(tangent)(starts, d_starts, _level_axes(kind, starts, terms.model.free), points)
+    d_found: Any = np.zeros(found.shape, jax.dtypes.float0)
+    return LevelPoints(points, found), LevelPoints(d_points, d_found)
 
 
 def profile_values(terms: Chi2Terms, minimum: Minimum, axis: int, displacements: Array) -> Array:

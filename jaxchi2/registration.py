@@ -424,7 +424,7 @@ def solve(
         unknown = jnp.full_like(found.scale, jnp.nan)
         second, chance = RunnerUp(jnp.full_like(minimum.fraction, jnp.nan), unknown, unknown), unknown
     doubts = [
-        (jnp.any(found.closed == 0), Status.OPEN_INTERVAL),
+        (~jnp.all(found.closed), Status.OPEN_INTERVAL),
         (chance > MAX_CHANCE, Status.UNRELATED),
         (second.probability < MIN_PROBABILITY, Status.AMBIGUOUS),
         (is_bad_fit(found.chi2, dof) & known_err, Status.BAD_FIT),
@@ -459,7 +459,6 @@ class _Measured(NamedTuple):
     covariance: Array
     bounds: Array
     closed: Array
-    """Ones and zeros; see `level_points`."""
     chi2: Array
     scale: Array
     gain: Array
@@ -479,7 +478,7 @@ def _at_minimum(known_err: bool, terms: Chi2Terms, nsigma: Array, minimum: Minim
         shift=_reduced(terms, whole, fraction),
         covariance=covariance_of(minimum.hessian, model.free) * scale,
         bounds=extremes(points, model.free),
-        closed=points.found.astype(chi2.dtype),
+        closed=points.found,
         chi2=chi2,
         scale=scale,
         gain=gain,
