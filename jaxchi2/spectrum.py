@@ -57,8 +57,21 @@ def along(vector: Array | np.ndarray, axis: int, ndim: int) -> Array:
 
 def contract(tensor: Array, columns: list[Array]) -> Array:
     """Sum ``tensor`` against one matrix per axis, ``Σ_k tensor[k] Π_a columns[a][k_a, r_a]``."""
+
+    def product(x: Array, matrix: Array, axis: int) -> Array:
+        return jnp.tensordot(x, matrix, axes=((axis,), (0,)), precision=lax.Precision.HIGHEST)
+
     for axis in reversed(range(len(columns))):
-        tensor = jnp.tensordot(tensor, columns[axis], axes=((axis,), (0,)), precision=lax.Precision.HIGHEST)
+        matrix = columns[axis]
+        if axis == len(columns) - 1 and jnp.iscomplexobj(tensor):
+            # Of a large tensor, in real products: what makes it need not be stored as complex numbers then.
+            both = jnp.concatenate([matrix.real, matrix.imag], 1)
+            (re, im), (turned_re, turned_im) = (
+                jnp.split(product(x, both, axis), 2, -1) for x in (tensor.real, tensor.imag)
+            )
+            tensor = lax.complex(re - turned_im, im + turned_re)
+        else:
+            tensor = product(tensor, matrix, axis)
     return jnp.transpose(tensor)
 
 
