@@ -21,9 +21,10 @@ from jax.sharding import PartitionSpec as P
 Frames = Any
 MAX_BYTES = 2**32
 """Of the array that one FFT call transforms: beyond it and 2³¹ elements, cuFFT and XLA have open bugs."""
-CACHE_BYTES = 2**20
-"""Of a chunk's pixels on a CPU: with more, every pass over them goes to memory. At 128² chunks of 8 to 32
-frames took the least time, at 512² of 1 to 4."""
+CACHE_BYTES = {False: 2**21, True: 2**19}
+"""Of a chunk's pixels on a CPU, without and with a grid beyond the frame: with more, every pass over them
+goes to memory; with less, small kernels take their time. At 128² chunks of 16 to 64 frames took the least
+time, of 4 to 8 with a larger grid; at 512² 2 to 4, and 1 to 2."""
 WORKSPACE = {False: 24, True: 40}
 """Arrays of a frame's size that a registration needs at once, without and with a grid beyond the frame."""
 
@@ -43,7 +44,7 @@ def default_batch_size(
         raise ValueError(f"memory_limit must leave room for one frame, {needed} bytes, not {memory_limit}")
     fitting = limit // needed
     if jax.default_backend() == "cpu":
-        fitting = min(fitting, CACHE_BYTES // size)
+        fitting = min(fitting, CACHE_BYTES[padded] // size)
     # A grid of up to 2.3 times the frame, in complex numbers.
     largest = MAX_BYTES // (5 * size)
     return int(max(1, min(fitting, largest)))

@@ -31,9 +31,8 @@ from .batch import (
     spread,
 )
 from .fourier import as_real_array
-from .layout import is_valid_error
 from .pair import ANYWHERE, Boundary, Model, Pair, Search, as_boundary, check, check_max_shift
-from .registration import Registration, check_measure, measure, solve, with_unit
+from .registration import Registration, Status, check_measure, measure, solve, with_unit
 from .terms import is_shareable, shared_reference, shared_terms
 
 REFERENCES = ("mean", "first", "previous")
@@ -177,10 +176,16 @@ def register_stack(
     if isinstance(reference, str) and reference != "previous":
         common = common._replace(reference=_made_reference(frames.image, reference, mesh))
     extra = (reference_mask, nsigma)
-    # Where the values can be asked, the longer way is not compiled if no frame needs it.
-    clean = mesh is None and _is_clean(frames, common)
-    result = _register_stack(frames, common, extra, options, clean, batch_size, mesh)
-    return result if mesh is None else gathered(result, count)
+    run = partial(_register_stack, frames, common, extra, options, batch_size=batch_size, mesh=mesh)
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((frames, common)))
+    if mesh is not None:
+        return gathered(run(clean=False), count)
+    if traced or not _is_shareable(frames, common, reference_mask, options):
+        return run(clean=False)
+    # A bad pixel, if it is taken that there is none, leaves its frame without an answer. That says whether it
+    # was right to try, and asks for no pass over the stack.
+    result = run(clean=True)
+    return result if not jnp.any(result.status == Status.FLAT) else run(clean=False)
 
 
 def _sorted(
@@ -235,12 +240,17 @@ def _sorted(
     return frames, common
 
 
-def _is_clean(frames: Frame, common: Frame) -> bool:
-    """Whether it is known that all pixels are finite, and an error common to all is one."""
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves((frames, common))) or common.reference is None:
-        return False
-    finite = jnp.isfinite(jnp.sum(frames.image)) & jnp.isfinite(jnp.sum(common.reference))
-    return bool(finite & (common.err is None or common.err.ndim > 0 or is_valid_error(common.err)))
+def _is_shareable(frames: Frame, common: Frame, reference_mask: ArrayLike | None, options: Options) -> bool:
+    """Whether frames without bad pixels take all but their own FFT from what they have in common."""
+    maps = [x for x in (common.err, common.reference_err, common.mask) if x is not None and x.ndim]
+    return (
+        options.boundary.name == "wrap"
+        and options.clip is None
+        and reference_mask is None
+        and (common.reference_err is None or not maps)
+        and all(x is None for x in frames[1:5])
+        and frames.search == Search()
+    )
 
 
 def _sorted_search(search: Search, count: int, ndim: int) -> tuple[Search, Search]:
@@ -295,6 +305,7 @@ def _chunk_function(
     """
     reference_mask, nsigma = extra
     known_err = options.known_err
+    shareable = _is_shareable(frames, common, reference_mask, options)
     # A mask common to all frames is an error map, which costs less than bad pixels in every frame.
     if common.mask is not None and frames.err is None:
         err = 1.0 if common.err is None else common.err
@@ -327,13 +338,6 @@ def _chunk_function(
     example = jax.tree.map(lambda x: x[0], frames)
     pair, model = pair_of(example)
     nsigma = check_measure(pair, options.clip, nsigma, options.verdict)
-    shareable = (
-        model.boundary.name == "wrap"
-        and options.clip is None
-        and (pair.reference_err is None or pair.uniform)
-        and all(x is None for x in frames[1:5])
-        and frames.search == Search()
-    )
 
     def one_by_one(frame: Frame) -> Registration:
         pair, model = pair_of(frame)

@@ -32,6 +32,7 @@ CASES = {
     "gain and background": (STACK, BAD_MAP, {"fit_gain": True, "fit_background": True, "max_shift": 2.9}),
     "mask": (STACK, None, {"mask": COMMON_MASK}),
     "holes": (HOLES, 0.1, {}),
+    "mask of the reference": (STACK, 0.1, {"reference_mask": COMMON_MASK}),
     "noise in both": (STACK, 0.1, {"reference_err": 0.1}),
     "overlap": (HOLES, ERR_MAP, {"boundary": "overlap"}),
 }
