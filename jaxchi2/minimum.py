@@ -183,32 +183,30 @@ def descend(
     last = np.indices((EXPANSION_ORDER + 1,) * ndim).max(0) == EXPANSION_ORDER
 
     def expand(state: tuple) -> tuple:
-        centre, step, _, _, _, count = state
-        centre = centre + step
+        centre, _, _, _, count = state
         taylor = terms.derivatives(whole, centre, EXPANSION_ORDER)
-        step, found = _lowest(taylor, noise, REACH / terms.bandwidth, free)
-        hessian = value_gradient_hessian(translate(taylor, step, 2), free)[2]
-        gradient = value_gradient_hessian(translate(jnp.where(last, taylor, 0.0), step, 2), free)[1]
+        step, hessian, found = _lowest(taylor, noise, REACH / terms.bandwidth, free)
+        both = jnp.stack([taylor, jnp.where(last, taylor, 0.0)])
+        moved, of_last = jax.vmap(lambda f: translate(f, step, TAYLOR_ORDER))(both)
         # How far the last order has moved the minimum: what is left out would move it less.
-        exact = jnp.max(jnp.abs(apply(inverse(hessian), gradient))) <= 2 * eps
+        change = apply(inverse(hessian), value_gradient_hessian(of_last, free)[1])
+        exact = jnp.max(jnp.abs(change)) <= 2 * eps
         going = ~(found & exact) & (jnp.max(jnp.abs(step)) > jnp.sqrt(eps))
-        return centre, step, taylor, found & exact, going, count + 1
+        return centre + step, moved, found & exact, going, count + 1
 
     state = (
         start,
-        jnp.zeros_like(start),
-        jnp.zeros_like(start, shape=(EXPANSION_ORDER + 1,) * ndim),
+        jnp.zeros_like(start, shape=(TAYLOR_ORDER + 1,) * ndim),
         jnp.zeros_like(noise, dtype=bool),
         jnp.ones_like(noise, dtype=bool) & wanted,
         jnp.zeros_like(whole, shape=()),
     )
     state = lax.while_loop(lambda s: s[-2] & (s[-1] < MAX_EXPANSIONS), expand, state)
-    centre, step, taylor, found, *_ = state
-    return centre + step, translate(taylor, step, TAYLOR_ORDER), found
+    return state[:3]
 
 
-def _lowest(taylor: Array, noise: Array, reach: float, free: tuple[bool, ...]) -> tuple[Array, Array]:
-    """Displacement to the minimum of a polynomial within ``reach``, and whether it has one there."""
+def _lowest(taylor: Array, noise: Array, reach: float, free: tuple[bool, ...]) -> tuple[Array, Array, Array]:
+    """Displacement to the minimum of a polynomial within ``reach``, Hessian, and whether it has one there."""
     ndim, eps = taylor.ndim, jnp.finfo(taylor.dtype).eps
     # Differences from the centre, which are not rounded like the value there.
     taylor = taylor.at[(0,) * ndim].set(0.0)
@@ -261,7 +259,7 @@ def _lowest(taylor: Array, noise: Array, reach: float, free: tuple[bool, ...]) -
         jnp.zeros_like(noise, dtype=bool),
     )
     state = lax.while_loop(lambda s: s[-2] & (s[-3] < MAX_STEPS), body, state)
-    return state[0], state[-1]
+    return state[0], state[3], state[-1]
 
 
 @jax.custom_jvp
@@ -298,14 +296,15 @@ def find_minimum(terms: Chi2Terms) -> Minimum:
 def find_minima(terms: Chi2Terms, others: Candidates) -> tuple[Minimum, Candidates]:
     """The minimum, and other candidates refined like it where one χ² holds for all shifts."""
     whole, start = best_pixel(terms)
-    others_start = jax.vmap(partial(between_samples, terms))(others.whole, others.start)
-    if terms.pair.initial is None:
-        start = between_samples(terms, whole, start)
-    points = (
+    wholes, starts = (
         jnp.concatenate([whole[None], others.whole]),
-        jnp.concatenate([start[None], jnp.where(others.exist[:, None], others_start, others.start)]),
-        jnp.concatenate([jnp.ones_like(others.exist[:1]), others.exist & ~terms.settled]),
+        jnp.concatenate([start[None], others.start]),
     )
+    moved = jax.vmap(partial(between_samples, terms))(wholes, starts)
+    wanted = jnp.concatenate([jnp.ones_like(others.exist[:1]), others.exist & ~terms.settled])
+    if terms.pair.initial is not None:
+        moved = moved.at[0].set(start)
+    points = wholes, jnp.where(wanted[:, None], moved, starts), wanted
     # One loop after the other, and a program with one loop.
     fraction, taylor, found = lax.map(lambda point: descend(terms, *point), points)
     minimum = _minimum(terms, whole, fraction[0], taylor[0], found[0])

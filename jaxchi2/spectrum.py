@@ -98,7 +98,7 @@ def cycle_phase(indices: np.ndarray, period: int, whole: Array, fraction: Array)
 def _waves(indices: np.ndarray, period: int, whole: Array, fraction: Array, order: int) -> Array:
     """``(iκ)^r exp(iκs)`` for r = 0 … order in columns, κ = 2π k / period."""
     phase = cycle_phase(indices, period, whole, fraction)
-    cos, sin = (along(x, 0, 2) for x in _computed(jnp.stack([jnp.cos(phase), jnp.sin(phase)])))
+    cos, sin = (along(x, 0, 2) for x in (jnp.cos(phase), jnp.sin(phase)))
     factor = (2j * np.pi * indices[:, None] / period) ** np.arange(order + 1)
     re, im = factor.real.astype(cos.dtype), factor.imag.astype(cos.dtype)
     return lax.complex(cos * re - sin * im, cos * im + sin * re)

@@ -46,9 +46,11 @@ def translate(f: Array, displacement: Array, order: int) -> Array:
     powers = [jnp.ones_like(displacement)]
     for _ in range(number - 1):
         powers.append(powers[-1] * displacement)
-    factorials = np.array([factorial(p) for p in range(number)], f.dtype)
-    terms = jnp.concatenate(
-        [jnp.stack(powers, 1) / factorials[None, :], jnp.zeros_like(displacement)[:, None]], 1
+    rule = np.zeros((number, number, order + 1))
+    for k in range(order + 1):
+        for i in range(k, number):
+            rule[i - k, i, k] = 1 / factorial(i - k)
+    columns = jnp.einsum(
+        "pa,pik->aik", jnp.stack(powers), jnp.asarray(rule, f.dtype), precision=lax.Precision.HIGHEST
     )
-    steps = np.arange(number)[:, None] - np.arange(order + 1)[None, :]
-    return contract(f, list(terms[:, np.where(steps < 0, number, steps)]))
+    return contract(f, list(columns))
