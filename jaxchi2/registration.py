@@ -259,8 +259,8 @@ def register(
     nsigma : array_like
         Confidence of ``interval`` in standard deviations, a scalar; Δχ² is ``nsigma²``.
     verdict : bool
-        Whether to look for the runner-up and the odds of chance, as many passes over the images as all the
-        rest; static under jit. If not, both are NaN and no status warns of unrelated or ambiguous images.
+        Whether to look for the runner-up and the odds of chance, half as much work again as all the rest;
+        static under jit. If not, both are NaN and no status warns of unrelated or ambiguous images.
 
     Returns
     -------
