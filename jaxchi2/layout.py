@@ -4,26 +4,28 @@ A boundary that says what the reference is outside its frame is a matter of padd
 reference are *unknown* (masked, not finite, or outside the frame for "overlap"), which image pixels count
 depends on the shift. Two steps settle that:
 
-1. For every whole shift χ² over the pixels known in both images, from correlations of the images, their
-   squares and their weights; the shift with the smallest χ² per pixel, plus one standard deviation of it, is
-   the origin of the second step.
+1. For every whole shift the correlation over the pixels known in both images; the shift with the best score,
+   see `overlap`, is the origin of the second step.
 2. The reference, moved there, is continued smoothly where it is unknown, and image pixels within `MARGIN` of
    an unknown one get weight zero. From there on χ² is that of fixed weights: smooth, exact, differentiable.
 """
 
 from __future__ import annotations
 
-from functools import reduce
-from typing import Any, NamedTuple
+from functools import partial, reduce
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 from scipy.fft import next_fast_len
 
+from . import overlap
+from .overlap import Correlation, Frames, correlate, lowest_step
 from .pair import Boundary, Model, Pair
-from .spectrum import Shape, along, conj_product, harmonics, scaled
+from .spectrum import Shape, along, harmonics, scaled
 
 MARGIN = 2
 """Pixels around unknown ones that do not count: the interpolant rings there. At S/N 50 to 100 the error of
@@ -70,6 +72,15 @@ class Prepared(NamedTuple):
     """Whether either image is constant to rounding, all of it or along an axis where the shift is free."""
 
 
+class Spread(NamedTuple):
+    """How the values of a frame differ."""
+
+    energy: Array
+    """``Σ w (x − x̄)²``."""
+    number: Array
+    """Values with a weight."""
+
+
 class Layout(NamedTuple):
     """A pair on the periodic grid that its χ² is a Fourier series on."""
 
@@ -82,11 +93,12 @@ class Layout(NamedTuple):
     settled: Array
     """Whether the weights belong to this origin alone, so that ``score`` must guide the search."""
     score: Array
-    """What the search minimises over whole shifts; infinite outside the window. With a gain to fit it is
-    ``n ln(1 − r²)``, n the overlap and r the correlation there: where both images are blank, χ² per pixel is
-    as small as at the match. Else an upper estimate of χ² per pixel."""
-    overlap: Array
-    """Pixels of the overlap at every whole shift."""
+    """What the search minimises over whole shifts: that of `overlap`, infinite where too little overlaps and
+    outside the window."""
+    correlation: Correlation
+    """What the score is made of."""
+    frames: tuple[Spread, Spread]
+    """Reference and image as they were before pixels were left out."""
 
 
 def prepare(pair: Pair, model: Model) -> Prepared:
@@ -166,7 +178,12 @@ def as_it_is(prepared: Prepared) -> Layout:
         origin=jnp.zeros_like(prepared.unit, shape=(ndim,), dtype=jnp.int32),
         settled=jnp.zeros_like(prepared.flat),
         score=jnp.zeros_like(prepared.reference),
-        overlap=jnp.ones_like(prepared.reference),
+        correlation=Correlation(
+            coefficient=jnp.zeros_like(prepared.reference),
+            number=jnp.zeros_like(prepared.reference),
+            rounding=jnp.ones_like(prepared.unit),
+        ),
+        frames=(spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)),
     )
 
 
@@ -250,41 +267,37 @@ def prior_chi2(prior: tuple[Array, Array], shifts: list[Array]) -> Array:
     return reduce(jnp.add, pairs)
 
 
+def with_prior(grid: Array, over: int, pair: Pair, model: Model) -> Array:
+    """A search grid with the χ² of the prior added."""
+    if pair.prior is None:
+        return grid
+    shifts = [grid_shifts(n, w, over)[0] / over for n, w in zip(grid.shape, model.window, strict=True)]
+    return grid + prior_chi2(pair.prior, [jnp.asarray(s, grid.dtype) for s in shifts])
+
+
 def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
-    frame, ndim = prepared.image.shape, prepared.image.ndim
+    frame = prepared.image.shape
     shape = search_shape(prepared.reference.shape, frame, model)
-    score, count = _score(prepared, shape, model, uniform=pair.err.ndim == 0)
-    score = in_window(score, 1, pair, model)
+    correlation = _correlation(prepared, shape, model, uniform=pair.err.ndim == 0)
+    enough = correlation.number >= _least_overlap(prepared, model)
+    score = in_window(jnp.where(enough, overlap.score(correlation), jnp.inf), 1, pair, model)
     if pair.initial is not None:
         origin = jnp.round(lax.stop_gradient(started(pair.initial, pair, model))).astype(jnp.int32)
     else:
-        index = grid_minimum(score)
-        if pair.prior is not None:
-            # χ² per pixel becomes χ² by the count at its minimum, or the prior would have no measure.
-            measure = 1.0 if model.gain else count[tuple(index)]
-            shifts = [grid_shifts(n, w)[0] for n, w in zip(shape, model.window, strict=True)]
-            vectors = [jnp.asarray(s, score.dtype) for s in shifts]
-            index = grid_minimum(score + prior_chi2(pair.prior, vectors) / measure)
-        origin = shift_at(index, shape, 1, model)
+        start = shift_at(grid_minimum(with_prior(score, 1, pair, model)), shape, 1, model)
+        origin = _downhill(start, prepared, score, pair, model)
 
     overlapping = model.boundary.name == "overlap"
     guard = GUARD if overlapping else 0
     local = tuple(odd_fast_len(n + 2 * guard) for n in frame) if overlapping else frame
-
-    def here(x: Array, outside: float) -> Array:
-        """The reference's pixels where the image's frame and its guard are."""
-        # The window leaves the frames 2·GUARD apart around the search grid, no more.
-        span = tuple(max(a, b) for a, b in zip(shape, local, strict=True))
-        margin = [(0, a - b) for a, b in zip(span, x.shape, strict=True)]
-        padded = jnp.pad(x, margin, constant_values=outside)
-        moved = jnp.roll(padded, origin + guard, range(ndim))
-        return moved[tuple(slice(0, n) for n in local)]
+    here = partial(moved_to, shift=origin + guard, grid=shape, frame=local)
 
     def padded(x: Array) -> Array:
         return jnp.pad(x, [(guard, m - n - guard) for m, n in zip(local, frame, strict=True)])
 
     # Behind a barrier, or what depends on a pixel would move it anew.
-    moved = lax.optimization_barrier(here(jnp.where(prepared.known, prepared.reference, jnp.nan), jnp.nan))
+    unknown = jnp.where(prepared.known, prepared.reference, jnp.nan)
+    moved = lax.optimization_barrier(here(unknown, outside=jnp.nan))
     known = jnp.isfinite(moved)
     variance = prepared.variance
     weights = jnp.where(eroded(known, MARGIN), padded(prepared.weights), 0.0)
@@ -292,12 +305,81 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
         reference=fill_smoothly(jnp.where(known, moved, 0.0), known.astype(moved.dtype)),
         image=jnp.where(weights > 0, padded(prepared.image), 0.0),
         weights=weights,
-        variance=variance if variance is None or not variance.ndim else here(variance, 0.0),
+        variance=variance if variance is None or not variance.ndim else here(variance, outside=0.0),
         origin=origin,
         settled=jnp.ones_like(prepared.flat),
         score=score,
-        overlap=count,
+        correlation=correlation,
+        frames=(spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)),
     )
+
+
+def moved_to(x: Array, shift: Array, grid: Shape, frame: Shape, outside: float) -> Array:
+    """Pixels of a reference moved by whole pixels over a periodic grid, in a frame that begins at zero."""
+    # The window leaves the frames 2·GUARD apart around the search grid, no more.
+    span = tuple(max(a, b) for a, b in zip(grid, frame, strict=True))
+    margin = [(0, a - b) for a, b in zip(span, x.shape, strict=True)]
+    moved = jnp.roll(jnp.pad(x, margin, constant_values=outside), shift, range(x.ndim))
+    return moved[tuple(slice(0, n) for n in frame)]
+
+
+def _downhill(start: Array, prepared: Prepared, score: Array, pair: Pair, model: Model) -> Array:
+    """Whole shift at which χ² has its minimum next to that with the best score.
+
+    The score knows no brightness and no background. Where these are held χ² knows more: the level of a smooth
+    scene alone may tell its shift.
+    """
+    prepared, score, pair = lax.stop_gradient((prepared, score, pair))
+    shape, ndim = score.shape, score.ndim
+    steps = np.indices((3,) * ndim).reshape(ndim, -1).T - 1
+    frames = Frames(prepared.reference, prepared.known, prepared.image, prepared.weights)
+    reference = jnp.where(prepared.known, prepared.reference, jnp.nan)
+    around = tuple(n + 2 for n in prepared.image.shape)
+
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        at, _, count = state
+        places = at[None, :] + steps
+        offered = jnp.isfinite(score[tuple((places % np.array(shape)[None, :]).T)])
+        extra = jnp.zeros_like(prepared.unit, shape=(len(steps),))
+        if pair.prior is not None:
+            at_places = jax.vmap(partial(prior_chi2, pair.prior))
+            extra = at_places(list(places.astype(extra.dtype).T[..., None])).reshape(-1)
+        moved = moved_to(reference, at + 1, shape, around, outside=jnp.nan)
+        best = lowest_step(
+            moved, frames, gain=model.gain, background=model.background, offered=offered, extra=extra
+        )
+        change = jnp.asarray(steps, at.dtype)[best]
+        return at + change, jnp.any(change != 0), count + 1
+
+    state = start, jnp.ones_like(prepared.flat), jnp.zeros_like(start, shape=())
+    return lax.while_loop(lambda s: s[1] & (s[2] < max(shape)), step, state)[0]
+
+
+def spread_of(values: Array, weights: Array) -> Spread:
+    """How the values of a frame differ, and how many there are."""
+    number, total = jnp.sum(weights > 0, dtype=values.dtype), jnp.sum(weights, dtype=values.dtype)
+    mean = jnp.sum(weights * values) / jnp.where(total > 0, total, 1.0)
+    return Spread(jnp.sum(weights * (values - mean) ** 2), number)
+
+
+def _correlation(prepared: Prepared, shape: Shape, model: Model, uniform: bool) -> Correlation:
+    frames = Frames(prepared.reference, prepared.known, prepared.image, prepared.weights)
+    run = partial(correlate, shape=shape)
+    if model.boundary.name != "overlap":
+        return run(frames, whole=False, uniform=uniform)
+    return lax.cond(
+        any_in_batch(~(jnp.all(prepared.known) & jnp.all(prepared.weights == 1))),
+        lambda f: run(f, whole=False, uniform=uniform),
+        lambda f: run(f, whole=True, uniform=True),
+        frames,
+    )
+
+
+def _least_overlap(prepared: Prepared, model: Model) -> Array:
+    """Pixels that have to overlap, of the frame with fewer valid ones."""
+    assert model.boundary.min_overlap is not None
+    counted = jnp.minimum(jnp.sum(prepared.known), jnp.sum(prepared.weights > 0))
+    return jnp.maximum(model.boundary.min_overlap * counted.astype(prepared.weights.dtype), 1.0)
 
 
 def eroded(known: Array, margin: int, outside: str = "wrap") -> Array:
@@ -308,103 +390,6 @@ def eroded(known: Array, margin: int, outside: str = "wrap") -> Array:
         steps = range(2 * margin + 1)
         known = reduce(jnp.logical_and, [lax.slice_in_dim(wide, k, k + length, axis=axis) for k in steps])
     return known
-
-
-def _spectrum(x: Array, shape: Shape) -> Array:
-    padding = [(0, m - n) for m, n in zip(shape, x.shape, strict=True)]
-    return jnp.fft.rfftn(jnp.pad(x, padding))
-
-
-def _coverage(prepared: Prepared, shape: Shape, uniform: bool) -> tuple[Array, Array, Array]:
-    """Spectra of the known pixels and of the weights, and the pixels of the overlap at every whole shift."""
-    known_hat = _spectrum(prepared.known.astype(prepared.weights.dtype), shape)
-    weight_hat = _spectrum(prepared.weights, shape)
-    valid = (prepared.weights > 0).astype(prepared.weights.dtype)
-    valid_hat = weight_hat if uniform else _spectrum(valid, shape)
-    return known_hat, weight_hat, jnp.round(jnp.fft.irfftn(conj_product(known_hat, valid_hat), shape))
-
-
-def _whole_coverage(prepared: Prepared, shape: Shape) -> tuple[Array, Array, Array]:
-    """`_coverage` where every pixel is known and weighs one: products of vectors, one for each axis."""
-    dtype, ndim = prepared.weights.dtype, len(shape)
-
-    def outer(vectors: list[np.ndarray], dtype: Any, like: Array) -> Array:
-        # From the data, so that it varies over devices as they do.
-        one = jnp.ones_like(like, shape=(1,) * ndim, dtype=dtype)
-        columns = [along(jnp.asarray(v, dtype), a, ndim) for a, v in enumerate(vectors)]
-        return reduce(jnp.multiply, columns, one)
-
-    frames = [
-        [np.fft.fft(np.ones(n), m) for n, m in zip(x.shape, shape, strict=True)]
-        for x in (prepared.reference, prepared.image)
-    ]
-    counts = [np.fft.ifft(k.conj() * v).real.round() for k, v in zip(*frames, strict=True)]
-    half = [[*vectors[:-1], vectors[-1][: shape[-1] // 2 + 1]] for vectors in frames]
-    complex_type = jnp.result_type(dtype, np.complex64)
-    sources = prepared.known, prepared.weights
-    known_hat, weight_hat = (outer(v, complex_type, like) for v, like in zip(half, sources, strict=True))
-    return known_hat, weight_hat, outer(counts, dtype, prepared.weights)
-
-
-def _score(prepared: Prepared, shape: Shape, model: Model, uniform: bool) -> tuple[Array, Array]:
-    """χ² per pixel over the pixels known in both images at every whole shift, and their number.
-
-    ``uniform`` says that every valid pixel weighs one.
-    """
-
-    def back(x: Array) -> Array:
-        return jnp.fft.irfftn(x, shape)
-
-    model_image, data, weights = prepared.reference, prepared.image, prepared.weights
-    if model.boundary.name == "overlap":
-        known_hat, weight_hat, count = lax.cond(
-            any_in_batch(~(jnp.all(prepared.known) & jnp.all(weights == 1))),
-            lambda p: _coverage(p, shape, uniform),
-            lambda p: _whole_coverage(p, shape),
-            prepared,
-        )
-    else:
-        known_hat, weight_hat, count = _coverage(prepared, shape, uniform)
-    model_hat, square_hat = _spectrum(model_image, shape), _spectrum(model_image**2, shape)
-    data_hat = _spectrum(weights * data, shape)
-    energy_hat = conj_product(known_hat, _spectrum(weights * data**2, shape))
-    cross_hat, power_hat = conj_product(model_hat, data_hat), conj_product(square_hat, weight_hat)
-    known, valid = jnp.sum(prepared.known, dtype=count.dtype), jnp.sum(weights > 0, dtype=count.dtype)
-    least = jnp.maximum(model.boundary.min_overlap * jnp.minimum(known, valid), 1.0)
-    enough = count >= least
-    if not (model.gain or model.background):
-        chi2 = back(energy_hat + power_hat - 2 * cross_hat)
-    else:
-        energy, cross, power = back(energy_hat), -2 * back(cross_hat), back(power_hat)
-        if model.background:
-            total, sum_data = (
-                back(conj_product(model_hat, weight_hat)),
-                back(conj_product(known_hat, data_hat)),
-            )
-            mass = back(conj_product(known_hat, weight_hat))
-            mass = jnp.where(enough, mass, 1.0)
-            energy, cross, power = (
-                energy - sum_data**2 / mass,
-                cross + 2 * total * sum_data / mass,
-                power - total**2 / mass,
-            )
-        chi2 = energy + profiled(cross, power, model.gain)
-    if model.gain:
-        enough &= energy > 0
-        energy = jnp.where(enough, energy, 1.0)
-        ratio = jnp.maximum(jnp.where(enough, chi2, 1.0) / energy, jnp.finfo(chi2.dtype).eps)
-        return jnp.where(enough, count * jnp.log(ratio), jnp.inf), count
-    # One standard deviation up: of many small overlaps, one is always lucky.
-    count = jnp.maximum(count, 1.0)
-    return jnp.where(enough, chi2 / count * (1 + jnp.sqrt(2 / count)), jnp.inf), count
-
-
-def profiled(cross: Array, power: Array, gain: bool) -> Array:
-    """``χ² − constant`` for gain one, or at the best gain that is positive."""
-    if not gain:
-        return cross + power
-    good = (cross < 0) & (power > 0)
-    return jnp.where(good, -(cross**2) / (4 * jnp.where(good, power, 1.0)), 0.0)
 
 
 def fill_smoothly(reference: Array, known: Array) -> Array:

@@ -637,7 +637,7 @@ def _start(
     if start is None:
         pair = lax.stop_gradient(pair)
         if problem.loss != "linear":
-            pair = clipped(pair, known_err, choices, CLIP_AT_START)
+            pair, _ = clipped(pair, known_err, choices, CLIP_AT_START)
         terms = weighted_terms(pair, choices)
         missing = terms.settled & ~jnp.isfinite(jnp.min(terms.grid))
         fatal = jnp.where(missing, np.int32(Status.LITTLE_OVERLAP), np.int32(Status.OK))

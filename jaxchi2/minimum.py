@@ -138,7 +138,7 @@ def best_pixel(terms: Chi2Terms) -> tuple[Array, Array]:
     if pair.initial is not None:
         return split(lax.stop_gradient(started(pair.initial, pair, terms.model)))
     index = grid_minimum(in_window(grid, over, pair, terms.model))
-    shift = shift_at(index, grid.shape, over, terms.model)
+    shift = jnp.where(terms.settled, terms.origin * over, shift_at(index, grid.shape, over, terms.model))
     whole = shift // over
     fraction = (shift - whole * over).astype(dtype) / over
     if pair.held is None:

@@ -7,7 +7,7 @@ NaN and errors at once, so that further on a pixel is left out for one reason on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, log2
 from typing import NamedTuple
@@ -22,6 +22,8 @@ from jax.typing import ArrayLike
 from .fourier import as_real_array
 from .spectrum import Shape
 
+SMALL_OVERLAP = 0.02
+"""Least overlap where ``max_shift`` is given: enough pixels to tell chance from a match."""
 BOUNDARIES = ("wrap", "fill", "constant", "reflect", "nearest", "overlap")
 Window = tuple[tuple[float, float], ...]
 
@@ -39,15 +41,16 @@ class Boundary:
     image pixels that fall on the reference count."""
     value: float = 0.0
     """Value outside the frame for "constant" and "fill", in the units of the images."""
-    min_overlap: float = 0.25
-    """Least overlap for "overlap" and masks, as a fraction of the valid pixels of the image with fewer."""
+    min_overlap: float | None = None
+    """Least overlap for "overlap" and masks, as a fraction of the valid pixels of the image with fewer. None:
+    0.25, or `SMALL_OVERLAP` where ``max_shift`` says how far to look."""
 
     def __post_init__(self) -> None:
         if self.name not in BOUNDARIES:
             raise ValueError(f"boundary must be one of {BOUNDARIES}, not {self.name!r}")
         if not np.isfinite(self.value):
             raise ValueError(f"value of a boundary must be finite, not {self.value!r}")
-        if not 0 < self.min_overlap <= 1:
+        if self.min_overlap is not None and not 0 < self.min_overlap <= 1:
             raise ValueError(f"min_overlap must lie in (0, 1], not {self.min_overlap!r}")
 
 
@@ -253,11 +256,14 @@ def check_model(
         window = tuple((min(m, n) / 2 - m, n - min(m, n) / 2) for m, n in pairs)
     else:
         window = tuple((-n / 2, n / 2) for n in shape)
+    if boundary.min_overlap is None:
+        boundary = replace(boundary, min_overlap=0.25 if limits is None else SMALL_OVERLAP)
     return Model(
         boundary=boundary,
         gain=bool(gain),
         background=bool(background),
-        oversample=oversample,
+        # Between whole shifts frames have no overlap of their own.
+        oversample=1 if boundary.name == "overlap" else oversample,
         window=window,
         limited=limits is not None,
         free=_free(fixed, ndim),

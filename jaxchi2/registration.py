@@ -20,7 +20,7 @@ from .layout import MARGIN
 from .minimum import Minimum, find_minima, find_minimum, is_positive_definite, with_derivative
 from .pair import ANYWHERE, Boundary, Model, Pair, Search, check
 from .terms import Chi2Terms, is_quick, weighted_terms, with_terms
-from .verdict import RunnerUp, log_chance, runner_up, separate_minima
+from .verdict import RunnerUp, evidence, is_unequal, runner_up, separate_minima
 
 CLIP_ROUNDS = 3
 
@@ -29,7 +29,8 @@ class Status(IntFlag):
     """What is wrong with a registration; zero means nothing.
 
     NO_DATA, LITTLE_OVERLAP, FLAT, NOT_CONVERGED and OUT_OF_WINDOW leave no answer: shift and errors are NaN,
-    and only the first that applies is set. The others are doubts about an answer that is there, and add up.
+    and of these only the first that applies is set. The others are doubts about an answer that is there, and
+    add up; BRIGHTNESS may also say why there is none.
     AT_BOUND is for `fit` alone, which sets no other doubt; UNREADABLE for streams, where there is no frame.
     """
 
@@ -45,6 +46,9 @@ class Status(IntFlag):
     AT_BOUND = 256
     BAD_FIT = 512
     UNREADABLE = 1024
+    LARGE_ERRORS = 2048
+    BRIGHTNESS = 4096
+    CLIPPED = 8192
 
     @property
     def message(self) -> str:
@@ -53,7 +57,7 @@ class Status(IntFlag):
 
 
 _MESSAGES = {
-    Status.NO_DATA: "too few pixels have a weight to fit a shift",
+    Status.NO_DATA: "too few pixels have a weight to fit a shift; edges and masks take margins",
     Status.LITTLE_OVERLAP: "no shift of the window leaves the least overlap",
     Status.FLAT: "χ² has no minimum: an image is flat, if only along an axis, or nothing is in common",
     Status.NOT_CONVERGED: "the refinement did not converge",
@@ -64,6 +68,9 @@ _MESSAGES = {
     Status.AT_BOUND: "a parameter of the fit lies at its bound and has no error",
     Status.BAD_FIT: "χ² is far above its degrees of freedom: the errors or the model are wrong",
     Status.UNREADABLE: "the frame could not be read",
+    Status.LARGE_ERRORS: "χ² is far below its degrees of freedom: too large errors (a variance for σ?)",
+    Status.BRIGHTNESS: "brightness, background or sign differ: fit_gain, fit_background, or negate one",
+    Status.CLIPPED: "clipping left out much of the scene: a bad match, or defects of both images",
 }
 MAX_CHANCE = 1e-3
 """Chance of so good a match between unrelated images from which `Status.UNRELATED` is set."""
@@ -75,6 +82,12 @@ MAX_REDUCED_CHI2 = 2.0
 known to 1 % are enough to make it negligible."""
 MIN_P_VALUE = 1e-6
 """Probability of χ² below which `Status.BAD_FIT` is set; few degrees of freedom need more than twice χ²."""
+MIN_REDUCED_CHI2 = 0.5
+"""χ² per degree of freedom below which `Status.LARGE_ERRORS` is set; few need less."""
+MAX_IMPROVEMENT = 1.5
+"""By how much a gain or a background that is held may make χ² larger before `Status.BRIGHTNESS` is set."""
+MAX_CLIPPED = 0.1
+"""Share of the scene's energy, beyond twice that of the pixels, that may be clipped before `Status.CLIPPED`."""
 
 
 class Registration(NamedTuple):
@@ -177,6 +190,12 @@ def is_bad_fit(chi2: Array, dof: Array) -> Array:
     """Whether χ² with known errors is far above its degrees of freedom."""
     chi2 = lax.stop_gradient(chi2)
     return (chi2 > MAX_REDUCED_CHI2 * dof) & (_upper_tail(chi2, dof) < MIN_P_VALUE)
+
+
+def is_too_good(chi2: Array, dof: Array) -> Array:
+    """Whether χ² with known errors is far below its degrees of freedom."""
+    chi2 = lax.stop_gradient(chi2)
+    return (chi2 < MIN_REDUCED_CHI2 * dof) & (1 - _upper_tail(chi2, dof) < MIN_P_VALUE)
 
 
 def digits(error: float) -> int:
@@ -349,10 +368,14 @@ def measure(
 ) -> Registration:
     """`register` of a checked pair; ``clean`` as in `with_terms`."""
     pair, unit = with_unit(pair, known_err)
-    if clip is not None:
-        pair, clean = clipped(pair, known_err, model, clip), False
     run = partial(solve, nsigma=nsigma, known_err=known_err, verdict=verdict)
-    result, _ = with_terms(run, pair, model, clean)
+    if clip is None:
+        result, _ = with_terms(run, pair, model, clean)
+    else:
+        pair, too_much = clipped(pair, known_err, model, clip)
+        result, _ = with_terms(run, pair, model, False)
+        too_much &= jnp.isfinite(result.chi2)
+        result = result._replace(status=result.status | jnp.where(too_much, np.int32(Status.CLIPPED), 0))
     return result._replace(chi2=result.chi2 * unit**2)
 
 
@@ -367,24 +390,30 @@ def with_unit(pair: Pair, known_err: bool) -> tuple[Pair, Array]:
     return pair._replace(err=pair.err * unit), unit
 
 
-def clipped(pair: Pair, known_err: bool, model: Model, clip: float) -> Pair:
+def clipped(pair: Pair, known_err: bool, model: Model, clip: float) -> tuple[Pair, Array]:
     """The pair without the pixels whose residual is above ``clip`` standard deviations, found in rounds.
 
     Without known errors a standard deviation is 1.4826 times the median absolute residual. Every round
-    judges all pixels anew, so that one thrown out by a first, wrong shift can come back.
+    judges all pixels anew, so that one thrown out by a first, wrong shift can come back. Also whether what was
+    left out is the scene: outliers fall on it as often as beside it.
     """
 
-    def judge(_: int, image: Array) -> Array:
-        terms = weighted_terms(pair._replace(image=image), model)
+    def judge(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        terms = weighted_terms(pair._replace(image=state[0]), model)
         minimum = find_minimum(terms)
         expected, counted = terms.expected_image(minimum.whole, minimum.fraction)
         residual = jnp.abs(pair.image - expected) / pair.err
         if not known_err:
             residual = residual / (1.4826 * jnp.nanmedian(jnp.where(counted, residual, jnp.nan)))
-        return jnp.where(residual <= clip, pair.image, jnp.nan)
+        return jnp.where(residual <= clip, pair.image, jnp.nan), expected
 
-    kept = jnp.isfinite(lax.fori_loop(0, CLIP_ROUNDS, judge, lax.stop_gradient(pair.image)))
-    return pair._replace(image=jnp.where(kept, pair.image, jnp.nan))
+    image = lax.stop_gradient(pair.image)
+    left, expected = lax.fori_loop(0, CLIP_ROUNDS, judge, (image, image))
+    kept, valid = jnp.isfinite(left), jnp.isfinite(image) & jnp.isfinite(expected)
+    scene = jnp.where(valid, expected - jnp.nanmedian(expected), 0.0) ** 2
+    of_pixels = jnp.mean(~kept, where=valid)
+    of_scene = jnp.sum(jnp.where(kept, 0.0, scene)) / jnp.maximum(jnp.sum(scene), jnp.finfo(scene.dtype).tiny)
+    return pair._replace(image=jnp.where(kept, pair.image, jnp.nan)), of_scene > MAX_CLIPPED + 2 * of_pixels
 
 
 def range_of(array: Array) -> Array:
@@ -417,9 +446,13 @@ def solve(
     fatal = _fatal(searched, minimum, dof)
     failed = fatal != Status.OK
     found = _measured(known_err, failed, terms, nsigma, minimum)
+    unequal = jnp.zeros_like(failed)
     if others is not None:
-        second = runner_up(searched, minimum, others, lax.stop_gradient(found.scale))
-        chance = jnp.exp(log_chance(searched, minimum))
+        place = _in_reach(searched, minimum)
+        seen = evidence(searched, *place)
+        unequal = is_unequal(searched, *place)
+        second = runner_up(searched, minimum, others, lax.stop_gradient(found.scale), seen)
+        chance = jnp.exp(seen.log_chance)
     else:
         unknown = jnp.full_like(found.scale, jnp.nan)
         second, chance = RunnerUp(jnp.full_like(minimum.fraction, jnp.nan), unknown, unknown), unknown
@@ -428,8 +461,14 @@ def solve(
         (chance > MAX_CHANCE, Status.UNRELATED),
         (second.probability < MIN_PROBABILITY, Status.AMBIGUOUS),
         (is_bad_fit(found.chi2, dof) & known_err, Status.BAD_FIT),
+        (is_too_good(found.chi2, dof) & known_err, Status.LARGE_ERRORS),
+        (unequal, Status.BRIGHTNESS),
     ]
     doubt = sum(jnp.where(c, np.int32(flag), np.int32(0)) for c, flag in doubts)
+    why = unequal & (
+        (fatal == Status.NOT_CONVERGED) | (fatal == Status.FLAT) | (fatal == Status.OUT_OF_WINDOW)
+    )
+    fatal |= jnp.where(why, np.int32(Status.BRIGHTNESS), np.int32(0))
 
     def unless_failed(x: Array) -> Array:
         return jnp.where(failed, jnp.nan, x)
@@ -524,13 +563,16 @@ def _fatal(terms: Chi2Terms, minimum: Minimum, dof: Array) -> Array:
     flat |= ~(terms.nuisances(whole, fraction)[0] > 0)
     shift = _reduced(terms, whole, fraction)
     low, high = np.asarray(model.window, shift.dtype).T
-    outside = jnp.any(((shift < low) | (shift > high)) & free) & model.limited
+    found = minimum.converged & ~_strayed(terms, whole, fraction)
+    outside = jnp.any(((shift < low) | (shift > high)) & free)
+    # A minimum of one period is inside it, if only by a turn.
+    outside &= model.limited | (terms.settled & ~found)
     cause = [
         (dof <= 0, Status.NO_DATA),
         (terms.settled & ~jnp.isfinite(jnp.min(terms.grid)), Status.LITTLE_OVERLAP),
         (flat, Status.FLAT),
-        (~minimum.converged | _strayed(terms, whole, fraction), Status.NOT_CONVERGED),
         (outside, Status.OUT_OF_WINDOW),
+        (~found, Status.NOT_CONVERGED),
     ]
     return jnp.select([c for c, _ in cause], [np.int32(flag) for _, flag in cause], np.int32(Status.OK))
 
@@ -538,6 +580,13 @@ def _fatal(terms: Chi2Terms, minimum: Minimum, dof: Array) -> Array:
 def _strayed(terms: Chi2Terms, whole: Array, fraction: Array) -> Array:
     """Whether the minimum has left the shift that its weights were settled for."""
     return terms.settled & jnp.any(jnp.abs(whole - terms.origin + fraction) > MARGIN)
+
+
+def _in_reach(terms: Chi2Terms, minimum: Minimum) -> tuple[Array, Array]:
+    """Where to judge a match: the minimum, or the best whole shift where there is none near it."""
+    lost = _strayed(terms, minimum.whole, minimum.fraction)
+    whole = jnp.where(lost, terms.origin.astype(minimum.whole.dtype), minimum.whole)
+    return whole, jnp.where(lost, 0.0, minimum.fraction)
 
 
 def _reduced(terms: Chi2Terms, whole: Array, fraction: Array) -> Array:

@@ -30,17 +30,18 @@ from .layout import (
     GUARD,
     Layout,
     Prepared,
+    Spread,
     any_in_batch,
     as_it_is,
-    grid_shifts,
     is_flat,
     is_valid_error,
     lay_out,
     prepare,
     prior_chi2,
-    profiled,
+    with_prior,
 )
 from .noise import whitening
+from .overlap import Correlation, profiled
 from .pair import Model, Pair
 from .spectrum import (
     FourierSeries,
@@ -80,7 +81,8 @@ from .taylor import multiply, reciprocal
         "bands",
         "flat",
         "settled",
-        "overlap",
+        "correlation",
+        "frames",
         "scale",
         "offsets",
     ],
@@ -102,7 +104,7 @@ class Chi2Terms:
     """``Σ w_i``, a scalar."""
     grid: Array
     """χ² less its constant, with the prior, at every ``1/oversample`` pixel searched, shift zero first.
-    Where ``settled``, with a gain to fit, ``n ln(1 − r²)`` instead; see `Layout`."""
+    Where ``settled`` the score of `overlap` instead of χ²."""
     origin: Array
     """Whole shift that the series count from, shape ``(D,)``."""
     pair: Pair
@@ -127,9 +129,11 @@ class Chi2Terms:
     """Whether an image is constant to rounding, or along a free axis. Weights that differ give χ² a minimum
     even so."""
     settled: Array
-    """Whether the weights hold for shifts near ``origin`` alone, and ``grid`` is χ² per pixel elsewhere."""
-    overlap: Array | None
-    """Pixels of the overlap at each whole shift of the search grid, where that may depend on the shift."""
+    """Whether the weights hold for shifts near ``origin`` alone, so that ``grid`` is a score."""
+    correlation: Correlation | None
+    """Of the frames at each whole shift of the search grid, where their overlap may depend on the shift."""
+    frames: tuple[Spread, Spread] | None
+    """How the values of reference and image differ in all of their frames, where not all may count."""
     scale: Array
     """The images have been divided by this."""
     offsets: tuple[Array, Array]
@@ -156,17 +160,14 @@ class Chi2Terms:
         return 1 if isinstance(self.power, FourierSeries) and not self.model.gain else 2
 
     def grid_chi2(self) -> Array:
-        """``grid`` as χ²: where it holds ``n ln(1 − r²)``, 1 − r² times the energy at the minimum."""
-        chi2 = self.grid + self.constant
-        if not self.model.gain or self.overlap is None:
-            return chi2
-        number = self.overlap
-        for axis in range(number.ndim):
-            number = jnp.repeat(number, self.oversample, axis)
-        # The derivative of an exponential of infinity would be NaN where nothing depends on it.
-        finite = jnp.isfinite(self.grid)
-        share = jnp.exp(jnp.where(finite, self.grid, 0.0) / jnp.maximum(number, 1.0))
-        return jnp.where(self.settled & finite, self.constant * share, chi2)
+        """``grid`` as χ²; a score, −2 times a log-likelihood like it, from χ² at the origin."""
+        if self.correlation is None:
+            return self.grid + self.constant
+        zero = jnp.zeros_like(self.constant, shape=self.origin.shape)
+        there = self.derivatives(self.origin, zero, 0).reshape(())
+        index = tuple(self.origin * self.oversample % np.array(self.grid.shape))
+        offset = jnp.where(self.settled, there - self.grid[index], 0.0)
+        return self.grid + offset + self.constant
 
     def derivatives(self, whole: Array, fraction: Array, order: int) -> Array:
         """Partial derivatives of χ² less its constant up to ``order`` per axis at ``whole + fraction``."""
@@ -290,6 +291,23 @@ class Chi2Terms:
         residual = self.image - gain * jnp.fft.irfftn(model, self.shape) - background
         return jnp.sum(self.weights * residual**2)
 
+    def match(self, whole: Array, fraction: Array) -> tuple[Array, Array, Array]:
+        """Model and data about their means, and the residual, at one shift and in units of the errors."""
+        gain, background = self.nuisances(whole, fraction)
+        spectrum = shift_spectrum(self.reference, self.shape, whole - self.origin, fraction)
+        model = jnp.fft.irfftn(spectrum, self.shape)
+        if self.weights is None:
+            weights = jnp.ones_like(model)
+            image = jnp.fft.irfftn(self.image, self.shape)
+        else:
+            weights, image = self.weights, self.image
+        mass, root = jnp.sum(weights), jnp.sqrt(weights)
+
+        def centred(x: Array) -> Array:
+            return root * (x - jnp.sum(weights * x) / jnp.where(mass > 0, mass, 1.0))
+
+        return centred(model), root * (image - gain * model - background), centred(image)
+
     def expected_image(self, whole: Array, fraction: Array) -> tuple[Array, Array]:
         """The best model in the image's frame and units, and which pixels count; for weighted terms."""
         assert self.weights is not None
@@ -341,14 +359,6 @@ def _knowledge(pair: Pair) -> Pair:
     """The pair without its pixels."""
     none = jnp.zeros_like(pair.image, shape=())
     return pair._replace(reference=none, image=none, err=none, reference_err=None)
-
-
-def _with_prior(grid: Array, pair: Pair, model: Model) -> Array:
-    if pair.prior is None:
-        return grid
-    over = model.oversample
-    shifts = [grid_shifts(n, w, over)[0] / over for n, w in zip(grid.shape, model.window, strict=True)]
-    return grid + prior_chi2(pair.prior, [jnp.asarray(s, grid.dtype) for s in shifts])
 
 
 class ReferenceSide(NamedTuple):
@@ -436,7 +446,7 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         total=None,
         constant=image_energy,
         mass=side.mass,
-        grid=_with_prior(profiled(cross_grid, power_grid, model.gain), pair, model),
+        grid=with_prior(profiled(cross_grid, power_grid, model.gain), model.oversample, pair, model),
         origin=jnp.zeros_like(image_energy, shape=(len(shape),), dtype=jnp.int32),
         pair=_knowledge(pair),
         reference=side.spectrum,
@@ -451,7 +461,8 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         bands=(side.bands, _band_energy(image_spectrum, shape)),
         flat=jnp.zeros_like(image_energy, dtype=bool),
         settled=jnp.zeros_like(image_energy, dtype=bool),
-        overlap=None,
+        correlation=None,
+        frames=None,
         scale=side.unit,
         offsets=(side.pedestal, pedestal),
         model=model,
@@ -597,14 +608,14 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
     constant = jnp.sum(weights * image**2)
     cross = _cross(side.spectrum, image_spectrum, shape)
     total = None if side.total_spectrum is None else FourierSeries(side.total_spectrum, shape, shape)
-    grid = _search_grid(layout, cross, side, total, constant, model)
+    grid = _search_grid(layout, cross, side, total, model)
     return Chi2Terms(
         cross=cross,
         power=side.power,
         total=total,
         constant=constant,
         mass=jnp.where(mass > 0, mass, 1.0),
-        grid=_with_prior(grid, pair, model),
+        grid=with_prior(grid, model.oversample, pair, model),
         origin=layout.origin,
         pair=_knowledge(pair),
         reference=side.spectrum,
@@ -617,7 +628,8 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
         bands=(side.bands, _band_energy(image_spectrum, shape)),
         flat=flat,
         settled=layout.settled,
-        overlap=layout.overlap,
+        correlation=layout.correlation,
+        frames=layout.frames,
         scale=side.unit,
         offsets=(side.pedestal, side.pedestal + shared * side.unit),
         model=model,
@@ -631,10 +643,9 @@ def _search_grid(
     cross: FourierSeries,
     side: ReferenceSide,
     total: FourierSeries | None,
-    constant: Array,
     model: Model,
 ) -> Array:
-    over, ndim, shape = model.oversample, layout.reference.ndim, layout.reference.shape
+    over, shape = model.oversample, layout.reference.shape
     power, mass = side.power, side.mass
     assert isinstance(power, PolyphaseSeries)
 
@@ -652,22 +663,24 @@ def _search_grid(
 
     if model.compact:
         return of_the_series()
-    score = layout.score
-    if not model.gain:
-        # Times the pixels at its minimum, so that a prior and a temperature have their measure.
-        number = layout.overlap[tuple(layout.origin % np.array(layout.overlap.shape))]
-        score = score * number - constant
-    if over > 1:
-        whole = jnp.full_like(score, jnp.inf, shape=tuple(over * n for n in score.shape))
-        score = whole.at[(slice(None, None, over),) * ndim].set(score)
     if model.boundary.name == "overlap":
-        return score
+        return layout.score
     return lax.cond(
         any_in_batch(~layout.settled),
         lambda score: jnp.where(layout.settled, score, of_the_series()),
         lambda score: score,
-        score,
+        halfway(layout.score) if over > 1 else layout.score,
     )
+
+
+def halfway(grid: Array) -> Array:
+    """A periodic grid with the means of neighbours between its samples along every axis."""
+    for axis in range(grid.ndim):
+        between = (grid + jnp.roll(grid, -1, axis)) / 2
+        grid = jnp.stack([grid, between], axis + 1).reshape(
+            *grid.shape[:axis], 2 * grid.shape[axis], *grid.shape[axis + 1 :]
+        )
+    return grid
 
 
 def _wiener(layout: Layout, fit_gain: bool) -> Layout:

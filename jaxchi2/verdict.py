@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from math import prod
+from dataclasses import replace
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.scipy.special import log_ndtr, ndtr
 
 from .layout import grid_minimum, grid_shifts, in_window, shift_at
 from .minimum import Candidates, Minimum, best_pixel, stationary, value_gradient_hessian
-from .spectrum import along, harmonics, octaves
+from .overlap import Correlation, log_left, score
+from .spectrum import along, contract, half_weights
 from .terms import Chi2Terms
+
+REACH = 4
+"""Samples on either side that the search's correlation is interpolated from."""
+BETWEEN = 9
+"""Places per pixel where it is."""
+OPPOSITE = 50.0
+"""Score by which an inverted image has to match better than the image itself."""
+SINGLE = 0.02
+"""Weight of the chance that a single source in either frame is another of like brightness."""
+LIKE = 0.03
+"""Chance that a source has its like, in place and brightness, in an unrelated image of few."""
 
 
 class Peaks(NamedTuple):
-    """Separate minima of χ², the deepest first.
-
-    With a gain, where each shift has pixels of its own, in the order of ``n ln(1 − r²)``, of n pixels that
-    correlate by r.
-    """
+    """Separate minima of χ², the deepest first."""
 
     shift: Array
     """Their shifts in pixels, shape ``(n, D)``; NaN where there are fewer."""
     delta_chi2: Array
-    """χ² above the deepest, shape ``(n,)``; infinite where there are fewer."""
-    deviations: Array
-    """Where each shift has pixels of its own, by how many standard deviations its χ² per pixel is above that
-    of the best, shape ``(n,)``; NaN elsewhere."""
+    """χ² above the deepest, shape ``(n,)``; infinite where there are fewer. Where each shift has pixels of
+    its own, the difference of their scores, ``n ln(1 − r²)`` of n pixels that correlate by r: −2 times the
+    logarithm of a likelihood ratio too."""
 
 
 class RunnerUp(NamedTuple):
@@ -42,8 +48,8 @@ class RunnerUp(NamedTuple):
     delta_chi2: Array
     """Its χ² above that of the best, in units of the noise; infinite where there is none."""
     probability: Array
-    """Probability of the best of the two, the prior included: ``1 / (1 + exp(−Δχ²/2))``. Where each shift has
-    pixels of its own, that of the difference in χ² per pixel being more than its scatter."""
+    """Probability of the best of the two, the prior included: ``1 / (1 + exp(−Δχ²/2))``, Δχ² by the share of
+    the residuals that are independent of each other."""
 
 
 class Posterior(NamedTuple):
@@ -77,12 +83,14 @@ def separate_minima(terms: Chi2Terms, n: int) -> Candidates:
             below = grid < neighbour if number < middle else grid <= neighbour
             lowest &= below & jnp.isfinite(neighbour)
     start_whole, start_fraction = best_pixel(terms)
+    start = jnp.round((start_whole + start_fraction) * over).astype(jnp.int32)
+    # What lies between the best score and where χ² led from there belongs to the start too.
+    led = jnp.where(terms.settled, shift_at(_best_score(terms), grid.shape, over, terms.model), start)
     near = jnp.ones((1,) * ndim, bool)
     for axis, length in enumerate(grid.shape):
         shift = jnp.asarray(grid_shifts(length, terms.model.window[axis], over)[0], jnp.int32)
-        start = jnp.round((start_whole[axis] + start_fraction[axis]) * over).astype(jnp.int32)
-        distance = (shift - start + length // 2) % length - length // 2
-        near = near & along(jnp.abs(distance) <= over, axis, ndim)
+        distance = (shift - start[axis] + length // 2) % length - length // 2
+        near = near & along(jnp.abs(distance) <= over + jnp.abs(led - start)[axis], axis, ndim)
     values = jnp.where(lowest & ~near, in_window(grid, over, terms.pair, terms.model), jnp.inf)
     lowest_values, indices = smallest(values, n)
     picked = shift_at(indices, grid.shape, over, terms.model)
@@ -104,7 +112,7 @@ def peaks(terms: Chi2Terms, minimum: Minimum, others: Candidates) -> Peaks:
     """The minimum and the next best separate minima in order, refined where one χ² holds for all shifts.
 
     Where pixels of the reference are unknown, each shift has weights of its own. Then these are whole
-    shifts, and their Δχ² is that of ``surface.map()``.
+    shifts, and their Δχ² is that of their scores between the pixels.
     """
     whole, start, exist, fraction, use = others
 
@@ -113,108 +121,242 @@ def peaks(terms: Chi2Terms, minimum: Minimum, others: Candidates) -> Peaks:
         return stationary(terms, whole, *lax.stop_gradient((fraction, value, hessian)))[:2]
 
     fraction, refined = lax.map(lambda at: refined_at(*at), (whole, fraction))
-    refined = refined - minimum.value
     over, shape = terms.oversample, np.array(terms.grid.shape)
-    start_index = jnp.round((whole + start) * over).astype(jnp.int32) % shape[None, :]
-    best_index = jnp.round((minimum.whole + minimum.fraction) * over).astype(jnp.int32) % shape
-    best, other = terms.grid[tuple(best_index)], terms.grid[tuple(start_index.T)]
-    score = coarse = other - best
-    deviations = jnp.full_like(score, jnp.nan)
-    if terms.overlap is not None:
-        n_best = jnp.maximum(terms.overlap[tuple(best_index // over)], 1.0)
-        n_other = jnp.maximum(terms.overlap[tuple((start_index // over).T)], 1.0)
-        noise = _rounding(terms)
-        if terms.model.gain:
-            # The logarithm of χ² per pixel scatters by √(2/n).
-            apart = other / n_other - best / n_best
-            spread = jnp.sqrt(2 / n_best + 2 / n_other)
-            share = terms.constant * (jnp.exp(other / n_other) - jnp.exp(best / n_best))
-            coarse = jnp.where(terms.settled, share, coarse)
-        else:
-            # χ² per pixel in units of the best's, which scatters by √(2/n) like the other.
-            apart = coarse / jnp.maximum(best + terms.constant, noise)
-            spread = jnp.sqrt(2 / n_best + 2 / n_other * (1 + apart) ** 2)
-        apart = jnp.where(jnp.abs(coarse) < noise, 0.0, apart)
-        deviations = jnp.where(terms.settled & exist, apart / spread, jnp.nan)
+    index = jnp.round((whole + start) * over).astype(jnp.int32) % shape[None, :]
+    best = jnp.round((minimum.whole + minimum.fraction) * over).astype(jnp.int32) % shape
+    coarse = terms.grid[tuple(index.T)] - terms.grid[tuple(best)]
+    if terms.correlation is not None:
+        left, number, prior = _matches(terms, index)
+        scores = number * left + prior
+        coarse = jnp.where(terms.settled, scores[1:] - scores[0], coarse)
     shift = jnp.where(exist[:, None], whole + jnp.where(use[:, None], fraction, start), jnp.nan)
-    delta = jnp.where(exist, jnp.where(use, refined, coarse), jnp.inf)
-    order = jnp.argsort(jnp.where(terms.settled & exist, score, delta))
-    shift, delta, deviations = shift[order], delta[order], deviations[order]
-    first = jnp.zeros_like(delta, shape=(1,))
+    delta = jnp.where(exist, jnp.where(use, refined - minimum.value, coarse), jnp.inf)
+    order = jnp.argsort(delta)
     return Peaks(
-        jnp.concatenate([(minimum.whole + minimum.fraction)[None, :], shift]),
-        jnp.concatenate([first, delta]),
-        jnp.concatenate([first, deviations]),
+        jnp.concatenate([(minimum.whole + minimum.fraction)[None, :], shift[order]]),
+        jnp.concatenate([jnp.zeros_like(delta, shape=(1,)), delta[order]]),
     )
 
 
-def runner_up(terms: Chi2Terms, minimum: Minimum, others: Candidates, scale: Array) -> RunnerUp:
+def _best_score(terms: Chi2Terms) -> Array:
+    """Sample of the search grid that the search began with, which went downhill from there."""
+    best = grid_minimum(in_window(terms.grid, terms.oversample, terms.pair, terms.model))
+    origin = terms.origin * terms.oversample % np.array(terms.grid.shape)
+    return best if terms.pair.initial is None else origin.astype(best.dtype)
+
+
+class _Match(NamedTuple):
+    """What a whole shift explains of its own pixels."""
+
+    left: Array
+    """``ln(1 − r²)`` at the best place within half a pixel."""
+    number: Array
+    """Pixels of the overlap."""
+    prior: Array
+    """χ² of the prior."""
+
+
+def _matches(terms: Chi2Terms, index: Array) -> _Match:
+    """Of the best shift and of other samples of the search grid, shape ``(n, D)`` in, ``(n + 1,)`` out."""
+    return lax.map(partial(_match, terms), jnp.concatenate([_best_score(terms)[None], index]))
+
+
+def _match(terms: Chi2Terms, index: Array) -> _Match:
+    """The correlation is interpolated by a windowed sinc; pixels and prior are those of the sample."""
+    assert terms.correlation is not None
+    coefficient, number, rounding = terms.correlation
+    whole = index // terms.oversample
+    steps = np.arange(-REACH, REACH + 1)
+    around = [(whole[a] + steps) % n for a, n in enumerate(coefficient.shape)]
+    patch = coefficient[jnp.ix_(*around)]
+    distance = np.linspace(-0.5, 0.5, BETWEEN)[None, :] - steps[:, None]
+    lanczos = np.where(np.abs(distance) < REACH, np.sinc(distance) * np.sinc(distance / REACH), 0.0)
+    values = contract(patch, [jnp.asarray(lanczos, patch.dtype)] * patch.ndim)
+    there = Correlation(coefficient[tuple(whole)], number[tuple(whole)], rounding)
+    best = there._replace(coefficient=jnp.max(values))
+    return _Match(log_left(best), there.number, terms.grid[tuple(index)] - score(there))
+
+
+def runner_up(
+    terms: Chi2Terms, minimum: Minimum, others: Candidates, scale: Array, evidence: Evidence
+) -> RunnerUp:
     """The second best minimum, with χ² in units of ``scale``."""
     found = peaks(terms, minimum, others)
     delta = found.delta_chi2[1]
-    delta = jnp.where(jnp.abs(delta) < _rounding(terms), 0.0, delta) / scale
-    deviation = found.deviations[1]
-    probability = jnp.where(jnp.isnan(deviation), jax.nn.sigmoid(delta / 2), ndtr(deviation))
-    return RunnerUp(found.shift[1], delta, probability)
+    delta = jnp.where(jnp.abs(delta) < _rounding(terms), 0.0, delta) / jnp.where(terms.settled, 1.0, scale)
+    weighed = evidence.share * delta
+    if terms.correlation is not None:
+        index = jnp.round((others.whole + others.start) * terms.oversample).astype(jnp.int32)
+        best, other = _pairwise(_matches(terms, index[:1] % np.array(terms.grid.shape)[None, :]))
+        weighed = jnp.where(terms.settled & others.exist[0], _weighed(terms, best, other, evidence), weighed)
+    return RunnerUp(found.shift[1], delta, jax.nn.sigmoid(weighed / 2))
+
+
+def _pairwise(matches: _Match) -> list[_Match]:
+    return [jax.tree.map(lambda x, k=k: x[k], matches) for k in range(len(matches.left))]
+
+
+def _weighed(terms: Chi2Terms, best: _Match, other: _Match, evidence: Evidence) -> Array:
+    """Difference of two scores as −2 times the logarithm of the odds of the matches.
+
+    Pixels of the one alone are no news where those that both have foretell them, as in a lattice. And the
+    noise of those that are not common, of size √(2n), says nothing of which is better: the mean of the
+    logistic function over a normal distribution is close to one of a smaller slope.
+    """
+    assert terms.frames is not None
+    fewer, most = jnp.minimum(best.number, other.number), jnp.maximum(best.number, other.number)
+    more = (best.number - other.number) / jnp.maximum(most, 1.0)
+    difference = fewer * evidence.share * (other.left - best.left) + other.prior - best.prior
+    difference += more * jnp.minimum(evidence.news, -best.number * best.left)
+    every = jnp.minimum(*(f.number for f in terms.frames))
+    both = best.number + other.number
+    apart = both - 2 * jnp.maximum(both - every, 0.0)
+    variance = 2 * apart * evidence.share * (1 - jnp.exp(best.left)) ** 2
+    return difference / jnp.sqrt(1 + np.pi / 8 * variance / 4)
 
 
 def _rounding(terms: Chi2Terms) -> Array:
     """Differences of χ² that rounding could make; with a gain, χ² and its parts are below the constant."""
     largest = terms.constant if terms.model.gain else terms.amplitude
+    largest = jnp.where(terms.settled, terms.n_valid.astype(largest.dtype), largest)
     return 16 * jnp.finfo(largest.dtype).eps * largest
 
 
-def log_chance(terms: Chi2Terms, minimum: Minimum) -> Array:
-    """Logarithm of the probability that unrelated images of these spectra match as well somewhere.
+class Evidence(NamedTuple):
+    """What the residuals at a minimum say about the match."""
 
-    Two tests, the better one counts, twice. The correlation coefficient r of the images: for unrelated ones
-    it has variance 1/ν over the shifts, ν the number of independent pixels that their spectra leave, and
-    exceeds r with a probability of at most ``(1 − r²)^((ν − 1)/2) / 2``; about ν shifts are independent. And
-    the coherence in bands of frequency, which sees fine detail agree where the coarse is brighter.
+    share: Array
+    """Independent residuals, over their number."""
+    log_chance: Array
+    """Logarithm of the probability that unrelated images match as well at some shift of the window."""
+    news: Array
+    """−2 times the logarithm of that for the details of the reference at one shift, without the noise's."""
+
+
+def evidence(terms: Chi2Terms, whole: Array, fraction: Array) -> Evidence:
+    """How many independent residuals a match has, and how likely chance makes one as good.
+
+    Of unrelated images the correlation coefficient r exceeds a value with a probability of at most
+    ``(1 − r²)^((ν − 1)/2) / 2``, with ν the number of independent terms of ``Σ m r``, m the reference and
+    r the residual there: the sum of their power spectra's products says how large chance makes it. The
+    residuals of a match are the noise, and ν the number of pixels; those of a wrong match hold the scene.
+    A sum over a few sources that one of them dominates has fewer terms still, as the kurtosis tells.
     """
-    cross, power, _ = terms.sums(minimum.whole, minimum.fraction)
-    eps, tiny = jnp.finfo(cross.dtype).eps, jnp.finfo(cross.dtype).tiny
-    size = jnp.sqrt(jnp.maximum(power, tiny)) * jnp.sqrt(jnp.maximum(terms.contrast, tiny))
-    coefficient = jnp.clip(-cross / 2 / size, 0.0, 1 - 4 * eps)
-    # The energy that the reference has on average where the image has weight, against what it correlates to.
-    expected = jnp.sum(terms.bands[0]) * (terms.mass / prod(terms.shape))
-    independent = terms.contrast / jnp.maximum(terms.scatter, tiny) * expected
-    independent = jnp.clip(independent, 1.0, jnp.maximum(terms.n_valid, 1))
-    shifts, share = 1.0, 1.0
+    model, residual, data = terms.match(whole, fraction)
+    # How much chance explains is a matter of the best gain and background, whatever is held.
+    number = jnp.maximum(terms.n_valid, 1).astype(terms.constant.dtype)
+    tiny = jnp.finfo(number.dtype).tiny
+    m, r, d = (power_spectrum(x) for x in (model, residual, data))
+
+    def total(x: Array) -> Array:
+        """Over all modes."""
+        columns = half_weights(terms.shape[-1]).astype(x.dtype)
+        return jnp.maximum(jnp.sum(jnp.dot(x, columns, precision=lax.Precision.HIGHEST)), tiny)
+
+    size = float(np.prod(terms.shape))
+    energy, left, explained = (jnp.sum(x**2) for x in (data, residual, model))
+
+    def independent(x: Array) -> Array:
+        """Share of the terms of ``Σ m x`` that are independent of each other, from the spectra."""
+        return jnp.clip(total(m) * total(x) / total(m * x) / size, 1 / number, 1.0)
+
+    def excess(x: Array, energy: Array) -> Array:
+        return jnp.maximum(number * jnp.sum(x**4) / jnp.maximum(energy, tiny) ** 2 - 3, 0.0)
+
+    sparse = excess(model, explained)
+    nu = number * independent(r) / (1 + jnp.sqrt(sparse * excess(residual, left)) / 2)
+    eps = jnp.finfo(number.dtype).eps
+    cross = jnp.maximum(jnp.sum(model * data), 0.0)
+    coefficient = cross / (jnp.sqrt(jnp.maximum(explained, tiny)) * jnp.sqrt(jnp.maximum(energy, tiny)))
+    ratio = jnp.clip((1 - coefficient) * (1 + coefficient), 4 * eps, 1.0)
+    single = np.log(0.5) + (nu - 1) / 2 * jnp.log(ratio)
+    shifts = 1.0
     for axis, length in enumerate(terms.grid.shape):
         inside = grid_shifts(length, terms.model.window[axis], terms.oversample)[1]
-        number = inside.sum() if terms.model.free[axis] else 1
-        shifts *= number
-        share *= min(number / (terms.oversample * terms.shape[axis]), 1.0)
-    single = np.log(0.5) + (independent - 1) / 2 * jnp.log1p(-(coefficient**2))
-    overall = jnp.log(jnp.maximum(independent * share, 1.0)) + single
-    in_bands = np.log(shifts) + _log_chance_in_bands(terms, minimum)
-    return jnp.minimum(np.log(2.0) + jnp.minimum(overall, in_bands), 0.0)
+        shifts *= inside.sum() / terms.oversample if terms.model.free[axis] else 1
+    trials = jnp.maximum(shifts * independent(d), 1.0)
+    log_chance = jnp.log(trials) + single
+    # What agrees are some details of the reference, to the share of the image that is unexplained in them.
+    few = number * independent(m) / (1 + sparse / 2)
+    unexplained = jnp.log(jnp.clip(total(m * r) / total(m * d), 4 * eps, 1.0))
+    news = -few * unexplained
+    if terms.frames is not None:
+        alone = _log_chance_of_few(terms, model, (explained, energy, left), few, sparse, unexplained)
+        log_chance = jnp.logaddexp(log_chance, jnp.where(terms.settled, alone, -jnp.inf))
+    return Evidence(nu / number, jnp.minimum(log_chance, 0.0), news)
 
 
-def _log_chance_in_bands(terms: Chi2Terms, minimum: Minimum) -> Array:
-    """Log probability of the coherence of unrelated images at one shift.
+def is_unequal(terms: Chi2Terms, whole: Array, fraction: Array, least: float = 1.5) -> Array:
+    """Whether χ² would be ``least`` times smaller with a gain or a background that is held, or a negative gain.
 
-    In a band of n modes −(n − 1) ln(1 − γ²) is about the square of a normal deviate if the coherence γ is
-    positive, which it is half the time: R bands have a sum of mean R/2 and variance 5R/4. Its tail is
-    taken as a gamma distribution's, by Wilson & Hilferty's approximation.
+    Noise of the reference draws the best gain below one: only a larger one tells of other brightness.
     """
-    reference, image = terms.bands
-    modes = [octaves(harmonics(n), n).sum(0) for n in terms.shape]
-    number = reduce(np.multiply.outer, modes)
-    number = np.maximum(number * 1.0, 1.0) * (terms.n_valid / prod(terms.shape))
-    found = -terms.cross.by_band(minimum.whole - terms.origin, minimum.fraction) / 2
-    eps = jnp.finfo(found.dtype).eps
-    # A band without energy beyond rounding says nothing.
-    size = jnp.sqrt(reference) * jnp.sqrt(image)
-    seen = size > eps * jnp.sum(size)
-    coherence = jnp.clip(jnp.where(seen, found / jnp.where(seen, size, 1.0), 0.0), 0.0, 1 - 4 * eps)
-    total = -jnp.sum(jnp.maximum(number - 1, 0.0) * jnp.log1p(-(coherence**2)))
-    bands = found.size
-    mean, variance = bands / 2, 5 * bands / 4
-    shape = mean**2 / variance
-    deviation = (jnp.cbrt(total / mean) - (1 - 1 / (9 * shape))) * np.sqrt(9 * shape)
-    return log_ndtr(-deviation)
+    model, residual, data = terms.match(whole, fraction)
+    tiny = jnp.finfo(data.dtype).tiny
+    power, energy, held = (jnp.sum(x**2) for x in (model, data, residual))
+    cross = jnp.sum(model * data)
+    free = energy - cross**2 / jnp.maximum(power, tiny)
+    root = jnp.ones_like(data) if terms.weights is None else jnp.sqrt(terms.weights)
+    offset = jnp.sum(root * residual) ** 2 / terms.mass
+    rounding = 16 * jnp.finfo(data.dtype).eps * energy
+    result = jnp.zeros_like(terms.flat)
+    if not terms.model.gain:
+        result |= (cross > least * power) & (held - offset > least * free + rounding)
+    if not terms.model.background:
+        result |= held > least * (held - offset) + rounding
+    if terms.correlation is not None:
+        r = in_window(terms.correlation.coefficient, 1, terms.pair, replace(terms.model, oversample=1))
+        r = jnp.where(jnp.isfinite(r), r, 0.0)
+        opposite, alike = (jnp.min(score(terms.correlation._replace(coefficient=x))) for x in (-r, r))
+        result |= terms.settled & (opposite < least * alike) & (opposite < alike - OPPOSITE)
+    return result
+
+
+def _log_chance_of_few(
+    terms: Chi2Terms,
+    model: Array,
+    energies: tuple[Array, Array, Array],
+    few: Array,
+    sparse: Array,
+    unexplained: Array,
+) -> Array:
+    """Logarithm of the probability that a few sources have their like in a small overlap by chance.
+
+    Nothing disagrees there, and the residuals are the noise. The more of the frames' energy is elsewhere, the
+    more such places there are: ``E₁ E₂ / (e₁ e₂) − 1`` of them, with e inside and E in all, where one source
+    agrees with one other to the share of it that is unexplained, and each further one has `LIKE`.
+    """
+    assert terms.frames is not None
+    explained, energy, left = energies
+    number = jnp.maximum(terms.n_valid, 1).astype(energy.dtype)
+    tiny = jnp.finfo(energy.dtype).tiny
+    reference, image = terms.frames
+    noise = left / number
+    # Noise of the reference is not known here; at most it is the half of what there is.
+    own = jnp.minimum(noise, explained / (2 * number))
+    first = (reference.energy - reference.number * own) / (explained - number * own + tiny)
+    second = (image.energy - image.number * noise) / jnp.maximum(energy - left, tiny)
+    places = jnp.maximum(first, 1.0) * jnp.maximum(second, 1.0) - 1
+    sources = jnp.maximum(_sources(model, 5 * jnp.sqrt(noise)), 1.0)
+    # The shift was chosen to make as many details agree as it has components.
+    details = jnp.maximum(few - model.ndim, 0.0) * unexplained
+    # A source says one thing, its brightness, in many modes.
+    single = unexplained - jnp.log1p(sparse / 2)
+    return jnp.log(places + SINGLE) + jnp.minimum(details, single + 2 * np.log(LIKE) * (sources - 1)) / 2
+
+
+def _sources(model: Array, level: Array) -> Array:
+    """Extremes of a model, above a level and two pixels around."""
+    size = highest = jnp.abs(model)
+    for axis in range(model.ndim):
+        highest = reduce(jnp.maximum, [jnp.roll(highest, k, axis) for k in (-2, -1, 0, 1, 2)])
+    return jnp.sum((size > level) & (size == highest), dtype=model.dtype)
+
+
+def power_spectrum(x: Array) -> Array:
+    """Power of every mode of the half plane."""
+    spectrum = jnp.fft.rfftn(x)
+    return spectrum.real**2 + spectrum.imag**2
 
 
 def posterior(terms: Chi2Terms, temperature: Array) -> Posterior:

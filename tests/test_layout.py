@@ -11,6 +11,7 @@ from direct import interpolate, moved, scene
 
 from jaxchi2 import Boundary, Status, chi2_surface, layout, register
 from jaxchi2.layout import MARGIN
+from jaxchi2.overlap import Frames, correlate
 from jaxchi2.pair import Pair, check_model
 
 SHAPE = (40, 37)
@@ -233,43 +234,49 @@ def test_min_overlap_bounds_the_search():
     assert np.max(np.abs(other.shift - expected)) > 1 or other.status != 0
 
 
-def test_overlap_map_is_chi2_per_pixel(x64):
+def test_overlap_map_is_the_score_of_the_correlation(x64):
     """Against a loop over whole shifts and the pixels that both frames show."""
     reference, image = crops(np.array([2.0, -3.0]), (14, 15))
-    surface = chi2_surface(reference, image, 0.05, boundary="overlap", max_shift=4)
+    surface = chi2_surface(reference, image, 0.05, boundary="overlap", max_shift=4, oversample=2)
     values = np.asarray(surface.map())
     ys, xs = surface.shifts()
-    expected, counts = np.empty((len(ys), len(xs))), np.empty((len(ys), len(xs)))
+    expected = np.empty((len(ys), len(xs)))
     for a, dy in enumerate(ys.astype(int)):
         for b, dx in enumerate(xs.astype(int)):
             d = image[max(dy, 0) : 14 + min(dy, 0), max(dx, 0) : 15 + min(dx, 0)]
             m = reference[max(-dy, 0) : 14 + min(-dy, 0), max(-dx, 0) : 15 + min(-dx, 0)]
-            expected[a, b] = np.sum(((d - m) / 0.05) ** 2) / d.size * (1 + np.sqrt(2 / d.size))
-            counts[a, b] = d.size
+            r = np.corrcoef(d.ravel(), m.ravel())[0, 1]
+            expected[a, b] = d.size * np.log(1 - max(r, 0) ** 2)
     at = np.unravel_index(expected.argmin(), expected.shape)
-    np.testing.assert_allclose(values, expected * counts[at], rtol=1e-6)
+    np.testing.assert_allclose(values - values[at], expected - expected[at], rtol=1e-6, atol=1e-6)
+    # On the scale of χ², which it is where it is best.
+    np.testing.assert_allclose(values[at], surface([ys[at[0]], xs[at[1]]]), rtol=1e-9)
+    # Two shifts in a row are as likely as their difference says.
+    probability = np.asarray(surface.posterior(20.0).probability)
+    weights = np.exp(-(expected - expected.min()) / 40.0)
+    np.testing.assert_allclose(probability, weights / weights.sum(), rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("shape", "other"),
     [((30,), (30,)), ((31,), (24,)), ((16, 15), (16, 15)), ((12, 21), (19, 8)), ((8, 9, 10), (7, 9, 6))],
 )
-@pytest.mark.parametrize(("gain", "background"), [(False, False), (False, True), (True, False), (True, True)])
-def test_whole_frames_score_as_any_others_do(shape, other, gain, background, dtype, monkeypatch):
-    """Frames without a bad pixel skip transforms; counts are the same, scores to rounding."""
+def test_whole_frames_correlate_as_any_others_do(shape, other, dtype):
+    """Frames without a bad pixel skip transforms; counts are the same, correlations to rounding."""
     rng = np.random.default_rng(0)
-    images = [jnp.asarray(rng.normal(size=n), dtype) for n in (shape, other)]
-    model = check_model(shape, other, "overlap", gain=gain, background=background)
-    pair = Pair(*images, jnp.asarray(0.5, dtype))
-    prepared, grid = layout.prepare(pair, model), layout.search_shape(shape, other, model)
-    quick, number = layout._score(prepared, grid, model, uniform=True)
-    monkeypatch.setattr(layout, "any_in_batch", lambda flag: jnp.ones_like(flag))
+    images = [jnp.asarray(3 + rng.normal(size=n), dtype) for n in (shape, other)]
+    model = check_model(shape, other, "overlap")
+    prepared = layout.prepare(Pair(*images, jnp.asarray(0.5, dtype)), model)
+    grid = layout.search_shape(shape, other, model)
+    frames = Frames(prepared.reference, prepared.known, prepared.image, prepared.weights)
+    quick = correlate(frames, grid, whole=True, uniform=True)
     for uniform in (True, False):
-        general, expected = layout._score(prepared, grid, model, uniform)
-        np.testing.assert_array_equal(number, expected)
-        inside = np.isfinite(layout.in_window(general, 1, pair, model))
-        rtol = 2e3 * np.finfo(dtype).eps
-        np.testing.assert_allclose(np.where(inside, quick, 0), np.where(inside, general, 0), rtol, rtol)
+        general = correlate(frames, grid, whole=False, uniform=uniform)
+        np.testing.assert_array_equal(quick.number, general.number)
+        # Where few pixels overlap, rounding is all there is.
+        many = np.asarray(general.number) > 3
+        atol = 2e3 * np.finfo(dtype).eps
+        np.testing.assert_allclose(quick.coefficient[many], general.coefficient[many], rtol=0, atol=atol)
 
 
 def test_whole_frames_and_others_in_one_batch(dtype):

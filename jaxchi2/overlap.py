@@ -1,0 +1,216 @@
+"""How well two frames correlate over the pixels that they share, at every whole shift.
+
+χ² over an overlap cannot be compared between shifts: each has pixels of its own, and those that it leaves
+out are not explained at no cost. What a shift is worth is what it explains of its own pixels, the logarithm
+of the likelihood of "the reference, there" against "something else", both of unknown brightness, background
+and noise:
+
+    score(s) = n(s) ln(1 − r(s)²)  where r(s) > 0, else 0
+
+with r the weighted correlation coefficient, means taken out, and n the number of pixels of the overlap. It is
+the −2 log-likelihood ratio of a Gaussian model, and so on the scale of χ².
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from .spectrum import Shape, along, conj_product
+
+LEAST_SHARE = 32
+"""Share of a frame's energy, in roundings, below which that of an overlap is not told from none."""
+
+
+class Frames(NamedTuple):
+    """Two frames of finite values with their weights."""
+
+    reference: Array
+    known: Array
+    """Whether a pixel of the reference has a value; where not, that is zero."""
+    image: Array
+    weights: Array
+    """Of the image's pixels; where zero, the pixel's value is zero."""
+
+
+class Correlation(NamedTuple):
+    """Of two frames at every whole shift of a search grid, shift zero first."""
+
+    coefficient: Array
+    """r, between −1 and 1; zero where nothing can be said."""
+    number: Array
+    """Pixels of the overlap."""
+    rounding: Array
+    """Least ``1 − r²`` that is told from zero, a scalar."""
+
+
+class _Sums(NamedTuple):
+    """Over the overlap at every whole shift: M of the reference, D of the image, weights w."""
+
+    number: Array
+    mass: Array
+    """``Σ w``."""
+    cross: Array
+    """``Σ w M D``."""
+    model: Array
+    """``Σ w M``."""
+    data: Array
+    """``Σ w D``."""
+    power: Array
+    """``Σ w M²``."""
+    energy: Array
+    """``Σ w D²``."""
+
+
+def correlate(frames: Frames, shape: Shape, *, whole: bool, uniform: bool) -> Correlation:
+    """Correlation of two frames on a periodic grid on which they meet nowhere but where they overlap.
+
+    ``whole`` says that every pixel is known and weighs one, ``uniform`` that every valid one weighs one.
+    """
+    known, weights = frames.known.astype(frames.weights.dtype), frames.weights
+    # Ranking profiles the background whatever is fitted, so the means may go; kept, they would cost digits.
+    reference = jnp.where(frames.known, frames.reference - _mean(frames.reference, known), 0.0)
+    image = jnp.where(weights > 0, frames.image - _mean(frames.image, weights), 0.0)
+    frames = Frames(reference, known, image, weights)
+    sums = _whole_sums(frames, shape) if whole else _sums(frames, shape, uniform)
+    mass = jnp.where(sums.mass > 0, sums.mass, 1.0)
+    cross = sums.cross - sums.model * sums.data / mass
+    power, energy = sums.power - sums.model**2 / mass, sums.energy - sums.data**2 / mass
+    # Sums over a blank overlap are the rounding of bright sources elsewhere: to be added, not divided by.
+    rounding = jnp.finfo(cross.dtype).eps * (LEAST_SHARE + 2 * np.sqrt(reference.size))
+    # A frame of zeros has none; any number stands for it.
+    power, energy = (
+        jnp.maximum(x, 0.0) + rounding * jnp.where(total > 0, total, 1.0)
+        for x, total in ((power, jnp.sum(reference**2)), (energy, jnp.sum(weights * image**2)))
+    )
+    coefficient = jnp.clip(cross / (jnp.sqrt(power) * jnp.sqrt(energy)), -1.0, 1.0)
+    return Correlation(coefficient, sums.number, jnp.full_like(power, 4 * rounding, shape=()))
+
+
+def profiled(cross: Array, power: Array, gain: bool) -> Array:
+    """``χ² − constant`` for gain one, or at the best gain that is positive."""
+    if not gain:
+        return cross + power
+    good = (cross < 0) & (power > 0)
+    return jnp.where(good, -(cross**2) / (4 * jnp.where(good, power, 1.0)), 0.0)
+
+
+def score(correlation: Correlation) -> Array:
+    """``n ln(1 − r²)``, zero where the frames do not correlate."""
+    return correlation.number * log_left(correlation)
+
+
+def log_left(correlation: Correlation) -> Array:
+    """``ln(1 − r²)``, the logarithm of the share that is not explained, where r > 0; else 0."""
+    r = jnp.clip(correlation.coefficient, 0.0, 1.0)
+    return jnp.log(jnp.maximum((1 - r) * (1 + r), correlation.rounding))
+
+
+def lowest_step(
+    reference: Array, frames: Frames, *, gain: bool, background: bool, offered: Array, extra: Array
+) -> Array:
+    """Index of the step, of up to one pixel along every axis, that lowers χ² most; the middle one for none.
+
+    ``reference`` is that of the frames, NaN where it is unknown, moved to where the steps start and one pixel
+    larger on every side than the image. χ² is over the pixels that all steps know, to be comparable.
+    ``extra`` is added to that of each step; only those ``offered`` are considered.
+    """
+    ndim, shape = frames.image.ndim, frames.image.shape
+    starts = 2 - np.indices((3,) * ndim).reshape(ndim, -1).T
+    steps = [tuple(slice(a, a + n) for a, n in zip(at, shape, strict=True)) for at in starts.tolist()]
+    known = reduce(jnp.logical_and, [jnp.isfinite(reference[step]) for step in steps])
+    weights = jnp.where(known, frames.weights, 0.0)
+    mass = jnp.sum(weights)
+    mass = jnp.where(mass > 0, mass, 1.0)
+    mean = jnp.sum(weights * frames.image) / mass if background else 0.0
+    image = weights * (frames.image - mean)
+
+    def chi2(model: Array) -> Array:
+        model = jnp.where(known, model, 0.0)
+        cross, power, total = jnp.sum(image * model), jnp.sum(weights * model**2), jnp.sum(weights * model)
+        return profiled(-2 * cross, power - total**2 / mass if background else power, gain)
+
+    values = jnp.stack([chi2(reference[step]) for step in steps]) + extra
+    middle = len(steps) // 2
+    energy = jnp.sum(jnp.abs(image * (frames.image - mean))) + jnp.abs(values[middle])
+    lower = values < values[middle] - LEAST_SHARE * jnp.finfo(energy.dtype).eps * energy
+    best = jnp.argmin(jnp.where(offered & lower, values, jnp.inf))
+    return jnp.where(jnp.any(offered & lower), best, middle)
+
+
+def _mean(values: Array, weights: Array) -> Array:
+    total = jnp.sum(weights)
+    return jnp.sum(values * weights) / jnp.where(total > 0, total, 1.0)
+
+
+def _spectrum(x: Array, shape: Shape) -> Array:
+    padding = [(0, m - n) for m, n in zip(shape, x.shape, strict=True)]
+    return jnp.fft.rfftn(jnp.pad(x, padding))
+
+
+def _sums(frames: Frames, shape: Shape, uniform: bool) -> _Sums:
+    """By correlations of the frames, their squares and their weights."""
+    reference, known, image, weights = frames
+    known_hat, model_hat, square_hat = (_spectrum(x, shape) for x in (known, reference, reference**2))
+    weight_hat, data_hat, energy_hat = (
+        _spectrum(x, shape) for x in (weights, weights * image, weights * image**2)
+    )
+
+    def correlated(a: Array, b: Array) -> Array:
+        return jnp.fft.irfftn(conj_product(a, b), shape)
+
+    mass = correlated(known_hat, weight_hat)
+    valid = (weights > 0).astype(weights.dtype)
+    number = mass if uniform else correlated(known_hat, _spectrum(valid, shape))
+    return _Sums(
+        number=jnp.round(number),
+        mass=jnp.round(mass) if uniform else mass,
+        cross=correlated(model_hat, data_hat),
+        model=correlated(model_hat, weight_hat),
+        data=correlated(known_hat, data_hat),
+        power=correlated(square_hat, weight_hat),
+        energy=correlated(known_hat, energy_hat),
+    )
+
+
+def _whole_sums(frames: Frames, shape: Shape) -> _Sums:
+    """The same without a bad pixel and with one weight: but for the product, sums over rectangles."""
+    reference, _, image, _ = frames
+    overlaps = [
+        _overlap_of(m, n, length) for m, n, length in zip(reference.shape, image.shape, shape, strict=True)
+    ]
+    counts = [stop - start for start, stop, _ in overlaps]
+    columns = [along(jnp.asarray(c, image.dtype), a, image.ndim) for a, c in enumerate(counts)]
+    # From the data, so that it varies over devices as they do.
+    number = reduce(jnp.multiply, columns, jnp.ones_like(image, shape=(1,) * image.ndim))
+
+    def over(x: Array, moved: bool) -> Array:
+        for axis, (start, stop, shift) in enumerate(overlaps):
+            first = start + shift if moved else start
+            sums = jnp.pad(jnp.cumsum(x, axis), [(int(a == axis), 0) for a in range(x.ndim)])
+            x = jnp.take(sums, first + stop - start, axis) - jnp.take(sums, first, axis)
+        return x
+
+    return _Sums(
+        number=number,
+        mass=number,
+        cross=jnp.fft.irfftn(conj_product(_spectrum(reference, shape), _spectrum(image, shape)), shape),
+        model=over(reference, moved=False),
+        data=over(image, moved=True),
+        power=over(reference**2, moved=False),
+        energy=over(image**2, moved=True),
+    )
+
+
+def _overlap_of(reference: int, image: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First and last + 1 pixel of the reference that the image covers, and the shift, at each grid sample."""
+    index = np.arange(length)
+    # Shifts from −reference to image, the former at the end of the period.
+    shift = np.where(index < image, index, index - length)
+    start = np.clip(-shift, 0, reference)
+    stop = np.maximum(np.clip(image - shift, 0, reference), start)
+    return start, stop, np.where(stop > start, shift, 0)
