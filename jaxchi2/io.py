@@ -7,33 +7,17 @@ when a file of that format is met and not before.
 
 import re
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["ImageMeta", "LoadedImage", "known_format", "read_image", "write_image"]
+from .axes import LUMINANCE, luminance, split_choices
+from .formats import known_format, optional, split_extension
+from .tiff import open_tiff
 
-_SUFFIXES = {
-    ".fits": "FITS",
-    ".fit": "FITS",
-    ".fts": "FITS",
-    ".fits.gz": "FITS",
-    ".fit.gz": "FITS",
-    ".fts.gz": "FITS",
-    ".fits.fz": "FITS",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".npy": "NPY",
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-}
-
-LUMINANCE = (0.2126, 0.7152, 0.0722)
-"""Weights of red, green and blue in the luminance of a colour image (ITU-R BT.709)."""
+__all__ = ["LUMINANCE", "ImageMeta", "LoadedImage", "known_format", "read_image", "write_image"]
 
 # What these cards say about the stored integers is no longer true of the aligned floating-point image.
 _STALE_CARDS = ("BSCALE", "BZERO", "BLANK", "DATAMIN", "DATAMAX", "CHECKSUM", "DATASUM")
@@ -65,42 +49,15 @@ class LoadedImage(NamedTuple):
     """What `write_image` takes as ``like``."""
 
 
-def known_format(path: str | Path) -> str:
-    """Name the format that a file's suffix stands for.
-
-    Parameters
-    ----------
-    path : str or Path
-        File name, with or without a FITS extension in brackets.
-
-    Returns
-    -------
-    str
-        One of ``FITS``, ``TIFF``, ``NPY``, ``PNG``, ``JPEG``.
-
-    Raises
-    ------
-    ValueError
-        If the suffix is not one of those known.
-    """
-    name, _ = split_extension(path)
-    lower = Path(name).name.lower()
-    for suffix, label in _SUFFIXES.items():
-        if lower.endswith(suffix):
-            return label
-    suffix = Path(name).suffix
-    came = f"suffix {suffix!r} of {name!r}" if suffix else f"no suffix in {name!r}"
-    raise ValueError(f"cannot tell the image format: {came}; known are {', '.join(_SUFFIXES)}")
-
-
 def read_image(path: str | Path) -> LoadedImage:
     """Read one image from a file.
 
     A FITS extension is named in brackets after the file: ``file.fits[1]`` by number, ``file.fits[SCI]`` by
     name, ``file.fits[SCI,2]`` by name and version. Without brackets the first extension that holds an image
-    is read. Axes of length one, as radio images have them, are dropped. Colours are combined to the
-    luminance 0.2126 R + 0.7152 G + 0.0722 B (ITU-R BT.709); an alpha channel is ignored, and so is a rotation
-    noted in a photograph's EXIF data.
+    is read. Of a TIFF file that has several channels, times or positions one of each is chosen,
+    ``file.tif[C=1,T=0]``. Axes of length one, as radio images have them, are dropped. Colours are combined to
+    the luminance 0.2126 R + 0.7152 G + 0.0722 B (ITU-R BT.709); an alpha channel is ignored, and so is a
+    rotation noted in a photograph's EXIF data.
 
     Parameters
     ----------
@@ -121,14 +78,15 @@ def read_image(path: str | Path) -> LoadedImage:
     """
     kind = known_format(path)
     name, extension = split_extension(path)
-    if extension is not None and kind != "FITS":
+    inside, chosen = split_choices(extension)
+    if extension is not None and kind != "FITS" and (kind != "TIFF" or inside is not None):
         raise ValueError(f"[{extension}] after {name!r}: only FITS files have extensions, this is {kind}")
     if not Path(name).is_file():
         raise FileNotFoundError(2, "No such file", name)
     if kind == "FITS":
         return _read_fits(name, extension)
     if kind == "TIFF":
-        data = _read_tiff(name)
+        data = _read_tiff(name, chosen)
     elif kind == "NPY":
         data = _read_npy(name)
     else:
@@ -190,27 +148,6 @@ def write_image(
         optional("imageio.v3", "imageio").imwrite(name, _to_integers(data, stored, kind), plugin="pillow")
 
 
-def split_extension(path: str | Path) -> tuple[str, str | None]:
-    """Split ``file[inside]`` into the file and what stands in brackets, None without them."""
-    match = re.fullmatch(r"(.+)\[([^\[\]]*)\]", str(path))
-    # A file whose name really ends in brackets is that file.
-    if match is None or Path(path).is_file():
-        return str(path), None
-    return match[1], match[2].strip()
-
-
-def optional(
-    module: str, package: str | None = None, *, extra: str = "io", needs: str = "this file format"
-) -> Any:
-    """Import a module that not everyone has; the error says what needs it and which extra brings it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = package or module.partition(".")[0]
-        message = f'{needs} needs {package}, which is not installed: pip install "jaxchi2[{extra}]"'
-        raise ImportError(message) from error
-
-
 def _plain(data: np.ndarray, name: str) -> np.ndarray:
     data = np.asarray(data)
     if data.dtype.kind not in "buif":
@@ -221,13 +158,6 @@ def _plain(data: np.ndarray, name: str) -> np.ndarray:
     return np.ascontiguousarray(data, dtype=data.dtype.newbyteorder("="))
 
 
-def luminance(data: np.ndarray) -> np.ndarray:
-    """Combine the colours on the last axis; two channels are grey and alpha, four are colour and alpha."""
-    if data.shape[-1] < 3:
-        return data[..., 0]
-    return data[..., :3] @ np.asarray(LUMINANCE, dtype=np.float32)
-
-
 def _read_npy(name: str) -> np.ndarray:
     try:
         return np.load(name, allow_pickle=False)
@@ -235,13 +165,13 @@ def _read_npy(name: str) -> np.ndarray:
         raise ValueError(f"cannot read {name!r} as an NPY file of numbers: {error}") from error
 
 
-def _read_tiff(name: str) -> np.ndarray:
-    tifffile = optional("tifffile")
-    with tifffile.TiffFile(name) as file:
-        series = file.series[0]
-        data, axes = series.asarray(), series.axes
-    # tifffile marks the colours of a pixel, and only them, with S.
-    return luminance(np.moveaxis(data, axes.index("S"), -1)) if "S" in axes else data
+def _read_tiff(name: str, chosen: dict[str, int]) -> np.ndarray:
+    label = Path(name).name
+    images = open_tiff(name, label, chosen, frames=False)
+    try:
+        return np.asarray(images.fetch(0, 1)[0])
+    finally:
+        images.close()
 
 
 def _read_fits(name: str, extension: str | None) -> LoadedImage:

@@ -21,7 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .io import find_hdu, known_format, luminance, optional, read_image, split_extension
+from .axes import Selection, ngff_axes, select, split_choices, suggestion
+from .formats import known_format, optional, raw_frames, split_extension
+from .io import find_hdu, read_image
+from .tiff import open_tiff
 
 __all__ = ["Chunk", "Frames", "open_frames", "read_array"]
 
@@ -116,13 +119,16 @@ def open_frames(source: Any) -> Frames:
     ----------
     source : path, list of paths, array_like or iterable
         *A path* to one file that holds all frames, the frame axis first: a FITS cube, also compressed, by
-        extension ``file.fits[1]``, ``file.fits[SCI]``; a multi-page TIFF or OME-TIFF, with several channels
-        ``file.tif[C=1]``; HDF5 ``file.h5[group/dataset]`` and zarr ``store.zarr[array]``, the brackets left
-        out where there is but one stack inside; NPY. *A pattern* with ``*`` or ``?``, sorted with numbers by
-        value (2 before 10), or *a list of paths*: each file one frame, of any format of `read_image`. *An
-        array*, or what is indexed like one (h5py, zarr, dask); *a sequence or iterable* of frames. Axes of
-        length one are dropped. Give the path of an NPY file rather than ``numpy.load(mmap_mode="r")``, whose
-        pages stay in memory.
+        extension ``file.fits[1]``, ``file.fits[SCI]``; a multi-page TIFF; HDF5 ``file.h5[group/dataset]`` and
+        zarr ``store.zarr[array]``, the brackets left out where there is but one stack inside; NPY. Where the
+        file names its axes, as TIFF of OME or ImageJ and OME-NGFF do, the frame axis is that of time wherever
+        it comes, or z if there is none; of several channels one is chosen, ``file.tif[C=1]``,
+        ``store.zarr[C=1]``, of positions ``[P=1]``, and so with any axis, ``[C=1,Z=4]``.
+
+        *A pattern* with ``*`` or ``?``, sorted with numbers by value (2 before 10), or *a list of paths*:
+        each file one frame, of any format of `read_image`. *An array*, or what is indexed like one (h5py,
+        zarr, dask); *a sequence or iterable* of frames. Axes of length one are dropped. Give the path of an
+        NPY file rather than ``numpy.load(mmap_mode="r")``, whose pages stay in memory.
 
     Returns
     -------
@@ -190,8 +196,8 @@ def read_array(path: str | Path) -> np.ndarray:
         with h5py.File(name, "r") as file:
             return np.squeeze(_dataset(file, name, inside, _hdf5_arrays(file, h5py), least=2)[()])
     if _is_zarr(name):
-        store, arrays = _zarr_arrays(name)
-        return np.squeeze(_dataset(store, name, inside, arrays, least=2)[...])
+        array, selection = _zarr_array(name, inside, Path(path).name, frames=False)
+        return np.squeeze(array[... if selection is None else selection.key()])
     return read_image(path).data
 
 
@@ -346,9 +352,7 @@ def _open_file(text: str) -> Frames:
     if _is_hdf5(name):
         return _open_hdf5(name, inside, label)
     if _is_zarr(name):
-        store, arrays = _zarr_arrays(name)
-        array = _dataset(store, name, inside, arrays, least=3)
-        return _open_array(array, label, np.dtype(array.dtype), array.shape, name)
+        return _open_zarr(name, inside, label)
     if os.path.isdir(name):
         raise ValueError(f"{name!r} is a folder: for the files in it give a pattern such as {name}/*.tif")
     kind = known_format(name)
@@ -361,23 +365,6 @@ def _open_file(text: str) -> Frames:
     if kind == "NPY":
         return _open_npy(name, label)
     raise ValueError(f"{name!r} holds one image: of one image per file give a list of files or a pattern")
-
-
-def _raw_frames(path: str, offset: int, dtype: np.dtype, frame: tuple[int, ...]) -> Fetch:
-    """Frames one after the other in a file, read by a plain read."""
-    size = int(np.prod(frame))
-
-    def fetch(start: int, stop: int) -> Any:
-        with open(path, "rb") as file:
-            file.seek(offset + start * size * dtype.itemsize)
-            values = np.fromfile(file, dtype, (stop - start) * size)
-        whole = len(values) // size
-        frames = values[: whole * size].reshape(whole, *frame)
-        if whole == stop - start:
-            return frames
-        return [*frames, *[EOFError("the file ends before this frame does")] * (stop - start - whole)]
-
-    return fetch
 
 
 def _open_npy(name: str, label: str) -> Frames:
@@ -398,7 +385,7 @@ def _open_npy(name: str, label: str) -> Frames:
             "numpy.save(path, numpy.ascontiguousarray(stack))"
         )
     layout = _layout(label, shape)
-    return _with_first(label, layout.length, _raw_frames(name, offset, dtype, layout.raw), dtype, path=name)
+    return _with_first(label, layout.length, raw_frames(name, offset, dtype, layout.raw), dtype, path=name)
 
 
 def _open_fits(name: str, inside: str | None, label: str) -> Frames:
@@ -418,58 +405,13 @@ def _open_fits(name: str, inside: str | None, label: str) -> Frames:
 
 
 def _open_tiff(name: str, inside: str | None, label: str) -> Frames:
-    tifffile = optional("tifffile")
-    channel = None
-    if inside is not None:
-        match = re.fullmatch(r"C=(\d+)", inside)
-        if match is None:
-            raise ValueError(f"[{inside}] after {name!r}: of a TIFF file a channel is chosen as [C=0]")
-        channel = int(match[1])
-    with ExitStack() as opened:
-        file = opened.enter_context(tifffile.TiffFile(name))
-        series = file.series[0]
-        axes, shape, dtype, offset = series.axes, series.shape, series.dtype, series.dataoffset
-        # Pages written one by one are a series each.
-        alone = len(file.series) > 1 and len(series.pages) == 1 and all(s.shape == shape for s in file.series)
-        if alone:
-            axes, shape, offset = f"I{axes}", (len(file.series), *shape), None
-        if axes[0] in "YXS":
-            raise ValueError(
-                f"{label} holds one image: a stack has a frame axis (axes {axes}, shape {shape})"
-            )
-        layout = _layout(label, shape)
-        inner = axes[layout.lead + 1 :]
-        channels = layout.raw[inner.index("C")] if "C" in inner else 1
-        if channels > 1 and channel is None:
-            raise ValueError(f"{label} has {channels} channels (axes {axes}): choose one, {label}[C=0]")
-        if channel is not None and not ("C" in inner and channel < channels):
-            raise ValueError(f"{label}: there is no such channel (axes {axes}, shape {shape})")
-        opened.pop_all()
-
-    def picked(frame: Any) -> Any:
-        if isinstance(frame, Exception):
-            return frame
-        left = inner
-        if channel is not None:
-            frame, left = np.take(frame, channel, left.index("C")), left.replace("C", "")
-        return luminance(np.moveaxis(frame, left.index("S"), -1)) if "S" in left else frame
-
-    pages = len(series.pages) // layout.length
-
-    def raw(start: int, stop: int) -> Any:
-        if alone:
-            return [page.asarray() for page in file.series[start:stop]]
-        data = file.asarray(key=range(start * pages, stop * pages), series=0)
-        return data.reshape(stop - start, *layout.raw)
-
-    read: Fetch = raw
-    if offset is not None:
-        read = _raw_frames(name, offset, np.dtype(dtype).newbyteorder(file.byteorder), layout.raw)
-
-    def fetch(start: int, stop: int) -> Any:
-        return [picked(frame) for frame in read(start, stop)]
-
-    return _with_first(label, layout.length, fetch, dtype, path=name, close=file.close)
+    path, chosen = split_choices(inside)
+    if path is not None:
+        raise ValueError(f"[{inside}] after {name!r}: of a TIFF file a channel is chosen as [C=0]")
+    images = open_tiff(name, label, chosen)
+    return _with_first(
+        label, images.selection.length, images.fetch, images.dtype, path=name, close=images.close
+    )
 
 
 def _is_hdf5(name: str) -> bool:
@@ -522,13 +464,78 @@ def _open_hdf5(name: str, inside: str | None, label: str) -> Frames:
     return _with_first(label, layout.length, fetch, dtype, path=name)
 
 
-def _zarr_arrays(name: str) -> tuple[Any, dict[str, int]]:
+def _open_zarr(name: str, inside: str | None, label: str) -> Frames:
+    array, selection = _zarr_array(name, inside, label, frames=True)
+    dtype = np.dtype(array.dtype)
+    if selection is None:
+        return _open_array(array, label, dtype, array.shape, name)
+    axis = sum(picked is None for picked in selection.picked[: selection.frame])
+
+    def fetch(start: int, stop: int) -> Any:
+        return np.moveaxis(array[selection.key(start, stop)], axis, 0)
+
+    return _with_first(label, selection.length, fetch, dtype, path=name)
+
+
+def _zarr_array(name: str, inside: str | None, label: str, *, frames: bool) -> tuple[Any, Selection | None]:
+    """The array that is meant, and what is read of it if it is said what its axes are."""
     zarr = optional("zarr", extra="stream")
     store = zarr.open(name, mode="r")
+    path, chosen = split_choices(inside)
     if hasattr(store, "shape"):
-        return store, {}
-    arrays = {path: item.ndim for path, item in store.members(max_depth=None) if hasattr(item, "shape")}
-    return store, dict(sorted(arrays.items()))
+        # Which may be one of those of an image.
+        folder, there = os.path.split(os.path.abspath(name))
+        images = _ngff_images({"": zarr.open_group(folder, mode="r")}) if _is_zarr(folder) else {}
+        array = _dataset(store, name, path, {}, least=0)
+    else:
+        members = dict(sorted(store.members(max_depth=None)))
+        images = _ngff_images({"": store, **members})
+        path = _one_image(label, path, images)
+        arrays = {key: item.ndim for key, item in members.items() if hasattr(item, "shape")}
+        array = _dataset(store, name, path, arrays, least=3 if frames else 2)
+        there = array.path
+    for image in images.values():
+        if there in image.paths:
+            axes = ngff_axes(image.metadata, array.ndim)
+            return array, select(label, axes, array.shape, chosen, frames=frames)
+    if chosen:
+        raise ValueError(f"[{inside}] after {name!r}: the file does not say what its axes are")
+    return array, None
+
+
+class _Image(NamedTuple):
+    """An image of OME-NGFF."""
+
+    paths: list[str]
+    """Its arrays, from the finest."""
+    metadata: dict[str, Any]
+
+
+def _ngff_images(groups: dict[str, Any]) -> dict[str, _Image]:
+    """Images of OME-NGFF among the groups of a store, by path."""
+    images = {}
+    for path, group in groups.items():
+        attributes = dict(group.attrs)
+        # Under "ome" since version 0.5.
+        several = attributes.get("ome", attributes).get("multiscales")
+        if several:
+            paths = [f"{path}/{level['path']}".strip("/") for level in several[0]["datasets"]]
+            images[path] = _Image(paths, several[0])
+    return images
+
+
+def _one_image(label: str, path: str | None, images: dict[str, _Image]) -> str | None:
+    """Path of the array that is meant, where it is that of an image."""
+    if path is not None:
+        image = images.get(path.strip("/"))
+        return path if image is None else image.paths[0]
+    # Labels are images too.
+    pictures = [key for key in images if "labels" not in key.split("/")]
+    if len(pictures) > 1:
+        raise ValueError(
+            f"{label} holds the images {', '.join(pictures)}: choose one, {suggestion(label, pictures[0])}"
+        )
+    return images[pictures[0]].paths[0] if pictures else None
 
 
 class _Forward:
