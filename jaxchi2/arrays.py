@@ -77,11 +77,12 @@ def _values(x: Any, name: str) -> Any:
     if isinstance(x, np.ndarray):
         return np.asarray(x)
     if hasattr(x, "__array__"):
+        if not (hasattr(x, "uncertainty") and hasattr(x, "mask")):
+            return x
         # numpy.ma would ask the mask of an image for its own mask, and so on.
-        if hasattr(x, "uncertainty") and getattr(x, "mask", None) is not None:
-            data = np.asarray(x.data)
-            return np.ma.MaskedArray(data, np.broadcast_to(np.asarray(x.mask, bool), data.shape))
-        return x
+        data = np.asarray(x.data)
+        mask = None if x.mask is None else np.broadcast_to(np.asarray(x.mask, bool), data.shape)
+        return data if mask is None else np.ma.MaskedArray(data, mask)
     if not hasattr(x, "__jax_array__"):
         _refuse(x, name)
     return x

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from .axes import LUMINANCE, luminance, split_choices
 from .formats import known_format, optional, split_extension
-from .tiff import open_tiff
+from .tiff import PixelSize, open_tiff, tiff_options
 
 __all__ = ["LUMINANCE", "ImageMeta", "LoadedImage", "known_format", "read_image", "write_image"]
 
@@ -38,6 +38,16 @@ class ImageMeta(NamedTuple):
     """FITS header of the extension that was read; None for the other formats."""
     primary: Any = None
     """FITS primary header, when the image lay in an extension."""
+    pixel_size: PixelSize | None = None
+    """How large a pixel is, as a TIFF file says it; None for the other formats."""
+
+
+class Origin(NamedTuple):
+    """What a stack's file says beside the values of its pixels, for the file of the aligned stack."""
+
+    header: Any = None
+    """FITS header, its axes those of the stack."""
+    pixel_size: PixelSize | None = None
 
 
 class LoadedImage(NamedTuple):
@@ -85,8 +95,9 @@ def read_image(path: str | Path) -> LoadedImage:
         raise FileNotFoundError(2, "No such file", name)
     if kind == "FITS":
         return _read_fits(name, extension)
+    pixel_size = None
     if kind == "TIFF":
-        data = _read_tiff(name, chosen)
+        data, pixel_size = _read_tiff(name, chosen)
     elif kind == "NPY":
         data = _read_npy(name)
     else:
@@ -94,7 +105,7 @@ def read_image(path: str | Path) -> LoadedImage:
     dtype, shape = data.dtype, data.shape
     if kind in ("PNG", "JPEG") and data.ndim == 3:
         data = luminance(data)
-    return LoadedImage(_plain(data, name), ImageMeta(name, kind, dtype, shape))
+    return LoadedImage(_plain(data, name), ImageMeta(name, kind, dtype, shape, pixel_size=pixel_size))
 
 
 def write_image(
@@ -118,7 +129,7 @@ def write_image(
         The pixels.
     like : ImageMeta, optional
         Origin of the image, from `read_image`. A FITS file then keeps the headers, the axes of length one and
-        the kind of extension.
+        the kind of extension; a TIFF file the size of the pixels with its unit.
     shift : sequence of float, optional
         The displacement that was undone, in pixels and axis order ``(y, x)``, one number per axis of
         ``array``. A FITS header records it in a HISTORY card, and its reference pixel ``CRPIX`` moves by
@@ -139,8 +150,7 @@ def write_image(
     if kind == "FITS":
         _write_fits(name, data, like, shift)
     elif kind == "TIFF":
-        tifffile = optional("tifffile")
-        tifffile.imwrite(name, data.astype(np.float32), photometric="minisblack")
+        _write_tiff(name, data.astype(np.float32), None if like is None else like.pixel_size)
     elif kind == "NPY":
         np.save(name, data)
     else:
@@ -165,25 +175,49 @@ def _read_npy(name: str) -> np.ndarray:
         raise ValueError(f"cannot read {name!r} as an NPY file of numbers: {error}") from error
 
 
-def _read_tiff(name: str, chosen: dict[str, int]) -> np.ndarray:
-    label = Path(name).name
-    images = open_tiff(name, label, chosen, frames=False)
+def _read_tiff(name: str, chosen: dict[str, int]) -> tuple[np.ndarray, PixelSize]:
+    images = open_tiff(name, Path(name).name, chosen, frames=False)
     try:
-        return np.asarray(images.fetch(0, 1)[0])
+        return np.asarray(images.fetch(0, 1)[0]), images.pixel_size
     finally:
         images.close()
 
 
+def _write_tiff(name: str, data: np.ndarray, pixel_size: PixelSize | None) -> None:
+    tifffile = optional("tifffile")
+    if pixel_size is None or data.ndim not in (2, 3):
+        tifffile.imwrite(name, data, photometric="minisblack")
+    else:
+        axes = "ZYX"[-data.ndim :]
+        tifffile.imwrite(name, data, **tiff_options(pixel_size, axes, data.shape, data.dtype))
+
+
 def _read_fits(name: str, extension: str | None) -> LoadedImage:
-    fits = optional("astropy.io.fits", "astropy")
-    with fits.open(name, memmap=False) as hdus:
-        index = find_hdu(hdus, name, extension)
-        hdu = hdus[index]
-        stored = hdu.data
-        header = hdu.header.copy()
+    hdus, index = open_fits(name, extension)
+    with hdus:
+        header = hdus[index].header.copy()
         primary = hdus[0].header.copy() if index else None
+        stored = hdus[index].data
     meta = ImageMeta(name, "FITS", stored.dtype, stored.shape, header, primary)
     return LoadedImage(_plain(stored, name), meta)
+
+
+def open_fits(name: str, extension: str | None) -> tuple[Any, int]:
+    """Open a FITS file, and find the extension asked for or the first that holds an image.
+
+    What BLANK marks becomes NaN, which astropy does for integers with a sign but not for those without.
+    """
+    fits = optional("astropy.io.fits", "astropy")
+    hdus = fits.open(name, memmap=False)
+    try:
+        index = find_hdu(hdus, name, extension)
+        if "BLANK" not in hdus[index].header:
+            return hdus, index
+    except BaseException:
+        hdus.close()
+        raise
+    hdus.close()
+    return fits.open(name, memmap=False, uint=False), index
 
 
 def find_hdu(hdus: Any, name: str, extension: str | None) -> int:
@@ -235,6 +269,74 @@ def _write_fits(name: str, data: np.ndarray, like: ImageMeta | None, shift: Any)
     else:
         hdus = fits.HDUList([fits.PrimaryHDU(header=primary), fits.ImageHDU(pixels, header)])
     hdus.writeto(name, overwrite=True, output_verify="silentfix")
+
+
+# Cards that belong to an axis, or to two.
+_ONE_AXIS = re.compile(r"(CTYPE|CUNIT|CNAME|CRVAL|CDELT|CRPIX|CROTA|CRDER|CSYER|CZPHS|CPERI)(\d+)([A-Z]?)")
+_PARAMETER = re.compile(r"(PV|PS)(\d+)(_\d+[A-Z]?)")
+# Distortions in tables, which are in other extensions.
+_TABLE = re.compile(r"(CPDIS|CPERR|D2IMDIS|D2IMERR)\d+[A-Z]?|(DP|D2IM)\d+(\..*)?")
+_TWO_AXES = re.compile(r"(PC|CD)(\d+)_(\d+)([A-Z]?)")
+
+
+def stack_header(meta: ImageMeta, axes: Sequence[int | None]) -> Any:
+    """FITS header for a stack from that of its file, or of a file of one frame.
+
+    Parameters
+    ----------
+    meta : ImageMeta
+        The file's header and shape.
+    axes : sequence of int
+        For each axis of the stack that of the file; None for the frame axis of frames in a file each, which
+        then counts them.
+    """
+    fits = optional("astropy.io.fits", "astropy")
+    count, header = len(axes), fits.Header()
+    moved = {str(len(meta.shape) - a): str(count - i) for i, a in enumerate(axes) if a is not None}
+    header.extend(meta.header, strip=True)
+    if meta.primary is not None:
+        header.extend(meta.primary, strip=True, unique=True)
+    for card in (*_STALE_CARDS, "EXTNAME", "EXTVER", "EXTLEVEL", "INHERIT"):
+        header.remove(card, ignore_missing=True)
+    cards, systems = [], set()
+    for card in header.cards:
+        one, two = _ONE_AXIS.fullmatch(card.keyword), _TWO_AXES.fullmatch(card.keyword)
+        keyword = _renamed(card.keyword, one or _PARAMETER.fullmatch(card.keyword), two, moved)
+        if one:
+            systems.add(one[3])
+        if keyword is None or _TABLE.fullmatch(keyword):
+            continue
+        if re.fullmatch("WCSAXES[A-Z]?", keyword):
+            cards.append(fits.Card(keyword, count, card.comment))
+        elif keyword != card.keyword:
+            cards.append(fits.Card(keyword, card.value, card.comment))
+        else:
+            cards.append(card)
+    header = fits.Header(cards)
+    for system in sorted(systems) if None in axes else ():
+        header.update({f"CTYPE{count}{system}": "FRAME", f"CRPIX{count}{system}": 1.0})
+        header.update({f"CRVAL{count}{system}": 0.0, f"CDELT{count}{system}": 1.0})
+        # Of a matrix that is given by CD, what is not given is zero.
+        if any(re.fullmatch(rf"CD\d+_\d+{system}", keyword) for keyword in header):
+            header[f"CD{count}_{count}{system}"] = 1.0
+    return header
+
+
+def _renamed(keyword: str, one: Any, two: Any, moved: dict[str, str]) -> str | None:
+    """Keyword of a card after axes have moved; None if its axis is left out."""
+    if one:
+        axis = moved.get(one[2])
+        return None if axis is None else f"{one[1]}{axis}{one[3]}"
+    if two:
+        row, column = moved.get(two[2]), moved.get(two[3])
+        return None if row is None or column is None else f"{two[1]}{row}_{column}{two[4]}"
+    return keyword
+
+
+def move_coordinates(header: Any, shift: Sequence[float] | np.ndarray) -> None:
+    """Let coordinates follow the content of frames whose shift is undone; their axes are the last."""
+    for axis, pixels in enumerate(np.asarray(shift, dtype=float)[::-1]):
+        _move_reference_pixel(header, axis + 1, pixels)
 
 
 def _move_reference_pixel(header: Any, fits_axis: int, shift: float) -> None:

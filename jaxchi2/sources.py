@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,15 +21,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from .arrays import as_plain, unit_of
 from .axes import Selection, ngff_axes, select, split_choices, suggestion
 from .formats import known_format, optional, raw_frames, split_extension
-from .io import find_hdu, read_image
+from .io import ImageMeta, Origin, move_coordinates, open_fits, read_image, stack_header
 from .tiff import open_tiff
 
 __all__ = ["Chunk", "Frames", "open_frames", "read_array"]
 
 # Frames of a source, or for each that cannot be read the reason why.
 Fetch = Callable[[int, int], Any]
+_NO_ORIGIN = Origin()
 _HDF5 = (".h5", ".hdf5", ".hdf", ".he5")
 
 
@@ -81,6 +83,10 @@ class Frames:
     """File without which no frame can be read."""
     close: Callable[[], None] = lambda: None
     """Close the file."""
+    origin: Origin = _NO_ORIGIN
+    """What else is in a file of the frames, for that of the aligned ones."""
+    unit: Any = None
+    """Unit of the pixels, of frames in memory that have one."""
 
     def read(self, start: int, stop: int) -> Chunk:
         """Read frames ``start`` to ``stop``, without the last.
@@ -106,7 +112,7 @@ class Frames:
         pixels = np.full((len(fetched), *self.shape), np.nan, self.dtype)
         problems = {}
         for i, raw in enumerate(fetched):
-            problem = _convert(raw, pixels[i])
+            problem = _convert(raw, pixels[i], self.unit)
             if problem is not None:
                 problems[start + i] = problem
         return Chunk(pixels, problems)
@@ -163,7 +169,9 @@ def open_frames(source: Any) -> Frames:
             return _open_list(_matching(text), Path(text).name)
         return _open_file(text)
     if hasattr(source, "shape") and hasattr(source, "__getitem__"):
-        return _open_array(source, "array", np.dtype(source.dtype), source.shape)
+        unit = unit_of(source)
+        array = as_plain(source, "frames", unit)
+        return replace(_open_array(array, "array", np.dtype(array.dtype), array.shape), unit=unit)
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         if len(source) and all(isinstance(item, str | Path) for item in source):
             paths = [str(item) for item in source]
@@ -172,6 +180,7 @@ def open_frames(source: Any) -> Frames:
     if isinstance(source, Iterable):
         forward = _Forward(source)
         return _with_first("iterable", None, forward.fetch, one_shot=forward.one_shot)
+    as_plain(source, "frames")
     raise TypeError(f"frames come from a path, a list of paths, an array or an iterable, not {source!r}")
 
 
@@ -223,15 +232,16 @@ def _with_first(
         if isinstance(raw, Exception):
             problem = _reason(raw)
             continue
-        pixels = _plain(raw)
+        unit = unit_of(raw)
+        pixels = _plain(raw, unit)
         if pixels.ndim not in (2, 3):
             raise ValueError(
                 f"{name}: a frame must have 2 or 3 axes longer than one, not shape {np.shape(raw)}; "
                 "the frame axis of a stack comes first"
             )
         first = np.full(pixels.shape, np.nan, _float_type(pixels.dtype if dtype is None else dtype))
-        _convert(raw, first)
-        return Frames(name, length, first.shape, first.dtype, first, one_shot, fetch, path, close)
+        _convert(raw, first, unit)
+        return Frames(name, length, first.shape, first.dtype, first, one_shot, fetch, path, close, unit=unit)
     close()
     raise ValueError(f"{name}: none of {i} frames can be read: {problem}")
 
@@ -251,12 +261,12 @@ def _fetched(fetch: Fetch, path: str | None, start: int, stop: int) -> Any:
     return [frame for i in range(start, stop) for frame in _fetched(fetch, path, i, i + 1)]
 
 
-def _convert(raw: Any, out: np.ndarray) -> str | None:
+def _convert(raw: Any, out: np.ndarray, unit: Any) -> str | None:
     """Fill in one frame and return None, or why it cannot be."""
     if isinstance(raw, Exception):
         return _reason(raw)
     try:
-        pixels = _plain(raw)
+        pixels = _plain(raw, unit)
         if pixels.shape != out.shape:
             return f"shape {pixels.shape}, not {out.shape} as the first"
         # A value beyond the range of float32 is no pixel value.
@@ -268,7 +278,8 @@ def _convert(raw: Any, out: np.ndarray) -> str | None:
     return None
 
 
-def _plain(raw: Any) -> np.ndarray:
+def _plain(raw: Any, unit: Any) -> np.ndarray:
+    raw = as_plain(raw, "frame", unit)
     if isinstance(raw, np.ma.MaskedArray):
         raw = np.ma.filled(raw.astype(_float_type(raw.dtype)), np.nan)
     pixels = np.asarray(raw)
@@ -333,15 +344,22 @@ def _open_list(paths: list[str], name: str) -> Frames:
     for path in paths:
         known_format(path)
 
+    metas: list[ImageMeta] = []
+
     def read(path: str) -> Any:
         try:
-            return read_image(path).data
+            data, meta = read_image(path)
         except (ImportError, MemoryError):
             raise
         except Exception as error:
             return error
+        # Of the first frame that can be read, which is read first.
+        if not metas:
+            metas.append(meta)
+        return data
 
-    return _with_first(name, len(paths), lambda start, stop: [read(path) for path in paths[start:stop]])
+    frames = _with_first(name, len(paths), lambda start, stop: [read(path) for path in paths[start:stop]])
+    return replace(frames, origin=origin_of(metas[0]))
 
 
 def _open_file(text: str) -> Frames:
@@ -389,19 +407,72 @@ def _open_npy(name: str, label: str) -> Frames:
 
 
 def _open_fits(name: str, inside: str | None, label: str) -> Frames:
-    fits = optional("astropy.io.fits", "astropy")
     with ExitStack() as opened, warnings.catch_warnings():
         # That a file is cut short is told frame by frame.
         warnings.simplefilter("ignore", UserWarning)
-        hdus = opened.enter_context(fits.open(name, memmap=False))
-        hdu = hdus[find_hdu(hdus, name, inside)]
+        hdus, index = open_fits(name, inside)
+        opened.enter_context(hdus)
+        hdu = hdus[index]
         layout = _layout(label, hdu.shape)
+        meta = ImageMeta(name, "FITS", np.dtype(float), hdu.shape, hdu.header.copy())
+        if index:
+            meta = meta._replace(primary=hdus[0].header.copy())
         opened.pop_all()
 
     def fetch(start: int, stop: int) -> Any:
         return hdu.section[layout.key(start, stop)]
 
-    return _with_first(label, layout.length, fetch, path=name, close=hdus.close)
+    frames = _with_first(label, layout.length, fetch, path=name, close=hdus.close)
+    inner = [layout.lead + 1 + a for a, n in enumerate(layout.raw) if n != 1]
+    return replace(frames, origin=Origin(stack_header(meta, [layout.lead, *inner])))
+
+
+def aligned_origin(frames: Frames, reference: Any, shift: np.ndarray) -> Origin:
+    """What a file of aligned frames says beside their values.
+
+    Coordinates are those of the reference if it is a file that has them, and else the first frame's, which
+    move with what it shows.
+
+    Parameters
+    ----------
+    frames : Frames
+        Before they are aligned.
+    reference : path or other
+        As `jaxchi2.stream.register_file` takes it.
+    shift : numpy.ndarray, shape (D,)
+        Displacement from the reference of the first frame that can be read; NaN if unknown.
+    """
+    origin = frames.origin
+    if isinstance(reference, str | Path) and os.path.isfile(split_extension(reference)[0]):
+        own = _file_origin(reference)
+        if own.header is not None and any(key.startswith("CRPIX") for key in own.header):
+            own.header.add_history("coordinates: those of the reference")
+            return own
+    if origin.header is None:
+        return origin
+    header = origin.header.copy()
+    if np.isfinite(shift).all():
+        move_coordinates(header, shift)
+        listed = ", ".join(f"{-pixels:+.5f}" for pixels in shift)
+        header.add_history(f"coordinates: those of the first frame, moved by ({listed}) pixels, order (y, x)")
+    else:
+        header.add_history("coordinates: those of the first frame, whose displacement is not known")
+    return origin._replace(header=header)
+
+
+def _file_origin(path: str | Path) -> Origin:
+    """`origin_of` a file, nothing if it is not of a format that says more than pixels."""
+    try:
+        return origin_of(read_image(path).meta)
+    except ValueError:
+        return _NO_ORIGIN
+
+
+def origin_of(meta: ImageMeta) -> Origin:
+    """What the file of one image, as of each frame or the reference, says for that of a stack."""
+    if meta.header is None:
+        return Origin(pixel_size=meta.pixel_size)
+    return Origin(stack_header(meta, [None, *[a for a, n in enumerate(meta.shape) if n != 1]]))
 
 
 def _open_tiff(name: str, inside: str | None, label: str) -> Frames:
@@ -409,9 +480,10 @@ def _open_tiff(name: str, inside: str | None, label: str) -> Frames:
     if path is not None:
         raise ValueError(f"[{inside}] after {name!r}: of a TIFF file a channel is chosen as [C=0]")
     images = open_tiff(name, label, chosen)
-    return _with_first(
+    frames = _with_first(
         label, images.selection.length, images.fetch, images.dtype, path=name, close=images.close
     )
+    return replace(frames, origin=Origin(pixel_size=images.pixel_size))
 
 
 def _is_hdf5(name: str) -> bool:
