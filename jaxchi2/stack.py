@@ -187,7 +187,25 @@ def register_stack(
     # A bad pixel, if it is taken that there is none, leaves its frame without an answer. That says whether it
     # was right to try, and asks for no pass over the stack.
     result = run(clean=True)
-    return result if not jnp.any(result.status == Status.FLAT) else run(clean=False)
+    flat = result.status == Status.FLAT
+    return result if not jnp.any(flat) or _are_blank(flat, frames, common) else run(clean=False)
+
+
+@jax.jit
+def _are_blank(flat: Array, frames: Frame, common: Frame) -> Array:
+    """Whether frames without an answer are constant and finite, and nothing else is wrong with them.
+
+    Such a frame has no answer whichever way it is asked for.
+    """
+    assert common.reference is not None
+    images, axes = frames.image, tuple(range(1, frames.image.ndim))
+    largest, smallest = jnp.max(images, axes), jnp.min(images, axes)
+    blank = (largest == smallest) & jnp.isfinite(largest)
+    good = jnp.all(blank | ~flat) & jnp.all(jnp.isfinite(common.reference))
+    for err in (common.err, common.reference_err):
+        if err is not None and not err.ndim:
+            good &= jnp.isfinite(err) & (err > 0)
+    return good
 
 
 def _sorted(
