@@ -12,6 +12,16 @@ import numpy as np
 _NUMBERS = (bool, int, float, complex, np.generic)
 
 
+class Measured:
+    """An array with a unit, as a file has them."""
+
+    def __init__(self, values: np.ndarray, unit: Any) -> None:
+        self.values, self.unit = values, unit
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values, dtype, copy=True) if copy else np.asarray(self.values, dtype)
+
+
 def unit_of(*values: Any) -> Any:
     """The unit of the first of some images, or lists of them, that has one; None without."""
     for value in values:
@@ -53,7 +63,7 @@ def as_plain(x: Any, name: str, unit: Any = None) -> Any:
     if np.ma.isMaskedArray(values):
         values = np.ma.filled(values.astype(np.result_type(values, np.float32)), np.nan)
     try:
-        return own.to("" if unit is None else unit, values)
+        return own.to("" if unit is None else unit, np.asarray(values))
     except (TypeError, ValueError) as error:
         beside = "the other numbers have none" if unit is None else f"it is wanted in {unit}"
         raise TypeError(

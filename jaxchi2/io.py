@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .arrays import Measured, as_plain
 from .axes import LUMINANCE, luminance, split_choices
 from .formats import known_format, optional, split_extension
 from .tiff import PixelSize, open_tiff, tiff_options
@@ -41,6 +42,17 @@ class ImageMeta(NamedTuple):
     pixel_size: PixelSize | None = None
     """How large a pixel is, as a TIFF file says it; None for the other formats."""
 
+    @property
+    def unit(self) -> Any:
+        """Unit of the pixels by BUNIT of a FITS header, None without one that astropy knows."""
+        text = "" if self.header is None else str(self.header.get("BUNIT", "")).strip()
+        if not text:
+            return None
+        try:
+            return optional("astropy.units", "astropy").Unit(text)
+        except ValueError:
+            return None
+
 
 class Origin(NamedTuple):
     """What a stack's file says beside the values of its pixels, for the file of the aligned stack."""
@@ -57,6 +69,18 @@ class LoadedImage(NamedTuple):
     """The pixels in native byte order; ``(ny, nx)`` for a picture."""
     meta: ImageMeta
     """What `write_image` takes as ``like``."""
+
+    def pixels(self, unit: Any) -> np.ndarray:
+        """The pixels in a unit, as they are if that or their own is not known.
+
+        Raises
+        ------
+        TypeError
+            If they cannot be converted, as a variance cannot to the unit of an error.
+        """
+        if unit is None or self.meta.unit is None:
+            return self.data
+        return np.asarray(as_plain(Measured(self.data, self.meta.unit), self.meta.path, unit))
 
 
 def read_image(path: str | Path) -> LoadedImage:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .arrays import as_plain, unit_of
+from .arrays import Measured, as_plain, unit_of
 from .axes import Selection, ngff_axes, select, split_choices, suggestion
 from .formats import known_format, optional, raw_frames, split_extension
 from .io import ImageMeta, Origin, move_coordinates, open_fits, read_image, stack_header
@@ -86,7 +86,7 @@ class Frames:
     origin: Origin = _NO_ORIGIN
     """What else is in a file of the frames, for that of the aligned ones."""
     unit: Any = None
-    """Unit of the pixels, of frames in memory that have one."""
+    """Unit of the pixels, where it is known."""
 
     def read(self, start: int, stop: int) -> Chunk:
         """Read frames ``start`` to ``stop``, without the last.
@@ -184,13 +184,15 @@ def open_frames(source: Any) -> Frames:
     raise TypeError(f"frames come from a path, a list of paths, an array or an iterable, not {source!r}")
 
 
-def read_array(path: str | Path) -> np.ndarray:
+def read_array(path: str | Path, unit: Any = None) -> np.ndarray:
     """Read a whole array, such as a reference image or an error map, from any file that holds one.
 
     Parameters
     ----------
     path : str or Path
         As for `open_frames`, or an image of any format of `read_image`.
+    unit : astropy unit, optional
+        What a FITS file that says its unit is converted to.
 
     Returns
     -------
@@ -207,7 +209,7 @@ def read_array(path: str | Path) -> np.ndarray:
     if _is_zarr(name):
         array, selection = _zarr_array(name, inside, Path(path).name, frames=False)
         return np.squeeze(array[... if selection is None else selection.key()])
-    return read_image(path).data
+    return read_image(path).pixels(unit)
 
 
 def _with_first(
@@ -356,7 +358,7 @@ def _open_list(paths: list[str], name: str) -> Frames:
         # Of the first frame that can be read, which is read first.
         if not metas:
             metas.append(meta)
-        return data
+        return data if meta.unit is None else Measured(data, meta.unit)
 
     frames = _with_first(name, len(paths), lambda start, stop: [read(path) for path in paths[start:stop]])
     return replace(frames, origin=origin_of(metas[0]))
@@ -424,7 +426,7 @@ def _open_fits(name: str, inside: str | None, label: str) -> Frames:
 
     frames = _with_first(label, layout.length, fetch, path=name, close=hdus.close)
     inner = [layout.lead + 1 + a for a, n in enumerate(layout.raw) if n != 1]
-    return replace(frames, origin=Origin(stack_header(meta, [layout.lead, *inner])))
+    return replace(frames, origin=Origin(stack_header(meta, [layout.lead, *inner])), unit=meta.unit)
 
 
 def aligned_origin(frames: Frames, reference: Any, shift: np.ndarray) -> Origin:

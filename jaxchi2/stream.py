@@ -63,7 +63,9 @@ def register_file(
         is the position.
     err : path or array_like, optional
         Standard deviation of the pixels: a scalar, one for each frame, shape ``(N,)``, a map, or a stack,
-        also larger than memory, with the frames of ``source``. None: unknown, see `register`.
+        also larger than memory, with the frames of ``source``. Taken to be in the unit of the source; one
+        that has another, or a FITS file with another BUNIT, is converted or refused. None: unknown, see
+        `register`.
     table : path, optional
         Where rows are written as they come: ``.ecsv``, ``.csv`` (with the settings beside it in
         ``….csv.json``) or ``.parquet``, a folder of one file per chunk. The columns are ``frame``, the shift
@@ -136,7 +138,9 @@ def register_file(
                 "reference='mean' goes through the frames twice, and an iterator gives them once: take "
                 "'first' or an image, or an iterable that can be begun anew"
             )
-        given, reference = reference, _as_reference(reference, frames)
+        # Where the gain is fitted the unit of the reference is of no account.
+        given, unit = reference, None if options.get("fit_gain") else frames.unit
+        reference = _as_reference(reference, frames, unit)
         errors = _Errors(err, frames)
         cleanup.callback(errors.close)
         size = _chunk_size(chunk, frames)
@@ -228,9 +232,11 @@ class _Errors:
             err = as_plain(err, "err", frames.unit)
         if paths or isinstance(err, Frames) or np.ndim(err) == len(frames.shape) + 1:
             self.frames = open_frames(err)
-            if self.frames.unit not in (None, frames.unit):
+            if frames.unit is not None and self.frames.unit not in (None, frames.unit):
+                self.close()
                 raise TypeError(f"err has the unit {self.frames.unit}, the source {frames.unit}: convert it")
             if (self.frames.length, self.frames.shape) != (frames.length, frames.shape):
+                self.close()
                 raise ValueError(
                     f"err has {self.frames.length} frames of shape {self.frames.shape}, the source "
                     f"{frames.length} of {frames.shape}"
@@ -399,12 +405,12 @@ def _mean_frame(frames: Frames, size: int, bar: _Bar) -> np.ndarray:
     return np.where(number > 0, total / np.maximum(number, 1), np.nan).astype(frames.dtype)
 
 
-def _as_reference(reference: Any, frames: Frames) -> Any:
+def _as_reference(reference: Any, frames: Frames, unit: Any) -> Any:
     if isinstance(reference, str) and reference in REFERENCES:
         return reference
     if isinstance(reference, str | Path):
         try:
-            return read_array(reference)
+            return read_array(reference, unit)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 2, f"reference is neither a file nor one of {', '.join(REFERENCES)}", str(reference)
@@ -421,11 +427,11 @@ def _opened_errors(path: str | Path, frames: Frames) -> Any:
         opened = open_frames(path)
     except ValueError:
         # One image is no stack; what else is wrong comes up again here.
-        return read_array(path)
+        return read_array(path, frames.unit)
     if opened.shape == frames.shape:
         return opened
     opened.close()
-    return read_array(path)
+    return read_array(path, frames.unit)
 
 
 def _chunk_size(chunk: int | None, frames: Frames) -> int:

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+import jaxchi2
+import jaxchi2.stream
 from jaxchi2.io import read_image, write_image
 from jaxchi2.sources import open_frames
 from jaxchi2.stackfile import open_stack_file
@@ -63,6 +65,23 @@ def night(tmp_path):
 def star_on_the_sky(header, image):
     y, x = centre(image)
     return np.array([float(c) for c in wcs.WCS(header).celestial.wcs_pix2world(x, y, 0)])
+
+
+class Seen(Exception):
+    """What would have been registered: frames, reference, errors."""
+
+
+def seen_by(*arguments, **options):
+    """What `register_file` hands on to `register_stack`."""
+
+    def stop(*given, **_):
+        raise Seen(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxchi2.stream, "register_stack", stop)
+        with pytest.raises(Seen) as caught:
+            register_file(*arguments, **options, **OPTIONS)
+    return caught.value.args
 
 
 @pytest.mark.parametrize("reference", ["first", "mean", "file"])
@@ -217,10 +236,9 @@ def test_frames_in_several_units(dtype):
 
 def test_stream_in_several_units():
     stack = np.stack([star(shift) for shift in SHIFTS])
-    numbers = register_file(stack, stack[0], 2.0, **OPTIONS)
-    units = register_file(stack * u.Jy, 1000 * stack[0] * u.mJy, 2000 * u.mJy, **OPTIONS)
-    np.testing.assert_allclose(units.shift, numbers.shift, atol=1e-5)
-    np.testing.assert_allclose(units.stderr, numbers.stderr, rtol=1e-4)
+    seen = seen_by(stack * u.Jy, 1000 * stack[0] * u.mJy, 2000 * u.mJy)
+    for found, expected in zip(seen, (stack, stack[0], 2.0), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
     for arguments, options in (
         ((stack * u.Jy, "first", 3 * u.s), {}),
         ((stack, "first", 3 * u.mJy), {}),
@@ -237,3 +255,65 @@ def test_what_holds_frames_but_is_no_array():
         open_frames(nddata.NDData(np.zeros((3, 4, 5))))
     with pytest.raises(TypeError, match=r"frame is a PrimaryHDU, not an array: pass frame\.data"):
         open_frames(fits.HDUList([fits.PrimaryHDU(star([0, 0]))]))
+
+
+# Units of files
+
+
+def write_fits(path, data, unit=None):
+    fits.writeto(path, data, fits.Header({} if unit is None else {"BUNIT": unit}))
+    return path
+
+
+@pytest.mark.parametrize("unit", ["ELECTRONS/S", "", None])
+def test_a_unit_that_is_not_known_is_none(unit, tmp_path):
+    loaded = read_image(write_fits(tmp_path / "a.fits", star([0, 0]), unit))
+    assert loaded.meta.unit is None
+    np.testing.assert_array_equal(loaded.pixels(u.Jy), loaded.data)
+
+
+def test_errors_in_files_are_converted_or_refused(tmp_path):
+    stack = np.stack([star(shift) for shift in SHIFTS])
+    err = np.full(SHAPE, 2.0, np.float32)
+    cube = write_fits(tmp_path / "cube.fits", stack, "MJy/sr")
+    reference = write_fits(tmp_path / "reference.fits", 1000 * stack[0], "kJy/sr")
+    errors = write_fits(tmp_path / "err.fits", 1000 * err, "kJy/sr")
+    listed = [
+        write_fits(tmp_path / f"{i}.fits", stack[i] * (1000 if i else 1), "kJy/sr" if i else "MJy/sr")
+        for i in range(4)
+    ]
+    variance = write_fits(tmp_path / "variance.fits", err**2, "MJy2 sr-2")
+    seconds = write_fits(tmp_path / "seconds.fits", 0 * stack + 1, "s")
+    for source in (cube, listed):
+        for found, expected in zip(seen_by(source, reference, errors), (stack, stack[0], err), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_array_equal(seen_by(source, reference, 1.0, fit_gain=True)[1], 1000 * stack[0])
+        for wrong, name in (
+            (variance, r"variance\.fits has the unit MJy2 / sr2"),
+            (seconds, "err has the unit s"),
+        ):
+            with pytest.raises(TypeError, match=name):
+                register_file(source, "first", wrong, **OPTIONS)
+    # Nothing is known to be wrong here.
+    np.testing.assert_array_equal(seen_by(stack, "first", errors)[2], 1000 * err)
+
+
+def test_units_on_the_command_line(tmp_path, capsys):
+    from jaxchi2.cli import main
+
+    reference = write_fits(tmp_path / "a.fits", star(SHIFTS[0]), "Jy")
+    image = write_fits(tmp_path / "b.fits", 1000 * star(SHIFTS[1]), "mJy")
+    variance = write_fits(tmp_path / "variance.fits", np.ones(SHAPE, np.float32), "Jy2")
+    with pytest.raises(SystemExit):
+        main(["register", str(reference), str(image), "--err", str(variance)])
+    assert "variance.fits has the unit Jy2, and it is wanted in mJy" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        seen = []
+        patch.setattr(jaxchi2, "register", lambda *given, **_: seen.append(given) or 1 / 0)
+        err = write_fits(tmp_path / "err.fits", np.ones(SHAPE, np.float32), "Jy")
+        for options in ([], ["--fit-gain"]):
+            with pytest.raises(ZeroDivisionError):
+                main(["register", str(reference), str(image), "--err", str(err), *options])
+    np.testing.assert_allclose(seen[0][0], 1000 * star(SHIFTS[0]), rtol=1e-6)
+    np.testing.assert_allclose(seen[0][2], np.full(SHAPE, 1000.0), rtol=1e-6)
+    np.testing.assert_array_equal(seen[1][0], star(SHIFTS[0]))
