@@ -10,6 +10,7 @@ from jax import Array
 from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
+from .arrays import unit_of
 from .fourier import as_real_array, shiftnd
 from .motion import MOTIONS, Motion, Shift, check_motion, targets
 from .sampling import interpolant
@@ -58,7 +59,7 @@ def align(
     >>> print(np.round(np.asarray(align(np.roll(scene, 2), [2.0])), 3))
     [0. 1. 2. 3. 4. 5.]
     """
-    image = as_real_array(image, "image")
+    image = as_real_array(image, "image", unit_of(image))
     kinds = tuple(MOTIONS.values())
     motion = shift if isinstance(shift, kinds) else Shift(jnp.asarray(shift))
     motion = jax.tree.map(lambda x: jnp.asarray(x, image.dtype), motion)

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from .arrays import unit_of
 from .batch import default_batch_size, in_chunks
 from .fourier import as_real_array
 from .layout import GUARD, fill_smoothly, odd_fast_len
@@ -113,7 +114,8 @@ def align_stack(
     >>> print(np.allclose(found.image[0, :14], scene[:14], atol=1e-4), np.isnan(found.image[0, 14:]).all())
     True True
     """
-    stack = as_real_array(stack, "stack")
+    unit = unit_of(stack)
+    stack = as_real_array(stack, "stack", unit)
     if stack.ndim not in (3, 4) or not stack.shape[0]:
         raise ValueError(f"stack must have shape (N, ny, nx) or (N, nz, ny, nx), not {stack.shape}")
     count, frame = len(stack), stack.shape[1:]
@@ -124,7 +126,7 @@ def align_stack(
         )
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {KERNELS}, not {kernel!r}")
-    variance = jnp.asarray(variance, stack.dtype)
+    variance = as_real_array(variance, "variance", None if unit is None else unit**2).astype(stack.dtype)
     if variance.shape not in ((), (count,), frame, stack.shape):
         raise ValueError(
             f"variance must be a scalar, one per frame, or have the shape of a frame or of stack, not "
@@ -274,10 +276,11 @@ def combine(
     >>> print(found.image[0, 0], found.variance[0, 0], found.number[0, 0])
     1.25 0.75 2
     """
-    images = as_real_array(images, "images")
+    unit = unit_of(images)
+    images = as_real_array(images, "images", unit)
     if images.ndim < 2:
         raise ValueError(f"images must have a frame axis and one or more others, not shape {images.shape}")
-    variance = jnp.asarray(variance, images.dtype)
+    variance = as_real_array(variance, "variance", None if unit is None else unit**2).astype(images.dtype)
     if variance.shape == (len(images),):
         variance = variance.reshape(-1, *[1] * (images.ndim - 1))
     elif variance.shape not in ((), images.shape):

@@ -39,6 +39,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from scipy.fft import next_fast_len
 
+from .arrays import as_plain, unit_of
+
 __all__ = [
     "correlate2d",
     "dftups",
@@ -92,14 +94,16 @@ def accept_obsolete(**slots: int | None) -> Callable[[Callable[P, R]], Callable[
     return decorate
 
 
-def as_real_array(x: Any, name: str) -> Array:
+def as_real_array(x: Any, name: str, unit: Any = None) -> Array:
     """Return `x` as a real floating-point JAX array; `name` is what an error calls it.
 
     Masked elements become NaN, byte order becomes native, integers and booleans take the default float,
-    float16 and bfloat16 become float32. Anything but real numbers raises TypeError.
+    float16 and bfloat16 become float32. A quantity is converted to `unit`, that of the images; without one
+    only what has no dimension is taken. Anything but real numbers raises TypeError.
     """
     if isinstance(x, jax.Array) and x.dtype in (np.float32, np.float64):
         return x
+    x = as_plain(x, name, unit)
     leaves = jax.tree.leaves(x) if isinstance(x, (list, tuple)) else [x]
     traced = any(isinstance(leaf, jax.Array) or hasattr(leaf, "__jax_array__") for leaf in leaves)
     array = jnp.asarray(x) if traced else np.ma.asarray(x)
@@ -117,7 +121,7 @@ def as_real_array(x: Any, name: str) -> Array:
 
 def _data(x: ArrayLike, name: str, ndim: int | None = None) -> Array:
     """Convert the argument `name`; refuse a scalar, an empty array and any rank but `ndim`."""
-    array = as_real_array(x, name)
+    array = as_real_array(x, name, unit_of(x))
     if array.size == 0 or array.ndim == 0 or ndim not in (None, array.ndim):
         wanted = f"{ndim}-dimensional" if ndim else "at least 1-dimensional"
         raise ValueError(f"{name} must be {wanted} and not empty, got shape {array.shape}")

@@ -22,6 +22,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from .arrays import unit_of
 from .errors import delta_chi2
 from .fourier import accept_obsolete, as_real_array, correlate2d, zoomnd
 from .layout import grid_minimum, lay_out, prepare
@@ -654,7 +655,7 @@ def iterative_zoom(
     >>> print(iterative_zoom(bowl, mindiff=1e-3))
     [ 8.3359375 12.7734375]
     """
-    image = as_real_array(image, "image")
+    image = as_real_array(image, "image", unit_of(image))
     shape = tuple(int(n) for n in np.atleast_1d(zoomshape))
     if len(shape) != image.ndim or min(shape) < 2:
         raise ValueError(f"zoomshape must hold {image.ndim} sizes of at least 2, not {zoomshape!r}")
@@ -710,7 +711,7 @@ def iterative_zoom_1d(
     >>> print(iterative_zoom_1d(-100 * np.cos(2 * np.pi * (np.arange(20) - 8.34) / 20), mindiff=1e-3))
     8.3359375
     """
-    data = as_real_array(data, "data")
+    data = as_real_array(data, "data", unit_of(data))
     if data.ndim != 1:
         raise ValueError(f"data must have one axis, not {data.ndim}")
     zoomed, factor, position = iterative_zoom(

@@ -7,33 +7,18 @@ when a file of that format is met and not before.
 
 import re
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["ImageMeta", "LoadedImage", "known_format", "read_image", "write_image"]
+from .arrays import Measured, as_plain
+from .axes import LUMINANCE, luminance, split_choices
+from .formats import known_format, optional, split_extension
+from .tiff import PixelSize, open_tiff, tiff_options
 
-_SUFFIXES = {
-    ".fits": "FITS",
-    ".fit": "FITS",
-    ".fts": "FITS",
-    ".fits.gz": "FITS",
-    ".fit.gz": "FITS",
-    ".fts.gz": "FITS",
-    ".fits.fz": "FITS",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".npy": "NPY",
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-}
-
-LUMINANCE = (0.2126, 0.7152, 0.0722)
-"""Weights of red, green and blue in the luminance of a colour image (ITU-R BT.709)."""
+__all__ = ["LUMINANCE", "ImageMeta", "LoadedImage", "known_format", "read_image", "write_image"]
 
 # What these cards say about the stored integers is no longer true of the aligned floating-point image.
 _STALE_CARDS = ("BSCALE", "BZERO", "BLANK", "DATAMIN", "DATAMAX", "CHECKSUM", "DATASUM")
@@ -54,6 +39,27 @@ class ImageMeta(NamedTuple):
     """FITS header of the extension that was read; None for the other formats."""
     primary: Any = None
     """FITS primary header, when the image lay in an extension."""
+    pixel_size: PixelSize | None = None
+    """How large a pixel is, as a TIFF file says it; None for the other formats."""
+
+    @property
+    def unit(self) -> Any:
+        """Unit of the pixels by BUNIT of a FITS header, None without one that astropy knows."""
+        text = "" if self.header is None else str(self.header.get("BUNIT", "")).strip()
+        if not text:
+            return None
+        try:
+            return optional("astropy.units", "astropy").Unit(text)
+        except ValueError:
+            return None
+
+
+class Origin(NamedTuple):
+    """What a stack's file says beside the values of its pixels, for the file of the aligned stack."""
+
+    header: Any = None
+    """FITS header, its axes those of the stack."""
+    pixel_size: PixelSize | None = None
 
 
 class LoadedImage(NamedTuple):
@@ -64,33 +70,17 @@ class LoadedImage(NamedTuple):
     meta: ImageMeta
     """What `write_image` takes as ``like``."""
 
+    def pixels(self, unit: Any) -> np.ndarray:
+        """The pixels in a unit, as they are if that or their own is not known.
 
-def known_format(path: str | Path) -> str:
-    """Name the format that a file's suffix stands for.
-
-    Parameters
-    ----------
-    path : str or Path
-        File name, with or without a FITS extension in brackets.
-
-    Returns
-    -------
-    str
-        One of ``FITS``, ``TIFF``, ``NPY``, ``PNG``, ``JPEG``.
-
-    Raises
-    ------
-    ValueError
-        If the suffix is not one of those known.
-    """
-    name, _ = split_extension(path)
-    lower = Path(name).name.lower()
-    for suffix, label in _SUFFIXES.items():
-        if lower.endswith(suffix):
-            return label
-    suffix = Path(name).suffix
-    came = f"suffix {suffix!r} of {name!r}" if suffix else f"no suffix in {name!r}"
-    raise ValueError(f"cannot tell the image format: {came}; known are {', '.join(_SUFFIXES)}")
+        Raises
+        ------
+        TypeError
+            If they cannot be converted, as a variance cannot to the unit of an error.
+        """
+        if unit is None or self.meta.unit is None:
+            return self.data
+        return np.asarray(as_plain(Measured(self.data, self.meta.unit), self.meta.path, unit))
 
 
 def read_image(path: str | Path) -> LoadedImage:
@@ -98,9 +88,10 @@ def read_image(path: str | Path) -> LoadedImage:
 
     A FITS extension is named in brackets after the file: ``file.fits[1]`` by number, ``file.fits[SCI]`` by
     name, ``file.fits[SCI,2]`` by name and version. Without brackets the first extension that holds an image
-    is read. Axes of length one, as radio images have them, are dropped. Colours are combined to the
-    luminance 0.2126 R + 0.7152 G + 0.0722 B (ITU-R BT.709); an alpha channel is ignored, and so is a rotation
-    noted in a photograph's EXIF data.
+    is read. Of a TIFF file that has several channels, times or positions one of each is chosen,
+    ``file.tif[C=1,T=0]``. Axes of length one, as radio images have them, are dropped. Colours are combined to
+    the luminance 0.2126 R + 0.7152 G + 0.0722 B (ITU-R BT.709); an alpha channel is ignored, and so is a
+    rotation noted in a photograph's EXIF data.
 
     Parameters
     ----------
@@ -121,14 +112,16 @@ def read_image(path: str | Path) -> LoadedImage:
     """
     kind = known_format(path)
     name, extension = split_extension(path)
-    if extension is not None and kind != "FITS":
+    inside, chosen = split_choices(extension)
+    if extension is not None and kind != "FITS" and (kind != "TIFF" or inside is not None):
         raise ValueError(f"[{extension}] after {name!r}: only FITS files have extensions, this is {kind}")
     if not Path(name).is_file():
         raise FileNotFoundError(2, "No such file", name)
     if kind == "FITS":
         return _read_fits(name, extension)
+    pixel_size = None
     if kind == "TIFF":
-        data = _read_tiff(name)
+        data, pixel_size = _read_tiff(name, chosen)
     elif kind == "NPY":
         data = _read_npy(name)
     else:
@@ -136,7 +129,7 @@ def read_image(path: str | Path) -> LoadedImage:
     dtype, shape = data.dtype, data.shape
     if kind in ("PNG", "JPEG") and data.ndim == 3:
         data = luminance(data)
-    return LoadedImage(_plain(data, name), ImageMeta(name, kind, dtype, shape))
+    return LoadedImage(_plain(data, name), ImageMeta(name, kind, dtype, shape, pixel_size=pixel_size))
 
 
 def write_image(
@@ -160,7 +153,7 @@ def write_image(
         The pixels.
     like : ImageMeta, optional
         Origin of the image, from `read_image`. A FITS file then keeps the headers, the axes of length one and
-        the kind of extension.
+        the kind of extension; a TIFF file the size of the pixels with its unit.
     shift : sequence of float, optional
         The displacement that was undone, in pixels and axis order ``(y, x)``, one number per axis of
         ``array``. A FITS header records it in a HISTORY card, and its reference pixel ``CRPIX`` moves by
@@ -181,34 +174,12 @@ def write_image(
     if kind == "FITS":
         _write_fits(name, data, like, shift)
     elif kind == "TIFF":
-        tifffile = optional("tifffile")
-        tifffile.imwrite(name, data.astype(np.float32), photometric="minisblack")
+        _write_tiff(name, data.astype(np.float32), None if like is None else like.pixel_size)
     elif kind == "NPY":
         np.save(name, data)
     else:
         stored = data.dtype if like is None else like.dtype
         optional("imageio.v3", "imageio").imwrite(name, _to_integers(data, stored, kind), plugin="pillow")
-
-
-def split_extension(path: str | Path) -> tuple[str, str | None]:
-    """Split ``file[inside]`` into the file and what stands in brackets, None without them."""
-    match = re.fullmatch(r"(.+)\[([^\[\]]*)\]", str(path))
-    # A file whose name really ends in brackets is that file.
-    if match is None or Path(path).is_file():
-        return str(path), None
-    return match[1], match[2].strip()
-
-
-def optional(
-    module: str, package: str | None = None, *, extra: str = "io", needs: str = "this file format"
-) -> Any:
-    """Import a module that not everyone has; the error says what needs it and which extra brings it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        package = package or module.partition(".")[0]
-        message = f'{needs} needs {package}, which is not installed: pip install "jaxchi2[{extra}]"'
-        raise ImportError(message) from error
 
 
 def _plain(data: np.ndarray, name: str) -> np.ndarray:
@@ -221,13 +192,6 @@ def _plain(data: np.ndarray, name: str) -> np.ndarray:
     return np.ascontiguousarray(data, dtype=data.dtype.newbyteorder("="))
 
 
-def luminance(data: np.ndarray) -> np.ndarray:
-    """Combine the colours on the last axis; two channels are grey and alpha, four are colour and alpha."""
-    if data.shape[-1] < 3:
-        return data[..., 0]
-    return data[..., :3] @ np.asarray(LUMINANCE, dtype=np.float32)
-
-
 def _read_npy(name: str) -> np.ndarray:
     try:
         return np.load(name, allow_pickle=False)
@@ -235,25 +199,49 @@ def _read_npy(name: str) -> np.ndarray:
         raise ValueError(f"cannot read {name!r} as an NPY file of numbers: {error}") from error
 
 
-def _read_tiff(name: str) -> np.ndarray:
+def _read_tiff(name: str, chosen: dict[str, int]) -> tuple[np.ndarray, PixelSize]:
+    images = open_tiff(name, Path(name).name, chosen, frames=False)
+    try:
+        return np.asarray(images.fetch(0, 1)[0]), images.pixel_size
+    finally:
+        images.close()
+
+
+def _write_tiff(name: str, data: np.ndarray, pixel_size: PixelSize | None) -> None:
     tifffile = optional("tifffile")
-    with tifffile.TiffFile(name) as file:
-        series = file.series[0]
-        data, axes = series.asarray(), series.axes
-    # tifffile marks the colours of a pixel, and only them, with S.
-    return luminance(np.moveaxis(data, axes.index("S"), -1)) if "S" in axes else data
+    if pixel_size is None or data.ndim not in (2, 3):
+        tifffile.imwrite(name, data, photometric="minisblack")
+    else:
+        axes = "ZYX"[-data.ndim :]
+        tifffile.imwrite(name, data, **tiff_options(pixel_size, axes, data.shape, data.dtype))
 
 
 def _read_fits(name: str, extension: str | None) -> LoadedImage:
-    fits = optional("astropy.io.fits", "astropy")
-    with fits.open(name, memmap=False) as hdus:
-        index = find_hdu(hdus, name, extension)
-        hdu = hdus[index]
-        stored = hdu.data
-        header = hdu.header.copy()
+    hdus, index = open_fits(name, extension)
+    with hdus:
+        header = hdus[index].header.copy()
         primary = hdus[0].header.copy() if index else None
+        stored = hdus[index].data
     meta = ImageMeta(name, "FITS", stored.dtype, stored.shape, header, primary)
     return LoadedImage(_plain(stored, name), meta)
+
+
+def open_fits(name: str, extension: str | None) -> tuple[Any, int]:
+    """Open a FITS file, and find the extension asked for or the first that holds an image.
+
+    What BLANK marks becomes NaN, which astropy does for integers with a sign but not for those without.
+    """
+    fits = optional("astropy.io.fits", "astropy")
+    hdus = fits.open(name, memmap=False)
+    try:
+        index = find_hdu(hdus, name, extension)
+        if "BLANK" not in hdus[index].header:
+            return hdus, index
+    except BaseException:
+        hdus.close()
+        raise
+    hdus.close()
+    return fits.open(name, memmap=False, uint=False), index
 
 
 def find_hdu(hdus: Any, name: str, extension: str | None) -> int:
@@ -305,6 +293,74 @@ def _write_fits(name: str, data: np.ndarray, like: ImageMeta | None, shift: Any)
     else:
         hdus = fits.HDUList([fits.PrimaryHDU(header=primary), fits.ImageHDU(pixels, header)])
     hdus.writeto(name, overwrite=True, output_verify="silentfix")
+
+
+# Cards that belong to an axis, or to two.
+_ONE_AXIS = re.compile(r"(CTYPE|CUNIT|CNAME|CRVAL|CDELT|CRPIX|CROTA|CRDER|CSYER|CZPHS|CPERI)(\d+)([A-Z]?)")
+_PARAMETER = re.compile(r"(PV|PS)(\d+)(_\d+[A-Z]?)")
+# Distortions in tables, which are in other extensions.
+_TABLE = re.compile(r"(CPDIS|CPERR|D2IMDIS|D2IMERR)\d+[A-Z]?|(DP|D2IM)\d+(\..*)?")
+_TWO_AXES = re.compile(r"(PC|CD)(\d+)_(\d+)([A-Z]?)")
+
+
+def stack_header(meta: ImageMeta, axes: Sequence[int | None]) -> Any:
+    """FITS header for a stack from that of its file, or of a file of one frame.
+
+    Parameters
+    ----------
+    meta : ImageMeta
+        The file's header and shape.
+    axes : sequence of int
+        For each axis of the stack that of the file; None for the frame axis of frames in a file each, which
+        then counts them.
+    """
+    fits = optional("astropy.io.fits", "astropy")
+    count, header = len(axes), fits.Header()
+    moved = {str(len(meta.shape) - a): str(count - i) for i, a in enumerate(axes) if a is not None}
+    header.extend(meta.header, strip=True)
+    if meta.primary is not None:
+        header.extend(meta.primary, strip=True, unique=True)
+    for card in (*_STALE_CARDS, "EXTNAME", "EXTVER", "EXTLEVEL", "INHERIT"):
+        header.remove(card, ignore_missing=True)
+    cards, systems = [], set()
+    for card in header.cards:
+        one, two = _ONE_AXIS.fullmatch(card.keyword), _TWO_AXES.fullmatch(card.keyword)
+        keyword = _renamed(card.keyword, one or _PARAMETER.fullmatch(card.keyword), two, moved)
+        if one:
+            systems.add(one[3])
+        if keyword is None or _TABLE.fullmatch(keyword):
+            continue
+        if re.fullmatch("WCSAXES[A-Z]?", keyword):
+            cards.append(fits.Card(keyword, count, card.comment))
+        elif keyword != card.keyword:
+            cards.append(fits.Card(keyword, card.value, card.comment))
+        else:
+            cards.append(card)
+    header = fits.Header(cards)
+    for system in sorted(systems) if None in axes else ():
+        header.update({f"CTYPE{count}{system}": "FRAME", f"CRPIX{count}{system}": 1.0})
+        header.update({f"CRVAL{count}{system}": 0.0, f"CDELT{count}{system}": 1.0})
+        # Of a matrix that is given by CD, what is not given is zero.
+        if any(re.fullmatch(rf"CD\d+_\d+{system}", keyword) for keyword in header):
+            header[f"CD{count}_{count}{system}"] = 1.0
+    return header
+
+
+def _renamed(keyword: str, one: Any, two: Any, moved: dict[str, str]) -> str | None:
+    """Keyword of a card after axes have moved; None if its axis is left out."""
+    if one:
+        axis = moved.get(one[2])
+        return None if axis is None else f"{one[1]}{axis}{one[3]}"
+    if two:
+        row, column = moved.get(two[2]), moved.get(two[3])
+        return None if row is None or column is None else f"{two[1]}{row}_{column}{two[4]}"
+    return keyword
+
+
+def move_coordinates(header: Any, shift: Sequence[float] | np.ndarray) -> None:
+    """Let coordinates follow the content of frames whose shift is undone; their axes are the last."""
+    for axis, pixels in enumerate(np.asarray(shift, dtype=float)[::-1]):
+        _move_reference_pixel(header, axis + 1, pixels)
 
 
 def _move_reference_pixel(header: Any, fits_axis: int, shift: float) -> None:

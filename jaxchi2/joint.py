@@ -24,6 +24,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from .arrays import unit_of
 from .coadd import align_stack, combine
 from .fourier import as_real_array
 from .noise import estimate_noise
@@ -145,7 +146,8 @@ def register_jointly(
     >>> print(np.round(found.shift[:, 1], 1), int(found.accepted.sum()))
     [-1.5 -0.5  0.5  1.5] 4
     """
-    stack = as_real_array(stack, "stack")
+    unit = unit_of(stack, reference)
+    stack = as_real_array(stack, "stack", unit)
     if stack.ndim not in (3, 4) or len(stack) < 3:
         raise ValueError(
             f"stack must have shape (N, ny, nx) or (N, nz, ny, nx) with three or more frames, "
@@ -159,7 +161,10 @@ def register_jointly(
     step = jnp.asarray(jnp.inf if drift is None else drift, stack.dtype)
     if step.shape not in ((), (ndim,)):
         raise ValueError(f"drift must be a scalar or hold {ndim} values, not shape {step.shape}")
-    err = jax.vmap(estimate_noise)(stack) if err is None else as_real_array(err, "err").astype(stack.dtype)
+    if not isinstance(reference, str):
+        reference = as_real_array(reference, "reference", unit)
+    err = jax.vmap(estimate_noise)(stack) if err is None else as_real_array(err, "err", unit)
+    err = err.astype(stack.dtype)
     frame = stack.shape[1:]
     if err.shape not in ((), (len(stack),), frame, stack.shape):
         raise ValueError(

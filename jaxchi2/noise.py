@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from .arrays import unit_of
 from .fourier import as_real_array
 from .spectrum import Shape, along, half_weights, harmonics
 
@@ -60,7 +61,7 @@ def estimate_noise(image: ArrayLike) -> Array:
     >>> print(f"{estimate_noise(scene + np.random.default_rng(0).normal(0, 2.0, scene.shape)):.1f}")
     2.0
     """
-    array = as_real_array(image, "image")
+    array = as_real_array(image, "image", unit_of(image))
     if array.ndim == 0 or array.size == 0:
         raise ValueError(f"image must have at least one axis and not be empty, not shape {array.shape}")
     if min(array.shape) < 3:

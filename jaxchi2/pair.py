@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, log2
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from .arrays import unit_of
 from .fourier import as_real_array
 from .spectrum import Shape
 
@@ -135,7 +136,8 @@ def check_images(
 ) -> Pair:
     """Convert and check a pair of images; ``unlike`` says whether their shapes may differ."""
     first, second = names
-    reference, image = as_real_array(reference, first), as_real_array(image, second)
+    unit = unit_of(reference, image)
+    reference, image = as_real_array(reference, first, unit), as_real_array(image, second, unit)
     if unlike and reference.ndim != image.ndim:
         raise ValueError(f"{second} must have as many axes as {first}, {reference.ndim}, not {image.ndim}")
     if not unlike and reference.shape != image.shape:
@@ -148,7 +150,7 @@ def check_images(
     for name, shape in ((first, reference.shape), (second, image.shape)):
         if min(shape) < 2:
             raise ValueError(f"{name} must have two or more pixels on every axis, not shape {shape}")
-    err = _error(1.0 if err is None else err, image.shape, "err")
+    err = _error(1.0 if err is None else err, image.shape, "err", unit)
     dtype = jnp.result_type(reference, image)
     return Pair(reference.astype(dtype), image.astype(dtype), err.astype(dtype))
 
@@ -165,16 +167,18 @@ def check_pair(
     reference_mask: ArrayLike | None = None,
 ) -> Pair:
     """`check_images` with everything that `register` takes for the pixels."""
+    unit = unit_of(reference, image)
     if weights is not None:
         if err is not None:
             raise ValueError("give err or weights, not both: weights are 1 / err²")
-        weights = as_real_array(weights, "weights")
+        weights = as_real_array(weights, "weights", None if unit is None else unit**-2)
         err = 1 / jnp.sqrt(jnp.where(weights > 0, weights, 0.0))
     pair = check_images(reference, image, err, unlike=unlike)
     if reference_err is not None:
         if err is None:
             raise ValueError("reference_err needs err or weights: how noise is shared must be known")
-        reference_err = _error(reference_err, pair.reference.shape, "reference_err").astype(pair.image.dtype)
+        reference_err = _error(reference_err, pair.reference.shape, "reference_err", unit)
+        reference_err = reference_err.astype(pair.image.dtype)
     return pair._replace(
         reference=_masked(pair.reference, reference_mask, "reference_mask"),
         image=_masked(pair.image, mask, "mask"),
@@ -182,8 +186,8 @@ def check_pair(
     )
 
 
-def _error(err: ArrayLike, shape: Shape, name: str) -> Array:
-    array = as_real_array(err, name)
+def _error(err: ArrayLike, shape: Shape, name: str, unit: Any) -> Array:
+    array = as_real_array(err, name, unit)
     if array.shape not in ((), shape):
         raise ValueError(
             f"{name} must be a scalar or have the shape of its image, {shape}, not {array.shape}"

@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from .align import align
+from .arrays import unit_of
 from .fourier import as_real_array
 from .registration import Registration, register
 
@@ -67,7 +68,11 @@ def register_and_align(
     >>> print(np.round(found.dx), f"noise left: {np.std(aligned - scene[None]):.2f}")
     [1. 2. 3.] noise left: 0.10
     """
-    reference, images = as_real_array(reference, "reference"), as_real_array(images, "images")
+    unit = unit_of(reference, images)
+    reference, images = (
+        as_real_array(x, name, unit) for x, name in ((reference, "reference"), (images, "images"))
+    )
+    err = None if err is None else as_real_array(err, "err", unit)
     batch = images.ndim - reference.ndim
     if batch < 0:
         raise ValueError(

@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +21,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .io import find_hdu, known_format, luminance, optional, read_image, split_extension
+from .arrays import Measured, as_plain, unit_of
+from .axes import Selection, ngff_axes, select, split_choices, suggestion
+from .formats import known_format, optional, raw_frames, split_extension
+from .io import ImageMeta, Origin, move_coordinates, open_fits, read_image, stack_header
+from .tiff import open_tiff
 
 __all__ = ["Chunk", "Frames", "open_frames", "read_array"]
 
 # Frames of a source, or for each that cannot be read the reason why.
 Fetch = Callable[[int, int], Any]
+_NO_ORIGIN = Origin()
 _HDF5 = (".h5", ".hdf5", ".hdf", ".he5")
 
 
@@ -78,6 +83,10 @@ class Frames:
     """File without which no frame can be read."""
     close: Callable[[], None] = lambda: None
     """Close the file."""
+    origin: Origin = _NO_ORIGIN
+    """What else is in a file of the frames, for that of the aligned ones."""
+    unit: Any = None
+    """Unit of the pixels, where it is known."""
 
     def read(self, start: int, stop: int) -> Chunk:
         """Read frames ``start`` to ``stop``, without the last.
@@ -103,7 +112,7 @@ class Frames:
         pixels = np.full((len(fetched), *self.shape), np.nan, self.dtype)
         problems = {}
         for i, raw in enumerate(fetched):
-            problem = _convert(raw, pixels[i])
+            problem = _convert(raw, pixels[i], self.unit)
             if problem is not None:
                 problems[start + i] = problem
         return Chunk(pixels, problems)
@@ -116,13 +125,16 @@ def open_frames(source: Any) -> Frames:
     ----------
     source : path, list of paths, array_like or iterable
         *A path* to one file that holds all frames, the frame axis first: a FITS cube, also compressed, by
-        extension ``file.fits[1]``, ``file.fits[SCI]``; a multi-page TIFF or OME-TIFF, with several channels
-        ``file.tif[C=1]``; HDF5 ``file.h5[group/dataset]`` and zarr ``store.zarr[array]``, the brackets left
-        out where there is but one stack inside; NPY. *A pattern* with ``*`` or ``?``, sorted with numbers by
-        value (2 before 10), or *a list of paths*: each file one frame, of any format of `read_image`. *An
-        array*, or what is indexed like one (h5py, zarr, dask); *a sequence or iterable* of frames. Axes of
-        length one are dropped. Give the path of an NPY file rather than ``numpy.load(mmap_mode="r")``, whose
-        pages stay in memory.
+        extension ``file.fits[1]``, ``file.fits[SCI]``; a multi-page TIFF; HDF5 ``file.h5[group/dataset]`` and
+        zarr ``store.zarr[array]``, the brackets left out where there is but one stack inside; NPY. Where the
+        file names its axes, as TIFF of OME or ImageJ and OME-NGFF do, the frame axis is that of time wherever
+        it comes, or z if there is none; of several channels one is chosen, ``file.tif[C=1]``,
+        ``store.zarr[C=1]``, of positions ``[P=1]``, and so with any axis, ``[C=1,Z=4]``.
+
+        *A pattern* with ``*`` or ``?``, sorted with numbers by value (2 before 10), or *a list of paths*:
+        each file one frame, of any format of `read_image`. *An array*, or what is indexed like one (h5py,
+        zarr, dask); *a sequence or iterable* of frames. Axes of length one are dropped. Give the path of an
+        NPY file rather than ``numpy.load(mmap_mode="r")``, whose pages stay in memory.
 
     Returns
     -------
@@ -157,7 +169,9 @@ def open_frames(source: Any) -> Frames:
             return _open_list(_matching(text), Path(text).name)
         return _open_file(text)
     if hasattr(source, "shape") and hasattr(source, "__getitem__"):
-        return _open_array(source, "array", np.dtype(source.dtype), source.shape)
+        unit = unit_of(source)
+        array = as_plain(source, "frames", unit)
+        return replace(_open_array(array, "array", np.dtype(array.dtype), array.shape), unit=unit)
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         if len(source) and all(isinstance(item, str | Path) for item in source):
             paths = [str(item) for item in source]
@@ -166,16 +180,19 @@ def open_frames(source: Any) -> Frames:
     if isinstance(source, Iterable):
         forward = _Forward(source)
         return _with_first("iterable", None, forward.fetch, one_shot=forward.one_shot)
+    as_plain(source, "frames")
     raise TypeError(f"frames come from a path, a list of paths, an array or an iterable, not {source!r}")
 
 
-def read_array(path: str | Path) -> np.ndarray:
+def read_array(path: str | Path, unit: Any = None) -> np.ndarray:
     """Read a whole array, such as a reference image or an error map, from any file that holds one.
 
     Parameters
     ----------
     path : str or Path
         As for `open_frames`, or an image of any format of `read_image`.
+    unit : astropy unit, optional
+        What a FITS file that says its unit is converted to.
 
     Returns
     -------
@@ -190,9 +207,9 @@ def read_array(path: str | Path) -> np.ndarray:
         with h5py.File(name, "r") as file:
             return np.squeeze(_dataset(file, name, inside, _hdf5_arrays(file, h5py), least=2)[()])
     if _is_zarr(name):
-        store, arrays = _zarr_arrays(name)
-        return np.squeeze(_dataset(store, name, inside, arrays, least=2)[...])
-    return read_image(path).data
+        array, selection = _zarr_array(name, inside, Path(path).name, frames=False)
+        return np.squeeze(array[... if selection is None else selection.key()])
+    return read_image(path).pixels(unit)
 
 
 def _with_first(
@@ -217,15 +234,16 @@ def _with_first(
         if isinstance(raw, Exception):
             problem = _reason(raw)
             continue
-        pixels = _plain(raw)
+        unit = unit_of(raw)
+        pixels = _plain(raw, unit)
         if pixels.ndim not in (2, 3):
             raise ValueError(
                 f"{name}: a frame must have 2 or 3 axes longer than one, not shape {np.shape(raw)}; "
                 "the frame axis of a stack comes first"
             )
         first = np.full(pixels.shape, np.nan, _float_type(pixels.dtype if dtype is None else dtype))
-        _convert(raw, first)
-        return Frames(name, length, first.shape, first.dtype, first, one_shot, fetch, path, close)
+        _convert(raw, first, unit)
+        return Frames(name, length, first.shape, first.dtype, first, one_shot, fetch, path, close, unit=unit)
     close()
     raise ValueError(f"{name}: none of {i} frames can be read: {problem}")
 
@@ -245,12 +263,12 @@ def _fetched(fetch: Fetch, path: str | None, start: int, stop: int) -> Any:
     return [frame for i in range(start, stop) for frame in _fetched(fetch, path, i, i + 1)]
 
 
-def _convert(raw: Any, out: np.ndarray) -> str | None:
+def _convert(raw: Any, out: np.ndarray, unit: Any) -> str | None:
     """Fill in one frame and return None, or why it cannot be."""
     if isinstance(raw, Exception):
         return _reason(raw)
     try:
-        pixels = _plain(raw)
+        pixels = _plain(raw, unit)
         if pixels.shape != out.shape:
             return f"shape {pixels.shape}, not {out.shape} as the first"
         # A value beyond the range of float32 is no pixel value.
@@ -262,7 +280,8 @@ def _convert(raw: Any, out: np.ndarray) -> str | None:
     return None
 
 
-def _plain(raw: Any) -> np.ndarray:
+def _plain(raw: Any, unit: Any) -> np.ndarray:
+    raw = as_plain(raw, "frame", unit)
     if isinstance(raw, np.ma.MaskedArray):
         raw = np.ma.filled(raw.astype(_float_type(raw.dtype)), np.nan)
     pixels = np.asarray(raw)
@@ -327,15 +346,22 @@ def _open_list(paths: list[str], name: str) -> Frames:
     for path in paths:
         known_format(path)
 
+    metas: list[ImageMeta] = []
+
     def read(path: str) -> Any:
         try:
-            return read_image(path).data
+            data, meta = read_image(path)
         except (ImportError, MemoryError):
             raise
         except Exception as error:
             return error
+        # Of the first frame that can be read, which is read first.
+        if not metas:
+            metas.append(meta)
+        return data if meta.unit is None else Measured(data, meta.unit)
 
-    return _with_first(name, len(paths), lambda start, stop: [read(path) for path in paths[start:stop]])
+    frames = _with_first(name, len(paths), lambda start, stop: [read(path) for path in paths[start:stop]])
+    return replace(frames, origin=origin_of(metas[0]))
 
 
 def _open_file(text: str) -> Frames:
@@ -346,9 +372,7 @@ def _open_file(text: str) -> Frames:
     if _is_hdf5(name):
         return _open_hdf5(name, inside, label)
     if _is_zarr(name):
-        store, arrays = _zarr_arrays(name)
-        array = _dataset(store, name, inside, arrays, least=3)
-        return _open_array(array, label, np.dtype(array.dtype), array.shape, name)
+        return _open_zarr(name, inside, label)
     if os.path.isdir(name):
         raise ValueError(f"{name!r} is a folder: for the files in it give a pattern such as {name}/*.tif")
     kind = known_format(name)
@@ -361,23 +385,6 @@ def _open_file(text: str) -> Frames:
     if kind == "NPY":
         return _open_npy(name, label)
     raise ValueError(f"{name!r} holds one image: of one image per file give a list of files or a pattern")
-
-
-def _raw_frames(path: str, offset: int, dtype: np.dtype, frame: tuple[int, ...]) -> Fetch:
-    """Frames one after the other in a file, read by a plain read."""
-    size = int(np.prod(frame))
-
-    def fetch(start: int, stop: int) -> Any:
-        with open(path, "rb") as file:
-            file.seek(offset + start * size * dtype.itemsize)
-            values = np.fromfile(file, dtype, (stop - start) * size)
-        whole = len(values) // size
-        frames = values[: whole * size].reshape(whole, *frame)
-        if whole == stop - start:
-            return frames
-        return [*frames, *[EOFError("the file ends before this frame does")] * (stop - start - whole)]
-
-    return fetch
 
 
 def _open_npy(name: str, label: str) -> Frames:
@@ -398,78 +405,87 @@ def _open_npy(name: str, label: str) -> Frames:
             "numpy.save(path, numpy.ascontiguousarray(stack))"
         )
     layout = _layout(label, shape)
-    return _with_first(label, layout.length, _raw_frames(name, offset, dtype, layout.raw), dtype, path=name)
+    return _with_first(label, layout.length, raw_frames(name, offset, dtype, layout.raw), dtype, path=name)
 
 
 def _open_fits(name: str, inside: str | None, label: str) -> Frames:
-    fits = optional("astropy.io.fits", "astropy")
     with ExitStack() as opened, warnings.catch_warnings():
         # That a file is cut short is told frame by frame.
         warnings.simplefilter("ignore", UserWarning)
-        hdus = opened.enter_context(fits.open(name, memmap=False))
-        hdu = hdus[find_hdu(hdus, name, inside)]
+        hdus, index = open_fits(name, inside)
+        opened.enter_context(hdus)
+        hdu = hdus[index]
         layout = _layout(label, hdu.shape)
+        meta = ImageMeta(name, "FITS", np.dtype(float), hdu.shape, hdu.header.copy())
+        if index:
+            meta = meta._replace(primary=hdus[0].header.copy())
         opened.pop_all()
 
     def fetch(start: int, stop: int) -> Any:
         return hdu.section[layout.key(start, stop)]
 
-    return _with_first(label, layout.length, fetch, path=name, close=hdus.close)
+    frames = _with_first(label, layout.length, fetch, path=name, close=hdus.close)
+    inner = [layout.lead + 1 + a for a, n in enumerate(layout.raw) if n != 1]
+    return replace(frames, origin=Origin(stack_header(meta, [layout.lead, *inner])), unit=meta.unit)
+
+
+def aligned_origin(frames: Frames, reference: Any, shift: np.ndarray) -> Origin:
+    """What a file of aligned frames says beside their values.
+
+    Coordinates are those of the reference if it is a file that has them, and else the first frame's, which
+    move with what it shows.
+
+    Parameters
+    ----------
+    frames : Frames
+        Before they are aligned.
+    reference : path or other
+        As `jaxchi2.stream.register_file` takes it.
+    shift : numpy.ndarray, shape (D,)
+        Displacement from the reference of the first frame that can be read; NaN if unknown.
+    """
+    origin = frames.origin
+    if isinstance(reference, str | Path) and os.path.isfile(split_extension(reference)[0]):
+        own = _file_origin(reference)
+        if own.header is not None and any(key.startswith("CRPIX") for key in own.header):
+            own.header.add_history("coordinates: those of the reference")
+            return own
+    if origin.header is None:
+        return origin
+    header = origin.header.copy()
+    if np.isfinite(shift).all():
+        move_coordinates(header, shift)
+        listed = ", ".join(f"{-pixels:+.5f}" for pixels in shift)
+        header.add_history(f"coordinates: those of the first frame, moved by ({listed}) pixels, order (y, x)")
+    else:
+        header.add_history("coordinates: those of the first frame, whose displacement is not known")
+    return origin._replace(header=header)
+
+
+def _file_origin(path: str | Path) -> Origin:
+    """`origin_of` a file, nothing if it is not of a format that says more than pixels."""
+    try:
+        return origin_of(read_image(path).meta)
+    except ValueError:
+        return _NO_ORIGIN
+
+
+def origin_of(meta: ImageMeta) -> Origin:
+    """What the file of one image, as of each frame or the reference, says for that of a stack."""
+    if meta.header is None:
+        return Origin(pixel_size=meta.pixel_size)
+    return Origin(stack_header(meta, [None, *[a for a, n in enumerate(meta.shape) if n != 1]]))
 
 
 def _open_tiff(name: str, inside: str | None, label: str) -> Frames:
-    tifffile = optional("tifffile")
-    channel = None
-    if inside is not None:
-        match = re.fullmatch(r"C=(\d+)", inside)
-        if match is None:
-            raise ValueError(f"[{inside}] after {name!r}: of a TIFF file a channel is chosen as [C=0]")
-        channel = int(match[1])
-    with ExitStack() as opened:
-        file = opened.enter_context(tifffile.TiffFile(name))
-        series = file.series[0]
-        axes, shape, dtype, offset = series.axes, series.shape, series.dtype, series.dataoffset
-        # Pages written one by one are a series each.
-        alone = len(file.series) > 1 and len(series.pages) == 1 and all(s.shape == shape for s in file.series)
-        if alone:
-            axes, shape, offset = f"I{axes}", (len(file.series), *shape), None
-        if axes[0] in "YXS":
-            raise ValueError(
-                f"{label} holds one image: a stack has a frame axis (axes {axes}, shape {shape})"
-            )
-        layout = _layout(label, shape)
-        inner = axes[layout.lead + 1 :]
-        channels = layout.raw[inner.index("C")] if "C" in inner else 1
-        if channels > 1 and channel is None:
-            raise ValueError(f"{label} has {channels} channels (axes {axes}): choose one, {label}[C=0]")
-        if channel is not None and not ("C" in inner and channel < channels):
-            raise ValueError(f"{label}: there is no such channel (axes {axes}, shape {shape})")
-        opened.pop_all()
-
-    def picked(frame: Any) -> Any:
-        if isinstance(frame, Exception):
-            return frame
-        left = inner
-        if channel is not None:
-            frame, left = np.take(frame, channel, left.index("C")), left.replace("C", "")
-        return luminance(np.moveaxis(frame, left.index("S"), -1)) if "S" in left else frame
-
-    pages = len(series.pages) // layout.length
-
-    def raw(start: int, stop: int) -> Any:
-        if alone:
-            return [page.asarray() for page in file.series[start:stop]]
-        data = file.asarray(key=range(start * pages, stop * pages), series=0)
-        return data.reshape(stop - start, *layout.raw)
-
-    read: Fetch = raw
-    if offset is not None:
-        read = _raw_frames(name, offset, np.dtype(dtype).newbyteorder(file.byteorder), layout.raw)
-
-    def fetch(start: int, stop: int) -> Any:
-        return [picked(frame) for frame in read(start, stop)]
-
-    return _with_first(label, layout.length, fetch, dtype, path=name, close=file.close)
+    path, chosen = split_choices(inside)
+    if path is not None:
+        raise ValueError(f"[{inside}] after {name!r}: of a TIFF file a channel is chosen as [C=0]")
+    images = open_tiff(name, label, chosen)
+    frames = _with_first(
+        label, images.selection.length, images.fetch, images.dtype, path=name, close=images.close
+    )
+    return replace(frames, origin=Origin(pixel_size=images.pixel_size))
 
 
 def _is_hdf5(name: str) -> bool:
@@ -522,13 +538,78 @@ def _open_hdf5(name: str, inside: str | None, label: str) -> Frames:
     return _with_first(label, layout.length, fetch, dtype, path=name)
 
 
-def _zarr_arrays(name: str) -> tuple[Any, dict[str, int]]:
+def _open_zarr(name: str, inside: str | None, label: str) -> Frames:
+    array, selection = _zarr_array(name, inside, label, frames=True)
+    dtype = np.dtype(array.dtype)
+    if selection is None:
+        return _open_array(array, label, dtype, array.shape, name)
+    axis = sum(picked is None for picked in selection.picked[: selection.frame])
+
+    def fetch(start: int, stop: int) -> Any:
+        return np.moveaxis(array[selection.key(start, stop)], axis, 0)
+
+    return _with_first(label, selection.length, fetch, dtype, path=name)
+
+
+def _zarr_array(name: str, inside: str | None, label: str, *, frames: bool) -> tuple[Any, Selection | None]:
+    """The array that is meant, and what is read of it if it is said what its axes are."""
     zarr = optional("zarr", extra="stream")
     store = zarr.open(name, mode="r")
+    path, chosen = split_choices(inside)
     if hasattr(store, "shape"):
-        return store, {}
-    arrays = {path: item.ndim for path, item in store.members(max_depth=None) if hasattr(item, "shape")}
-    return store, dict(sorted(arrays.items()))
+        # Which may be one of those of an image.
+        folder, there = os.path.split(os.path.abspath(name))
+        images = _ngff_images({"": zarr.open_group(folder, mode="r")}) if _is_zarr(folder) else {}
+        array = _dataset(store, name, path, {}, least=0)
+    else:
+        members = dict(sorted(store.members(max_depth=None)))
+        images = _ngff_images({"": store, **members})
+        path = _one_image(label, path, images)
+        arrays = {key: item.ndim for key, item in members.items() if hasattr(item, "shape")}
+        array = _dataset(store, name, path, arrays, least=3 if frames else 2)
+        there = array.path
+    for image in images.values():
+        if there in image.paths:
+            axes = ngff_axes(image.metadata, array.ndim)
+            return array, select(label, axes, array.shape, chosen, frames=frames)
+    if chosen:
+        raise ValueError(f"[{inside}] after {name!r}: the file does not say what its axes are")
+    return array, None
+
+
+class _Image(NamedTuple):
+    """An image of OME-NGFF."""
+
+    paths: list[str]
+    """Its arrays, from the finest."""
+    metadata: dict[str, Any]
+
+
+def _ngff_images(groups: dict[str, Any]) -> dict[str, _Image]:
+    """Images of OME-NGFF among the groups of a store, by path."""
+    images = {}
+    for path, group in groups.items():
+        attributes = dict(group.attrs)
+        # Under "ome" since version 0.5.
+        several = attributes.get("ome", attributes).get("multiscales")
+        if several:
+            paths = [f"{path}/{level['path']}".strip("/") for level in several[0]["datasets"]]
+            images[path] = _Image(paths, several[0])
+    return images
+
+
+def _one_image(label: str, path: str | None, images: dict[str, _Image]) -> str | None:
+    """Path of the array that is meant, where it is that of an image."""
+    if path is not None:
+        image = images.get(path.strip("/"))
+        return path if image is None else image.paths[0]
+    # Labels are images too.
+    pictures = [key for key in images if "labels" not in key.split("/")]
+    if len(pictures) > 1:
+        raise ValueError(
+            f"{label} holds the images {', '.join(pictures)}: choose one, {suggestion(label, pictures[0])}"
+        )
+    return images[pictures[0]].paths[0] if pictures else None
 
 
 class _Forward:

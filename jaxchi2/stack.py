@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
+from .arrays import unit_of
 from .batch import (
     as_mesh,
     default_batch_size,
@@ -147,7 +148,8 @@ def register_stack(
     >>> print(np.round(found.dx), found)
     [0. 1. 2. 3.] Registration((4,) results, 0 with a status)
     """
-    stack = as_real_array(stack, "stack")
+    unit = unit_of(stack, reference)
+    stack = as_real_array(stack, "stack", unit)
     if stack.ndim not in (3, 4) or not stack.shape[0]:
         raise ValueError(
             f"stack must have a frame axis and 2 or 3 more, (N, ny, nx) or (N, nz, ny, nx), and at least one "
@@ -164,7 +166,7 @@ def register_stack(
         verdict,
         err is not None,
     )
-    frames, common = _sorted(stack, reference, err, reference_err, mask, search)
+    frames, common = _sorted(stack, reference, err, reference_err, mask, search, unit)
     padded = options.boundary.name != "wrap"
     if batch_size is None:
         batch_size = default_batch_size(stack.shape[1:], stack.dtype.itemsize, memory_limit, padded)
@@ -185,7 +187,25 @@ def register_stack(
     # A bad pixel, if it is taken that there is none, leaves its frame without an answer. That says whether it
     # was right to try, and asks for no pass over the stack.
     result = run(clean=True)
-    return result if not jnp.any(result.status == Status.FLAT) else run(clean=False)
+    flat = result.status == Status.FLAT
+    return result if not jnp.any(flat) or _are_blank(flat, frames, common) else run(clean=False)
+
+
+@jax.jit
+def _are_blank(flat: Array, frames: Frame, common: Frame) -> Array:
+    """Whether frames without an answer are constant and finite, and nothing else is wrong with them.
+
+    Such a frame has no answer whichever way it is asked for.
+    """
+    assert common.reference is not None
+    images, axes = frames.image, tuple(range(1, frames.image.ndim))
+    largest, smallest = jnp.max(images, axes), jnp.min(images, axes)
+    blank = (largest == smallest) & jnp.isfinite(largest)
+    good = jnp.all(blank | ~flat) & jnp.all(jnp.isfinite(common.reference))
+    for err in (common.err, common.reference_err):
+        if err is not None and not err.ndim:
+            good &= jnp.isfinite(err) & (err > 0)
+    return good
 
 
 def _sorted(
@@ -195,6 +215,7 @@ def _sorted(
     reference_err: ArrayLike | None,
     mask: ArrayLike | None,
     search: Search,
+    unit: Any,
 ) -> tuple[Frame, Frame]:
     """What each frame has of its own, and what they have in common; one is None where the other is not."""
     count, shape = len(stack), stack.shape[1:]
@@ -213,7 +234,7 @@ def _sorted(
         if reference == "previous":
             frames = frames._replace(reference=previous_frames(stack))
     else:
-        image = as_real_array(reference, "reference")
+        image = as_real_array(reference, "reference", unit)
         if image.ndim == len(shape):
             common = common._replace(reference=image)
         elif image.ndim == stack.ndim and len(image) == count:
@@ -226,7 +247,7 @@ def _sorted(
     for name, value in (("err", err), ("reference_err", reference_err), ("mask", mask)):
         if value is None:
             continue
-        array = jnp.asarray(value) if name == "mask" else as_real_array(value, name)
+        array = jnp.asarray(value) if name == "mask" else as_real_array(value, name, unit)
         scalars = () if name == "mask" else ((), (count,))
         if array.shape not in (*scalars, shape, stack.shape):
             single = "" if name == "mask" else f", be a scalar or one per frame, ({count},)"

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .io import known_format, optional
+from .io import Origin, known_format, optional
+from .tiff import tiff_options
 
 __all__ = ["StackFile", "open_stack_file"]
 
@@ -50,6 +51,7 @@ def open_stack_file(
     chunk: int,
     *,
     create: bool,
+    origin: Origin | None = None,
 ) -> StackFile:
     """Open a stack for writing.
 
@@ -68,6 +70,8 @@ def open_stack_file(
         that no two writes meet in one.
     create : bool
         Whether to lay out the file, replacing what is there, or go on with it.
+    origin : Origin, optional
+        What else a FITS or TIFF file is to say: header and coordinates, size of a pixel.
 
     Returns
     -------
@@ -89,7 +93,7 @@ def open_stack_file(
         "FITS": (_lay_out_fits, _locate_fits),
     }[kind]
     if create:
-        layout(name, (length, *frame), np.dtype(dtype))
+        layout(name, (length, *frame), np.dtype(dtype), Origin() if origin is None else origin)
     try:
         offset, stored, shape = locate(name)
     except (OSError, ValueError) as error:
@@ -154,7 +158,7 @@ def _extend(name: str, size: int) -> None:
     os.truncate(name, size)
 
 
-def _lay_out_npy(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+def _lay_out_npy(name: str, shape: tuple[int, ...], dtype: np.dtype, _: Origin) -> None:
     with open(name, "wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -170,15 +174,9 @@ def _locate_npy(name: str) -> tuple[int, np.dtype, tuple[int, ...]]:
         return file.tell(), dtype, shape
 
 
-def _lay_out_tiff(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    optional("tifffile").imwrite(
-        name,
-        shape=shape,
-        dtype=dtype,
-        bigtiff=dtype.itemsize * int(np.prod(shape)) > 2**31,
-        photometric="minisblack",
-        metadata={"axes": "TZYX" if len(shape) == 4 else "TYX"},
-    )
+def _lay_out_tiff(name: str, shape: tuple[int, ...], dtype: np.dtype, origin: Origin) -> None:
+    options = tiff_options(origin.pixel_size, "TZYX" if len(shape) == 4 else "TYX", shape, dtype)
+    optional("tifffile").imwrite(name, shape=shape, dtype=dtype, **options)
 
 
 def _locate_tiff(name: str) -> tuple[int, np.dtype, tuple[int, ...]]:
@@ -194,13 +192,14 @@ def _locate_tiff(name: str) -> tuple[int, np.dtype, tuple[int, ...]]:
         raise ValueError(str(error)) from error
 
 
-def _lay_out_fits(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+def _lay_out_fits(name: str, shape: tuple[int, ...], dtype: np.dtype, origin: Origin) -> None:
     fits = optional("astropy.io.fits", "astropy")
     from jaxchi2 import __version__
 
     cards: list[Any] = [("SIMPLE", True), ("BITPIX", -8 * dtype.itemsize), ("NAXIS", len(shape))]
     cards += [(f"NAXIS{axis + 1}", n) for axis, n in enumerate(reversed(shape))]
     header = fits.Header(cards)
+    header.extend([] if origin.header is None else origin.header, strip=True)
     header.add_history(f"jaxchi2 {__version__}: frames aligned to one reference")
     text = header.tostring().encode("ascii")
     Path(name).write_bytes(text)

@@ -17,13 +17,14 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from .arrays import as_plain
 from .coadd import align_stack
 from .io import optional
 from .pair import as_boundary
 from .registration import Status
 from .rows import StreamResult, column_types, columns_of, result_of, shift_of
 from .settings import check_same, describe, fingerprint
-from .sources import Frames, open_frames, read_array
+from .sources import Frames, aligned_origin, open_frames, read_array
 from .stack import REFERENCES, register_stack
 from .stackfile import known_stack_format, open_stack_file
 from .tables import known_table_format, open_table
@@ -62,7 +63,9 @@ def register_file(
         is the position.
     err : path or array_like, optional
         Standard deviation of the pixels: a scalar, one for each frame, shape ``(N,)``, a map, or a stack,
-        also larger than memory, with the frames of ``source``. None: unknown, see `register`.
+        also larger than memory, with the frames of ``source``. Taken to be in the unit of the source; one
+        that has another, or a FITS file with another BUNIT, is converted or refused. None: unknown, see
+        `register`.
     table : path, optional
         Where rows are written as they come: ``.ecsv``, ``.csv`` (with the settings beside it in
         ``….csv.json``) or ``.parquet``, a folder of one file per chunk. The columns are ``frame``, the shift
@@ -135,11 +138,15 @@ def register_file(
                 "reference='mean' goes through the frames twice, and an iterator gives them once: take "
                 "'first' or an image, or an iterable that can be begun anew"
             )
-        reference = _as_reference(reference)
+        # Where the gain is fitted the unit of the reference is of no account.
+        given, unit = reference, None if options.get("fit_gain") else frames.unit
+        reference = _as_reference(reference, frames, unit)
         errors = _Errors(err, frames)
         cleanup.callback(errors.close)
         size = _chunk_size(chunk, frames)
         options = {name: value for name, value in options.items() if value is not None}
+        if "reference_err" in options:
+            options["reference_err"] = as_plain(options["reference_err"], "reference_err", frames.unit)
         settings = _settings(frames, reference, errors, size, options)
         settings["aligned"] = None if aligned is None else Path(aligned).name
         types = column_types(len(frames.shape), frames.dtype, options)
@@ -187,8 +194,16 @@ def register_file(
                 rows.begin(settings)
             if aligned is not None:
                 if stack is None:
+                    readable = [i for i in range(len(shift)) if first + i not in wrong]
+                    moved = shift[readable[0]] if readable else np.full(shift.shape[1:], np.nan)
                     stack = open_stack_file(
-                        aligned, frames.length, frames.shape, frames.dtype, size, create=first == 0
+                        aligned,
+                        frames.length,
+                        frames.shape,
+                        frames.dtype,
+                        size,
+                        create=first == 0,
+                        origin=aligned_origin(frames, given, moved) if first == 0 else None,
                     )
                     cleanup.callback(stack.close)
                 stack.write(first, registrar.align(first, pixels, shift))
@@ -213,9 +228,15 @@ class _Errors:
         if isinstance(err, str | Path):
             err = _opened_errors(err, frames)
         paths = isinstance(err, list | tuple) and all(isinstance(item, str | Path) for item in err)
+        if not (paths or isinstance(err, Frames)):
+            err = as_plain(err, "err", frames.unit)
         if paths or isinstance(err, Frames) or np.ndim(err) == len(frames.shape) + 1:
             self.frames = open_frames(err)
+            if frames.unit is not None and self.frames.unit not in (None, frames.unit):
+                self.close()
+                raise TypeError(f"err has the unit {self.frames.unit}, the source {frames.unit}: convert it")
             if (self.frames.length, self.frames.shape) != (frames.length, frames.shape):
+                self.close()
                 raise ValueError(
                     f"err has {self.frames.length} frames of shape {self.frames.shape}, the source "
                     f"{frames.length} of {frames.shape}"
@@ -384,17 +405,20 @@ def _mean_frame(frames: Frames, size: int, bar: _Bar) -> np.ndarray:
     return np.where(number > 0, total / np.maximum(number, 1), np.nan).astype(frames.dtype)
 
 
-def _as_reference(reference: Any) -> Any:
+def _as_reference(reference: Any, frames: Frames, unit: Any) -> Any:
     if isinstance(reference, str) and reference in REFERENCES:
         return reference
     if isinstance(reference, str | Path):
         try:
-            return read_array(reference)
+            return read_array(reference, unit)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 2, f"reference is neither a file nor one of {', '.join(REFERENCES)}", str(reference)
             ) from error
-    return np.ma.filled(reference, np.nan) if isinstance(reference, np.ma.MaskedArray) else reference
+    reference = as_plain(reference, "reference", frames.unit)
+    if isinstance(reference, np.ma.MaskedArray):
+        reference = np.ma.filled(reference.astype(np.result_type(reference, np.float32)), np.nan)
+    return reference
 
 
 def _opened_errors(path: str | Path, frames: Frames) -> Any:
@@ -403,11 +427,11 @@ def _opened_errors(path: str | Path, frames: Frames) -> Any:
         opened = open_frames(path)
     except ValueError:
         # One image is no stack; what else is wrong comes up again here.
-        return read_array(path)
+        return read_array(path, frames.unit)
     if opened.shape == frames.shape:
         return opened
     opened.close()
-    return read_array(path)
+    return read_array(path, frames.unit)
 
 
 def _chunk_size(chunk: int | None, frames: Frames) -> int:

@@ -163,6 +163,31 @@ def test_fits_scaled_integers(tmp_path):
     assert not {"BZERO", "BSCALE", "BLANK"} & set(back.meta.header)
 
 
+@pytest.mark.parametrize(
+    ("stored", "zero"), [("int16", 0), ("int16", 2**15), ("uint8", -(2**7)), ("int32", 2**31), ("int16", 10)]
+)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_fits_blank_pixels(tmp_path, stored, zero, compressed):
+    """With a sign and without, as a file of one image and as a stack."""
+    from jaxchi2.sources import open_frames
+
+    numbers = np.arange(3 * 20 * 24).reshape(3, 20, 24).astype(stored)
+    blank = int(numbers[1, 2, 3])
+    hdu = (fits.CompImageHDU if compressed else fits.ImageHDU)(numbers, name="SCI")
+    hdu.header["BLANK"] = blank
+    if zero:
+        hdu.header["BZERO"] = zero
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(tmp_path / "a.fits")
+    expected = np.where(numbers == blank, np.nan, numbers.astype(float) + zero)
+    data, meta = read_image(f"{tmp_path}/a.fits[SCI]")
+    np.testing.assert_allclose(data, expected, rtol=1e-7)
+    frames = open_frames(f"{tmp_path}/a.fits[SCI]")
+    np.testing.assert_allclose(frames.read(1, 3).pixels, expected[1:], rtol=1e-7)
+    frames.close()
+    write_image(tmp_path / "b.fits", data, meta)
+    np.testing.assert_array_equal(read_image(tmp_path / "b.fits").data, data)
+
+
 def test_fits_axes_of_length_one(tmp_path, pixels):
     """Radio images: (Stokes, frequency, y, x)."""
     hdu = fits.PrimaryHDU(pixels[None, None])

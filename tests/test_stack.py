@@ -7,6 +7,7 @@ import pytest
 from direct import moved, scene
 
 import jaxchi2
+import jaxchi2.stack
 from jaxchi2.batch import default_batch_size, in_chunks
 from jaxchi2.pair import Search
 from jaxchi2.registration import Status
@@ -55,6 +56,38 @@ def test_a_frame_of_a_stack_is_as_by_itself(name, x64):
     expected = jax.tree.map(lambda *x: np.stack(x), *[alone(image) for image in stack])
     same(found, expected, 1e-9)
     assert np.all(found.status[~np.isfinite(stack).any((1, 2))] & Status.NO_DATA)
+
+
+def test_a_blank_frame_does_not_make_the_stack_run_twice(monkeypatch):
+    """It has no answer either way; a frame with a bad pixel may have one that the quick way does not find."""
+    runs = []
+
+    def counted(*args, clean, **kwargs):
+        runs.append(clean)
+        return register(*args, clean=True, **kwargs)
+
+    register = jaxchi2.stack._register_stack
+    monkeypatch.setattr(jaxchi2.stack, "_register_stack", counted)
+
+    def run(stack, reference=SCENE, err=0.1):
+        runs.clear()
+        options = {"boundary": "wrap", "max_shift": 2.9, "verdict": False}
+        return jaxchi2.register_stack(stack.astype(np.float32), reference.astype(np.float32), err, **options)
+
+    blank = STACK.copy()
+    blank[1], blank[5] = 0.0, 7.25
+    found = run(blank)
+    assert runs == [True]
+    assert np.all((found.status == Status.FLAT) == np.isin(np.arange(COUNT), [1, 5]))
+    assert np.all(np.isnan(np.asarray(found.shift)[[1, 5]]))
+    for stack, reference, err in [
+        (np.where(blank == blank[3, 2, 2], np.nan, blank), SCENE, 0.1),
+        (np.full_like(blank, np.inf), SCENE, 0.1),
+        (blank, np.where(SCENE[0, 0] == SCENE, np.nan, SCENE), 0.1),
+        (np.zeros_like(blank), SCENE, np.nan),
+    ]:
+        run(stack, reference, err)
+        assert runs == [True, False]
 
 
 def test_float32(dtype):

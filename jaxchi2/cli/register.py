@@ -74,7 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.reference, arguments.image = map(str, demo_files())
     reference, image = load(arguments.reference), load(arguments.image)
     given = err_value(arguments.err)
-    err: Any = load(given).data if isinstance(given, str) else given
+    unit = image.meta.unit
+    err: Any = load(given).pixels(unit) if isinstance(given, str) else given
+    # Where the gain is fitted the unit of the reference is of no account.
+    reference = reference._replace(data=reference.pixels(None if arguments.fit_gain else unit))
     _check_outputs(arguments, reference.data.ndim)
     if arguments.float64:
         reference, image = (loaded._replace(data=loaded.data.astype(float)) for loaded in (reference, image))
