@@ -22,6 +22,7 @@ from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
+from .checks import choice, described, integer, per_axis, positive, refuse
 from .layout import MARGIN, Prepared, eroded, fill_smoothly, lay_out, prepare
 from .minimum import best_pixel
 from .motion import MOTIONS, Motion, check_motion, sources
@@ -209,6 +210,9 @@ class GaussNewton:
 
     max_steps: int = 100
 
+    def __post_init__(self) -> None:
+        integer(self.max_steps, "max_steps")
+
     def __call__(self, cost: Cost, expand: Expand, start: Array, unit: Array, bounds: Bounds) -> Path:
         """Minimise from ``start``; ``unit`` is the size of a step of one pixel."""
         del cost
@@ -266,6 +270,11 @@ class Descent:
 
     transformation: optax.GradientTransformation
     max_steps: int = 300
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.transformation, optax.GradientTransformation):
+            refuse("transformation", "one of optax, such as optax.lbfgs()", self.transformation, TypeError)
+        integer(self.max_steps, "max_steps")
 
     def __call__(self, cost: Cost, expand: Expand, start: Array, unit: Array, bounds: Bounds) -> Path:
         """Minimise from ``start``; ``unit`` is the size of a step of one pixel."""
@@ -515,32 +524,25 @@ def fit(
     if isinstance(optimizer, optax.GradientTransformation):
         optimizer = Descent(optimizer)
     if not isinstance(optimizer, GaussNewton | Descent):
-        raise TypeError(
-            f"optimizer must be GaussNewton, Descent or a transformation of optax, not {optimizer!r}"
-        )
+        wanted = "a GaussNewton, a Descent or a transformation of optax"
+        refuse("optimizer", wanted, optimizer, TypeError)
     dtype = pair.image.dtype
     start = None if initial is None else _as_motion(initial, problem, dtype, "initial")
     limits = _limits(bounds, problem, choices, dtype)
-    loss_scale = jnp.asarray(loss_scale, dtype)
-    if loss_scale.ndim:
-        raise ValueError(f"loss_scale must be a scalar, not shape {loss_scale.shape}")
+    loss_scale = positive(loss_scale, "loss_scale", dtype)
     known_err = err is not None or weights is not None
     return _fit(pair, start, limits, loss_scale, problem, choices, optimizer, known_err)
 
 
 def _problem(pair: Pair, choices: Model, model: str, interpolation: str | None, loss: str) -> Problem:
-    if model not in MOTIONS:
-        raise ValueError(f"model must be one of {tuple(MOTIONS)}, not {model!r}")
+    model, loss = choice(model, "model", tuple(MOTIONS)), choice(loss, "loss", tuple(LOSSES))
     if model in ("rigid", "similarity") and pair.ndim != 2:
         raise ValueError(f"model {model!r} is for images with 2 axes, not {pair.ndim}")
     if interpolation is None:
         interpolation = "fourier" if model == "shift" else "cubic"
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"interpolation must be one of {tuple(INTERPOLATIONS)}, not {interpolation!r}")
+    interpolation = choice(interpolation, "interpolation", tuple(INTERPOLATIONS))
     if interpolation == "fourier" and model != "shift":
         raise ValueError(f"interpolation 'fourier' is for the model 'shift', not {model!r}; take 'cubic'")
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {tuple(LOSSES)}, not {loss!r}")
     return Problem(model, interpolation, loss, choices.gain, choices.background, pair.image.shape)
 
 
@@ -548,14 +550,10 @@ def _as_motion(value: Motion | ArrayLike, problem: Problem, dtype: jnp.dtype, na
     """The parameters of a motion, or of a shift, as a vector."""
     kind, ndim = MOTIONS[problem.motion], len(problem.shape)
     if not isinstance(value, tuple(MOTIONS.values())):
-        shift = jnp.asarray(value, dtype)
-        if shift.shape != (ndim,):
-            raise ValueError(f"{name} must hold one value per axis, shape ({ndim},), not {shift.shape}")
-        value = kind.by(shift)
+        value = kind.by(per_axis(value, name, ndim, dtype))
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
-    check_motion(value, ndim, name)
-    return ravel_pytree(jax.tree.map(lambda x: jnp.asarray(x, dtype), value))[0]
+    return ravel_pytree(check_motion(value, ndim, name, dtype))[0]
 
 
 def _limits(
@@ -569,7 +567,7 @@ def _limits(
         low, high = (x.at[: len(e)].set(e) for x, e in zip((low, high), edges, strict=True))
     if bounds is not None:
         if not isinstance(bounds, list | tuple) or len(bounds) != 2:
-            raise TypeError("bounds must be a lowest and a highest motion")
+            raise TypeError(f"bounds must be a lowest and a highest motion, not {described(bounds)}")
         given = [_as_motion(b, problem, dtype, "bounds") for b in bounds]
         given = [
             jnp.concatenate([g, jnp.full(nuisances, s, dtype)])

@@ -14,8 +14,8 @@ from jax.core import Tracer
 from jax.scipy.special import ndtr
 from jax.typing import ArrayLike
 
+from .checks import flag, is_traced, positive, real_number
 from .errors import covariance_of, extremes, interval_points
-from .fourier import as_real_array
 from .layout import MARGIN
 from .minimum import Minimum, find_minima, find_minimum, is_positive_definite, with_derivative
 from .pair import ANYWHERE, Boundary, Model, Pair, Search, check
@@ -316,25 +316,23 @@ def register(
         oversample=oversample,
         compact=True,
     )
-    nsigma = check_measure(pair, clip, nsigma, verdict)
+    clip, nsigma, verdict = check_measure(pair.image.dtype, clip, nsigma, verdict)
     known_err = err is not None or weights is not None
     run = partial(measure, nsigma=nsigma, known_err=known_err, model=model, clip=clip, verdict=verdict)
-    if clip is not None or mask is not None or reference_mask is not None or not is_quick(pair, model):
+    masked = mask is not None or reference_mask is not None
+    if clip is not None or masked or is_traced(nsigma) or not is_quick(pair, model):
         return run(pair, clean=None)
     result = run(pair, clean=True)
     return result if result.status != Status.FLAT else run(pair, clean=False)
 
 
-def check_measure(pair: Pair, clip: float | None, nsigma: ArrayLike, verdict: bool) -> Array:
+def check_measure(
+    dtype: jnp.dtype, clip: float | None, nsigma: ArrayLike, verdict: bool
+) -> tuple[float | None, Array, bool]:
     """Check what `register` is asked beside the pair and the model; ``nsigma`` as an array."""
-    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 1):
-        raise ValueError(f"clip must be a number of standard deviations above 1, not {clip!r}")
-    if not isinstance(verdict, bool):
-        raise TypeError(f"verdict must be True or False, not {verdict!r}")
-    nsigma = as_real_array(nsigma, "nsigma").astype(pair.image.dtype)
-    if nsigma.ndim or (not isinstance(nsigma, Tracer) and not nsigma > 0):
-        raise ValueError(f"nsigma must be a positive scalar, not {nsigma}")
-    return nsigma
+    if clip is not None:
+        clip = real_number(clip, "clip", "a number of standard deviations above 1", lambda x: x > 1)
+    return clip, positive(nsigma, "nsigma", dtype), flag(verdict, "verdict")
 
 
 @partial(jax.jit, static_argnames=("clean", "known_err", "model", "clip", "verdict"))

@@ -22,6 +22,7 @@ from jaxchi2 import Chi2Surface, Registration, RunnerUp, Status, fourier
 PACKAGE = Path(jaxchi2.__file__).parent
 # A module imports only from those before it.
 ORDER = [
+    "checks",
     "fourier",
     "spectrum",
     "sampling",
