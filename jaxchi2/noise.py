@@ -61,13 +61,14 @@ def estimate_noise(image: ArrayLike) -> Array:
     2.0
     """
     array = array_of(image, "image")
-    if min(array.shape) < 3:
-        return jnp.full((), jnp.nan, array.dtype)
-    return _noise_of(array)
+    return noise_of(array)
 
 
 @jax.jit
-def _noise_of(array: Array) -> Array:
+def noise_of(array: Array) -> Array:
+    """`estimate_noise` of an array that has been checked."""
+    if min(array.shape) < 3:
+        return jnp.full((), jnp.nan, array.dtype)
     detail = array - lax.stop_gradient(jnp.nanmedian(array))
     for axis in range(array.ndim):
         detail = jnp.diff(detail, 2, axis)

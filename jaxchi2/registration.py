@@ -30,7 +30,8 @@ class Status(IntFlag):
 
     NO_DATA, LITTLE_OVERLAP, FLAT, NOT_CONVERGED and OUT_OF_WINDOW leave no answer: shift and errors are NaN,
     and only the first that applies is set. The others are doubts about an answer that is there, and add up.
-    AT_BOUND is for `fit` alone, which sets no other doubt; UNREADABLE for streams, where there is no frame.
+    AT_BOUND and WRONG_BASIN are for `fit` alone, whose only other doubts are BAD_FIT and OUT_OF_RANGE;
+    UNREADABLE is for streams, where there is no frame.
     """
 
     OK = 0
@@ -45,6 +46,8 @@ class Status(IntFlag):
     AT_BOUND = 256
     BAD_FIT = 512
     UNREADABLE = 1024
+    WRONG_BASIN = 2048
+    OUT_OF_RANGE = 4096
 
     @property
     def message(self) -> str:
@@ -64,6 +67,8 @@ _MESSAGES = {
     Status.AT_BOUND: "a parameter of the fit lies at its bound and has no error",
     Status.BAD_FIT: "χ² is far above its degrees of freedom: the errors or the model are wrong",
     Status.UNREADABLE: "the frame could not be read",
+    Status.WRONG_BASIN: "less than half of the reference is in the image where it was put: a wrong minimum",
+    Status.OUT_OF_RANGE: "χ² is too large or too small for the dtype: scale the images",
 }
 MAX_CHANCE = 1e-3
 """Chance of so good a match between unrelated images from which `Status.UNRELATED` is set."""
@@ -124,17 +129,17 @@ class Registration(NamedTuple):
     @property
     def gain_err(self) -> Array:
         """Standard error of ``gain``."""
-        return jnp.sqrt(self.nuisance_covariance[..., 0, 0])
+        return root(self.nuisance_covariance[..., 0, 0])
 
     @property
     def background_err(self) -> Array:
         """Standard error of ``background``."""
-        return jnp.sqrt(self.nuisance_covariance[..., 1, 1])
+        return root(self.nuisance_covariance[..., 1, 1])
 
     @property
     def stderr(self) -> Array:
         """Marginal standard error of each axis in pixels, shape ``(D,)``."""
-        return jnp.sqrt(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
+        return root(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
 
     @property
     def reduced_chi2(self) -> Array:
@@ -165,6 +170,19 @@ class Registration(NamedTuple):
         status = Status(int(self.status))
         verdict = "" if status == Status.OK else f", status={int(status)} ({status.message})"
         return f"Registration(shift=({shift}) px, chi2={float(self.chi2):.5g}, dof={int(self.dof)}{verdict})"
+
+
+def root(variance: Array) -> Array:
+    """Square root, with a derivative of zero at zero, where images are equal and errors are scaled by χ²."""
+    positive = variance != 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+
+
+def in_units(chi2: Array, unit: Array) -> tuple[Array, Array]:
+    """χ² of residuals in some unit in that of the images, and `Status.OUT_OF_RANGE` if it has no number."""
+    scaled = chi2 * unit * unit
+    lost = (jnp.isfinite(chi2) & ~jnp.isfinite(scaled)) | ((chi2 > 0) & (scaled == 0))
+    return scaled, jnp.where(lost, np.int32(Status.OUT_OF_RANGE), np.int32(0))
 
 
 def _upper_tail(chi2: Array, dof: Array) -> Array:
@@ -351,7 +369,8 @@ def measure(
         pair, clean = clipped(pair, known_err, model, clip), False
     run = partial(solve, nsigma=nsigma, known_err=known_err, verdict=verdict)
     result, _ = with_terms(run, pair, model, clean)
-    return result._replace(chi2=result.chi2 * unit**2)
+    chi2, doubt = in_units(result.chi2, unit)
+    return result._replace(chi2=chi2, status=result.status | doubt)
 
 
 def with_unit(pair: Pair, known_err: bool) -> tuple[Pair, Array]:

@@ -41,7 +41,7 @@ from .pair import (
     check_max_shift,
     check_switches,
 )
-from .registration import Registration, Status, check_measure, measure, solve, with_unit
+from .registration import Registration, Status, check_measure, in_units, measure, solve, with_unit
 from .terms import is_shareable, shared_reference, shared_terms
 
 REFERENCES = ("mean", "first", "previous")
@@ -353,7 +353,8 @@ def _chunk_function(
     def shared_measure(frame: Frame) -> Registration:
         terms = shared_terms(shared, pair._replace(image=frame.image), model)
         result, _ = solve(terms, nsigma, known_err, options.verdict)
-        return result._replace(chi2=result.chi2 * unit**2)
+        chi2, doubt = in_units(result.chi2, unit)
+        return result._replace(chi2=chi2, status=result.status | doubt)
 
     if clean:
         return jax.vmap(shared_measure)
