@@ -6,6 +6,7 @@ values. A bad one raises at the door, before anything is compiled, so thousands 
 
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -469,3 +470,24 @@ def faults(name):
 def test_a_bad_argument_is_named(name):
     found = list(faults(name))
     assert not found, "\n".join(found)
+
+
+def test_what_is_computed_inside_a_trace_is_traced():
+    """Whatever is closed over: nothing may be asked of a result, be it of arrays or of a traced option."""
+    image, one = jnp.asarray(IMAGE), jnp.ones(())
+    pair = {"reference": image, "image": image, "err": 0.1, "boundary": "wrap"}
+    for function in [
+        lambda n: jaxchi2.register(**pair, nsigma=n, verdict=False).interval,
+        lambda n: jaxchi2.chi2_surface(**pair)([n, 0.0]),
+        lambda n: jaxchi2.delta_chi2(one, 3) + n,
+        lambda n: jnp.stack(jaxchi2.chi2map_to_errors(image, one, one)) + n,
+        lambda n: fourier.upsample_image(image, one) + n,
+    ]:
+        assert jax.eval_shape(function, jnp.float32(1.0)).dtype == np.float32
+
+
+def test_masks_may_be_lists():
+    mask = (IMAGE > 1).tolist()
+    options = {"mask": mask, "reference_mask": mask, "boundary": "wrap", "verdict": False}
+    found = jax.eval_shape(lambda x: jaxchi2.register_stack(x, "first", 0.1, **options), jnp.asarray(STACK))
+    assert found.shift.shape == (3, 2)

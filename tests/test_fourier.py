@@ -266,7 +266,9 @@ def test_axes_beyond_16_bits(x64):
     np.testing.assert_allclose(shiftnd(f, (76_543.25,)), expected, atol=1e-8)
 
 
-@pytest.mark.parametrize("n", [2, 7, 46_340, 46_341, 65_537, 1_000_000, 2**20 + 7, 2**24 - 3, 2**30 - 35, 2**30])
+@pytest.mark.parametrize(
+    "n", [2, 7, 46_340, 46_341, 65_537, 1_000_000, 2**20 + 7, 2**24 - 3, 2**30 - 35, 2**30]
+)
 def test_products_modulo_stay_in_32_bits(n):
     rng = np.random.default_rng(n)
     a, b = (np.append(rng.integers(0, n, 200), [0, n - 1]) for _ in range(2))

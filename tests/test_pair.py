@@ -104,6 +104,8 @@ FLAGGED = [
     ({"err": 0.0}, Status.NO_DATA),
     ({"err": -1.0}, Status.NO_DATA),
     ({"err": np.nan}, Status.NO_DATA),
+    ({"reference_err": -0.1}, Status.NO_DATA),
+    ({"reference_err": np.nan}, Status.NO_DATA),
     ({"err": None, "weights": 0.0}, Status.NO_DATA),
     ({"err": None, "weights": np.full_like(GOOD, np.nan)}, Status.NO_DATA),
     ({"mask": np.ones_like(GOOD, bool)}, Status.NO_DATA),

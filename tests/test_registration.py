@@ -558,7 +558,7 @@ def test_long_axes(length, mapped):
     image = np.roll(reference, -20_003) + err * rng.normal(size=length).astype(np.float32)
     found = register(reference, image, err, boundary="wrap", max_shift=np.inf, verdict=False)
     assert found.status == Status.OK
-    # White noise has curvature π²/3 per pixel, and half of the samples' spacing in float32 is 0.001 there.
-    error = np.sqrt(3 / length) / np.pi * 0.1
+    # White noise has curvature π²/3 per pixel; half the spacing of float32 is 0.001 there.
+    error = np.sqrt(3 / length / np.mean(err**-2.0)) / np.pi
     np.testing.assert_allclose(found.stderr, error, rtol=0.02)
     np.testing.assert_allclose(found.shift, -20_003, atol=5 * error + 0.001)
