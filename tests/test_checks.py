@@ -475,7 +475,7 @@ def test_a_bad_argument_is_named(name):
 def test_what_is_computed_inside_a_trace_is_traced():
     """Whatever is closed over: nothing may be asked of a result, be it of arrays or of a traced option."""
     image, one = jnp.asarray(IMAGE), jnp.ones(())
-    pair = {"reference": image, "image": image, "err": 0.1, "boundary": "wrap"}
+    pair = {"reference": image, "image": image, "err": one, "boundary": "wrap"}
     for function in [
         lambda n: jaxchi2.register(**pair, nsigma=n, verdict=False).interval,
         lambda n: jaxchi2.chi2_surface(**pair)([n, 0.0]),
