@@ -376,9 +376,10 @@ def chi2_shift_leastsq(
     mask = None
     if maxoff is not None:
         maxoff = _positive(maxoff, "maxoff")
-        if not 2 * maxoff <= min(pair.image.shape) - 2:
+        smallest = min(pair.image.shape)
+        margin = ceil(min(maxoff, smallest))
+        if 2 * margin >= smallest:
             refuse("maxoff", f"below half of each axis of {pair.image.shape}", maxoff)
-        margin = ceil(maxoff)
         mask = np.ones(pair.image.shape, bool)
         mask[margin:-margin, margin:-margin] = False
     found = fit(
