@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
-from .arrays import unit_of
-from .fourier import as_real_array, shiftnd
+from .checks import array_of, choice, per_axis
+from .fourier import shiftnd
 from .motion import MOTIONS, Motion, Shift, check_motion, targets
 from .sampling import interpolant
 
@@ -59,30 +58,28 @@ def align(
     >>> print(np.round(np.asarray(align(np.roll(scene, 2), [2.0])), 3))
     [0. 1. 2. 3. 4. 5.]
     """
-    image = as_real_array(image, "image", unit_of(image))
-    kinds = tuple(MOTIONS.values())
-    motion = shift if isinstance(shift, kinds) else Shift(jnp.asarray(shift))
-    motion = jax.tree.map(lambda x: jnp.asarray(x, image.dtype), motion)
-    if image.ndim == 0 or motion.shift.shape != (image.ndim,):
-        raise ValueError(
-            f"shift must hold one value per axis of image, shape ({image.ndim},), not {motion.shift.shape}"
-        )
-    check_motion(motion, image.ndim, "shift")
-    if order not in ORDERS or isinstance(order, bool):
-        raise ValueError(f"order must be one of {ORDERS}, not {order!r}")
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
+    image = array_of(image, "image")
+    if isinstance(shift, tuple(MOTIONS.values())):
+        motion = check_motion(shift, image.ndim, "shift", image.dtype)  # type: ignore[arg-type]
+    else:
+        motion = Shift(per_axis(shift, "shift", image.ndim, image.dtype))
+    order, mode = check_order(order, mode, type(motion))
+    if order == "fourier":
+        return shiftnd(image, -motion.shift)
+    return _interpolate(image, motion, int(order), mode)
+
+
+def check_order(order: str | int, mode: str, kind: type[Motion] = Shift) -> tuple[str | int, str]:
+    """How to interpolate and what lies outside the frame, if that fits a kind of motion."""
+    order, mode = choice(order, "order", ORDERS), choice(mode, "mode", MODES)
     if order == "fourier":
         if mode != "wrap":
             raise ValueError(f"order='fourier' is periodic and takes mode='wrap' alone, not {mode!r}")
-        if not isinstance(motion, Shift):
-            raise ValueError(
-                f"order='fourier' undoes a shift alone, not {type(motion).__name__}; take order=3"
-            )
-        return shiftnd(image, -motion.shift)
+        if kind is not Shift:
+            raise ValueError(f"order='fourier' undoes a shift alone, not {kind.__name__}; take order=3")
     if order == 3 and mode == "mirror":
         raise ValueError("order=3 takes any mode but 'mirror'")
-    return _interpolate(image, motion, int(order), mode)
+    return order, mode
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -18,6 +18,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from .checks import refuse
+
 Frames = Any
 MAX_BYTES = 2**32
 """Of the array that one FFT call transforms: beyond it and 2³¹ elements, cuFFT and XLA have open bugs."""
@@ -78,7 +80,7 @@ def in_chunks(function: Callable[[Frames], Any], frames: Frames, batch_size: int
 def as_mesh(mesh: Mesh) -> Mesh:
     """The same devices, the sharding of what is computed on them left to the compiler."""
     if not isinstance(mesh, Mesh):
-        raise TypeError(f"mesh must be a jax.sharding.Mesh, not {mesh!r}")
+        refuse("mesh", "a jax.sharding.Mesh", mesh, TypeError)
     return Mesh(mesh.devices, mesh.axis_names)
 
 

@@ -9,7 +9,7 @@ a product of one kernel per axis, and both sums are products in Fourier space.
 from __future__ import annotations
 
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from .arrays import unit_of
 from .batch import default_batch_size, in_chunks
-from .fourier import as_real_array
+from .checks import array_of, boolean_array, choice, flag, integer, numbers, positive, stack_of
 from .layout import GUARD, fill_smoothly, odd_fast_len
 from .spectrum import Shape, along, conj_product, harmonics
 
@@ -115,31 +115,22 @@ def align_stack(
     True True
     """
     unit = unit_of(stack)
-    stack = as_real_array(stack, "stack", unit)
-    if stack.ndim not in (3, 4) or not stack.shape[0]:
-        raise ValueError(f"stack must have shape (N, ny, nx) or (N, nz, ny, nx), not {stack.shape}")
+    stack = stack_of(stack, unit=unit)
     count, frame = len(stack), stack.shape[1:]
-    shift = jnp.asarray(shift, stack.dtype)
-    if shift.shape != (count, len(frame)):
-        raise ValueError(
-            f"shift must have one row per frame, shape ({count}, {len(frame)}), not {shift.shape}"
-        )
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel must be one of {KERNELS}, not {kernel!r}")
-    variance = as_real_array(variance, "variance", None if unit is None else unit**2).astype(stack.dtype)
-    if variance.shape not in ((), (count,), frame, stack.shape):
-        raise ValueError(
-            f"variance must be a scalar, one per frame, or have the shape of a frame or of stack, not "
-            f"{variance.shape}"
-        )
+    rows = (count, len(frame))
+    shift = numbers(shift, "shift", (rows,), f"have one row per frame, shape {rows}", stack.dtype)
+    kernel, periodic = choice(kernel, "kernel", KERNELS), flag(periodic, "periodic")
+    words = "be a scalar, one per frame, or have the shape of a frame or of stack"
+    variance = numbers(
+        variance, "variance", ((), (count,), frame, stack.shape), words, stack.dtype, _squared(unit)
+    )
     per_frame = variance.shape in ((count,), stack.shape)
     if mask is not None:
-        mask = jnp.asarray(mask)
-        if mask.dtype != bool or mask.shape not in (frame, stack.shape):
-            raise ValueError(f"mask must be boolean, of the shape of a frame or of stack, not {mask.shape}")
+        mask = boolean_array(mask, "mask", (frame, stack.shape), "the shape of a frame or of stack")
         stack = jnp.where(mask if mask.shape == stack.shape else mask[None], jnp.nan, stack)
     if batch_size is None:
         batch_size = default_batch_size(frame, stack.dtype.itemsize, padded=True)
+    batch_size = integer(batch_size, "batch_size")
     return _align_stack(stack, shift, variance, per_frame, kernel, periodic, batch_size)
 
 
@@ -277,22 +268,20 @@ def combine(
     1.25 0.75 2
     """
     unit = unit_of(images)
-    images = as_real_array(images, "images", unit)
-    if images.ndim < 2:
-        raise ValueError(f"images must have a frame axis and one or more others, not shape {images.shape}")
-    variance = as_real_array(variance, "variance", None if unit is None else unit**2).astype(images.dtype)
+    images = array_of(images, "images", 2)
+    words = f"be a scalar, one per frame, or of images' shape {images.shape}"
+    shapes = ((), (len(images),), images.shape)
+    variance = numbers(variance, "variance", shapes, words, images.dtype, _squared(unit))
     if variance.shape == (len(images),):
         variance = variance.reshape(-1, *[1] * (images.ndim - 1))
-    elif variance.shape not in ((), images.shape):
-        raise ValueError(
-            f"variance must be a scalar, one per frame, or of images' shape {images.shape}, "
-            f"not {variance.shape}"
-        )
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, not {method!r}")
-    if isinstance(clip, bool) or not clip > 0:
-        raise ValueError(f"clip must be a positive number of standard deviations, not {clip!r}")
-    return _combine(images, jnp.broadcast_to(variance, images.shape), clip, method)
+    method = choice(method, "method", METHODS)
+    limit = positive(clip, "clip", images.dtype, wanted="a positive number of standard deviations")
+    return _combine(images, jnp.broadcast_to(variance, images.shape), limit, method)
+
+
+def _squared(unit: Any) -> Any:
+    """The unit of a variance."""
+    return None if unit is None else unit**2
 
 
 @partial(jax.jit, static_argnames="method")

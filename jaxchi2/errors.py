@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 
+from .checks import as_numbers, integer, refuse_unless
 from .layout import any_in_batch
 from .minimum import TAYLOR_ORDER, Minimum, apply, inverse, is_positive_definite, value_gradient_hessian
 from .spectrum import along, contract
@@ -48,18 +49,16 @@ def delta_chi2(nsigma: ArrayLike, nfitted: int = 1) -> Array:
     Raises
     ------
     ValueError
-        If ``nfitted`` is not a positive integer.
+        If ``nfitted`` is not a positive integer, or ``nsigma`` is known not to be positive.
 
     Examples
     --------
     >>> print(f"{delta_chi2(1.0):.4f} {delta_chi2(1.0, nfitted=2):.4f}")
     1.0000 2.2957
     """
-    if not isinstance(nfitted, int | np.integer) or isinstance(nfitted, bool) or nfitted < 1:
-        raise ValueError(f"nfitted must be a positive integer, not {nfitted!r}")
-    nsigma = jnp.asarray(nsigma)
-    if not jnp.issubdtype(nsigma.dtype, jnp.floating):
-        nsigma = nsigma.astype(float)
+    nfitted = integer(nfitted, "nfitted")
+    given, nsigma = nsigma, as_numbers(nsigma, "nsigma", "positive numbers")
+    refuse_unless(lambda value: value > 0, given, "nsigma", "positive")
     if nfitted == 1:
         return nsigma**2
     target = np.log(2.0).astype(nsigma.dtype) + log_ndtr(-nsigma)

@@ -26,7 +26,6 @@ The names and arguments are those of `image_registration`. Its ``nthreads``, ``u
 
 import inspect
 import math
-import operator
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
@@ -39,7 +38,19 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from scipy.fft import next_fast_len
 
-from .arrays import as_plain, unit_of
+from .checks import (
+    array_of,
+    as_real_array,
+    choice,
+    described,
+    flag,
+    integer,
+    known_values,
+    per_axis,
+    positive,
+    refuse,
+    scalar,
+)
 
 __all__ = [
     "correlate2d",
@@ -94,65 +105,16 @@ def accept_obsolete(**slots: int | None) -> Callable[[Callable[P, R]], Callable[
     return decorate
 
 
-def as_real_array(x: Any, name: str, unit: Any = None) -> Array:
-    """Return `x` as a real floating-point JAX array; `name` is what an error calls it.
-
-    Masked elements become NaN, byte order becomes native, integers and booleans take the default float,
-    float16 and bfloat16 become float32. A quantity is converted to `unit`, that of the images; without one
-    only what has no dimension is taken. Anything but real numbers raises TypeError.
-    """
-    if isinstance(x, jax.Array) and x.dtype in (np.float32, np.float64):
-        return x
-    x = as_plain(x, name, unit)
-    leaves = jax.tree.leaves(x) if isinstance(x, (list, tuple)) else [x]
-    traced = any(isinstance(leaf, jax.Array) or hasattr(leaf, "__jax_array__") for leaf in leaves)
-    array = jnp.asarray(x) if traced else np.ma.asarray(x)
-    dtype = array.dtype
-    if jnp.issubdtype(dtype, np.integer) or dtype.kind == "b":
-        dtype = jnp.result_type(float)
-    elif not jnp.issubdtype(dtype, np.floating):
-        raise TypeError(f"{name} must be an array of real numbers, got dtype {dtype}")
-    else:
-        dtype = np.dtype(np.float32) if jnp.finfo(dtype).bits <= 32 else jnp.result_type(float)
-    if isinstance(array, np.ma.MaskedArray):
-        return jnp.asarray(np.ma.filled(array.astype(dtype), np.nan))
-    return jnp.asarray(array, dtype=dtype)
-
-
-def _data(x: ArrayLike, name: str, ndim: int | None = None) -> Array:
-    """Convert the argument `name`; refuse a scalar, an empty array and any rank but `ndim`."""
-    array = as_real_array(x, name, unit_of(x))
-    if array.size == 0 or array.ndim == 0 or ndim not in (None, array.ndim):
-        wanted = f"{ndim}-dimensional" if ndim else "at least 1-dimensional"
-        raise ValueError(f"{name} must be {wanted} and not empty, got shape {array.shape}")
-    return array
-
-
-def _scalar(x: ArrayLike, name: str, dtype: Any) -> Array:
-    array = as_real_array(x, name)
-    if array.ndim:
-        raise ValueError(f"{name} must be a scalar, got shape {array.shape}")
-    return array.astype(dtype)
-
-
-def _per_axis(x: ArrayLike | Sequence, name: str, data: Array) -> Array:
-    array = as_real_array(x, name)
-    if array.shape != (data.ndim,):
-        raise ValueError(f"{name} must hold {data.ndim} numbers, one per axis, got shape {array.shape}")
-    return array.astype(data.dtype)
-
-
 def _output_shape(shape: Any, name: str, default: Sequence[int]) -> tuple[int, ...]:
     """Check a static output shape; one integer stands for the same size on every axis."""
     if shape is None:
         return tuple(default)
-    try:
-        sizes = tuple(operator.index(m) for m in (shape if np.ndim(shape) else [shape] * len(default)))
-    except TypeError as error:
-        raise ValueError(f"{name} must be made of static integers, got {shape!r}") from error
-    if len(sizes) != len(default) or min(sizes) < 1:
-        raise ValueError(f"{name} must be {len(default)} positive integers, got {shape!r}")
-    return sizes
+    several = isinstance(shape, list | tuple) or getattr(shape, "ndim", 0) > 0
+    given = list(shape) if several else [shape] * len(default)
+    wanted = f"{len(default)} positive static integers"
+    if len(given) != len(default):
+        refuse(name, wanted, shape)
+    return tuple(integer(m, name, 1, wanted) for m in given)
 
 
 def _split(position: Array) -> _Split:
@@ -171,11 +133,17 @@ def _add(a: _Split, b: _Split) -> _Split:
     return a[0] + b[0] + carry, fraction
 
 
-def _product_modulo(a: Array, b: Array, n: int) -> Array:
-    """Return ``a * b mod n`` for ``0 <= a, b < n <= 2**20`` without leaving 32 bits."""
-    if n <= 46340:  # isqrt(2**31 - 1)
+def product_modulo(a: Array, b: Array, n: int) -> Array:
+    """Return ``a * b mod n`` for integers ``0 <= a, b < n <= 2**30`` without leaving 32 bits."""
+    # So many bits of a are done at once that neither they times b nor a rest times their size overflows.
+    bits = 31 - (n - 1).bit_length()
+    if 2 * bits >= 31:
         return a * b % n
-    return (a // 1024 * b % n * 1024 % n + a % 1024 * b % n) % n
+    product = jnp.zeros_like(b)
+    for low in reversed(range(0, (n - 1).bit_length(), bits)):
+        part = (a >> low) & (2**bits - 1)
+        product = ((product << bits) % n + part * b % n) % n
+    return product
 
 
 def _fast_length(n: int) -> int:
@@ -184,12 +152,10 @@ def _fast_length(n: int) -> int:
 
 def _phases(position: _Split, n: int) -> Array:
     """exp(2πi k x) at each position x (shape ``(m,)``) and each k of ``fftfreq(n)``, shape ``(m, n)``."""
-    if n > 2**20:
-        raise ValueError(f"an axis may have at most 2**20 elements, got {n}")
     whole, fraction = position
     # The remainder is exact in floating point, and after it any whole number fits the integers.
     residue = jnp.mod(whole, n).astype(np.int32)[:, None]
-    cycles = _product_modulo(jnp.arange(n, dtype=np.int32)[None, :], residue, n)
+    cycles = product_modulo(jnp.arange(n, dtype=np.int32)[None, :], residue, n)
     cycles = jnp.where(2 * cycles >= n, cycles - n, cycles)
     frequency = jnp.asarray(np.fft.fftfreq(n)[None, :], dtype=fraction.dtype)
     angle = 2 * np.pi * (cycles.astype(fraction.dtype) / n + frequency * fraction[:, None])
@@ -306,11 +272,10 @@ def correlate2d(im1: ArrayLike, im2: ArrayLike, boundary: str = "wrap") -> Array
     >>> print(2 - row, 3 - column)
     1 -2
     """
-    first, second = _data(im1, "im1"), _data(im2, "im2")
+    first, second = array_of(im1, "im1"), array_of(im2, "im2")
     if first.shape != second.shape:
-        raise ValueError(f"im1 and im2 must have the same shape, got {first.shape} and {second.shape}")
-    if boundary not in ("wrap", "fill"):
-        raise ValueError(f"boundary must be 'wrap' or 'fill', got {boundary!r}")
+        raise ValueError(f"im1 and im2 must have the same shape, not {first.shape} and {second.shape}")
+    boundary = choice(boundary, "boundary", ("wrap", "fill"))
     shape = first.shape
     # Shifts reach n//2, so n + n//2 elements keep one end from meeting the other.
     padded = shape if boundary == "wrap" else tuple(_fast_length(n + n // 2) for n in shape)
@@ -361,9 +326,10 @@ def shiftnd(
     >>> print(np.asarray(shiftnd(wave, [0.5])).round(3))
     [ 0.924  0.924  0.383 -0.383 -0.924 -0.924 -0.383  0.383]
     """
-    array = _data(data, "data")
-    offsets = _per_axis(offset, "offset", array)
-    return _shift(array, offsets, _scalar(phase, "phase", array.dtype), return_abs, return_real)
+    array = array_of(data, "data")
+    offsets = per_axis(offset, "offset", array.ndim, array.dtype)
+    flags = flag(return_abs, "return_abs"), flag(return_real, "return_real")
+    return _shift(array, offsets, scalar(phase, "phase", array.dtype), *flags)
 
 
 @accept_obsolete(nthreads=4, use_numpy_fft=5, allow_huge=None)
@@ -388,8 +354,8 @@ def shift2d(
      [0. 0. 1.]
      [1. 0. 0.]]
     """
-    array = _data(data, "data", 2)
-    offset = (_scalar(deltay, "deltay", array.dtype), _scalar(deltax, "deltax", array.dtype))
+    array = array_of(data, "data", 2, 2)
+    offset = (scalar(deltay, "deltay", array.dtype), scalar(deltax, "deltax", array.dtype))
     return shiftnd(array, offset, phase, return_abs=return_abs, return_real=return_real)
 
 
@@ -444,13 +410,30 @@ def zoomnd(
     >>> print(np.asarray(positions[0]), np.asarray(zoomed).round(3))
     [3.25 3.5  3.75] [-0.831 -0.924 -0.981]
     """
-    data = _data(inp, "inp")
+    data = array_of(inp, "inp")
     shape = _output_shape(outshape, "outshape", data.shape)
-    middles = np.array([float(middle_convention((n - 1) / 2)) for n in data.shape], dtype=data.dtype)
-    given = offsets if not isinstance(offsets, Sequence) or len(offsets) else np.zeros_like(middles)
-    shifts = _per_axis(given, "offsets", data)
-    xouts, zoomed = _zoom(data, middles, shifts, _scalar(usfac, "usfac", data.dtype), shape, return_real)
+    middles = _middles(middle_convention, data)
+    given = np.zeros_like(middles) if isinstance(offsets, list | tuple) and not offsets else offsets
+    shifts = per_axis(given, "offsets", data.ndim, data.dtype)
+    return_xouts, return_real = flag(return_xouts, "return_xouts"), flag(return_real, "return_real")
+    xouts, zoomed = _zoom(data, middles, shifts, positive(usfac, "usfac", data.dtype), shape, return_real)
     return (jnp.stack(jnp.meshgrid(*xouts, indexing="ij")), zoomed) if return_xouts else zoomed
+
+
+def _middles(convention: Callable[[float], float], data: Array) -> np.ndarray:
+    """What the convention makes of the middle of each axis."""
+    wanted = "a function of a number that gives one, as float, math.floor and math.ceil are"
+    if not callable(convention):
+        refuse("middle_convention", wanted, convention, TypeError)
+    try:
+        middles = np.array([float(convention((n - 1) / 2)) for n in data.shape], dtype=data.dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"middle_convention must be {wanted}, not {described(convention)}: {error}"
+        ) from error
+    if not np.all(np.isfinite(middles)):
+        refuse("middle_convention", wanted, convention)
+    return middles
 
 
 @accept_obsolete(nthreads=4, use_numpy_fft=5, allow_huge=None)
@@ -474,8 +457,8 @@ def zoom_on_pixel(
     >>> print(np.asarray(zoom_on_pixel(wave, [0.0], usfac=2, outshape=3)).round(3))
     [0.924 1.    0.924]
     """
-    data = _data(inp, "inp")
-    offsets = _per_axis(coordinates, "coordinates", data)
+    data = array_of(inp, "inp")
+    offsets = per_axis(coordinates, "coordinates", data.ndim, data.dtype)
     flags = {"return_real": return_real, "return_xouts": return_xouts}
     return zoomnd(data, offsets, lambda middle: 0.0, usfac, outshape, **flags)
 
@@ -501,9 +484,10 @@ def zoom1d(
     >>> print(np.asarray(zoom1d(wave, 4, 3, offset=0.5)).round(3))
     [-0.981 -1.    -0.981]
     """
-    data = _data(inp, "inp", 1)
+    data = array_of(inp, "inp", 1, 1)
     shape = _output_shape(outsize, "outsize", data.shape)
-    offsets = _scalar(offset, "offset", data.dtype)[None]
+    offsets = scalar(offset, "offset", data.dtype)[None]
+    return_xouts = flag(return_xouts, "return_xouts")
     xouts, zoomed = zoomnd(data, offsets, float, usfac, shape, return_xouts=True, return_real=return_real)
     return (xouts[0], zoomed) if return_xouts else zoomed
 
@@ -551,11 +535,15 @@ def dftups(
     True
     """
     numeric = jnp if isinstance(inp, jax.Array) else np
-    real, imag = _data(numeric.real(inp), "inp", 2), _data(numeric.imag(inp), "inp", 2)
+    try:
+        parts = numeric.real(inp), numeric.imag(inp)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"inp must be an array of numbers, not {described(inp)}") from error
+    real, imag = (array_of(part, "inp", 2, 2) for part in parts)
     (rows,) = _output_shape(nor, "nor", real.shape[:1])
     (columns,) = _output_shape(noc, "noc", real.shape[1:])
-    factor = _scalar(usfac, "usfac", real.dtype)
-    origin = _scalar(roff, "roff", real.dtype), _scalar(coff, "coff", real.dtype)
+    factor = positive(usfac, "usfac", real.dtype)
+    origin = scalar(roff, "roff", real.dtype), scalar(coff, "coff", real.dtype)
     return _window(lax.complex(real, imag), factor, *origin, rows, columns)
 
 
@@ -601,15 +589,16 @@ def upsample_image(
     >>> print(np.round(np.abs(upsample_image(wave, 2)[0]), 3))
     [1.    0.707 0.    0.707 1.    0.707 0.    0.707]
     """
-    data = _data(image, "image", 2)
+    data = array_of(image, "image", 2, 2)
+    factor = positive(upsample_factor, "upsample_factor", data.dtype)
+    shifts = scalar(yshift, "yshift", data.dtype), scalar(xshift, "xshift", data.dtype)
     if output_size is None:
-        try:
-            factor = float(upsample_factor)  # type: ignore[arg-type]
-        except jax.errors.ConcretizationTypeError as error:
-            raise ValueError("output_size must be given where upsample_factor is traced, got None") from error
-        output_size = [math.ceil(n * factor) for n in data.shape]
+        known = known_values(upsample_factor)
+        if known is None:
+            raise ValueError("output_size must be given where upsample_factor is traced, not None")
+        output_size = [math.ceil(n * float(known)) for n in data.shape]
     rows, columns = _output_shape(output_size, "output_size", data.shape)
-    return dftups(jnp.fft.ifft2(data), rows, columns, upsample_factor, yshift, xshift).real
+    return dftups(jnp.fft.ifft2(data), rows, columns, factor, *shifts).real
 
 
 @accept_obsolete(nthreads=3, use_numpy_fft=4, allow_huge=None)
@@ -647,16 +636,16 @@ def fourier_interp1d(
     >>> print(np.asarray(fourier_interp1d(np.cos(2 * np.pi * np.arange(8) / 8), [0.5, 4.0])).round(3))
     [ 0.924 -1.   ]
     """
-    samples = _data(data, "data", 1)
-    out = _data(out_x, "out_x", 1).astype(samples.dtype)
+    samples = array_of(data, "data", 1, 1)
+    out = array_of(out_x, "out_x", 1, 1).astype(samples.dtype)
     if data_x is not None:
         support = as_real_array(data_x, "data_x").astype(samples.dtype)
         if support.shape != samples.shape:
-            raise ValueError(f"data_x must have the shape of data, {samples.shape}, got {support.shape}")
+            raise ValueError(f"data_x must have the shape of data, {samples.shape}, not {support.shape}")
         order = jnp.argsort(support)
         pixels = order.astype(samples.dtype)
         out = jnp.interp(out, support[order], pixels, left="extrapolate", right="extrapolate")
-    return _interpolate(samples, [out], return_real)
+    return _interpolate(samples, [out], flag(return_real, "return_real"))
 
 
 @accept_obsolete(nthreads=2, use_numpy_fft=3, allow_huge=None)
@@ -672,7 +661,7 @@ def fourier_interp2d(data: ArrayLike, outinds: Any, *, return_real: bool = True)
     >>> print(np.round(fourier_interp2d(wave, [np.array([0.0]), np.array([0.5, 4.0])]), 3))
     [[ 0.924 -1.   ]]
     """
-    return fourier_interpnd(_data(data, "data", 2), outinds, return_real=return_real)
+    return fourier_interpnd(array_of(data, "data", 2, 2), outinds, return_real=return_real)
 
 
 @accept_obsolete(nthreads=2, use_numpy_fft=3, allow_huge=None)
@@ -707,13 +696,16 @@ def fourier_interpnd(data: ArrayLike, outinds: Any, *, return_real: bool = True)
     >>> print(np.round(fourier_interpnd(image, np.array([[[0.0, 1.0]], [[0.5, 4.0]]])), 3))
     [[ 0.924 -1.   ]]
     """
-    array = _data(data, "data")
+    array, return_real = array_of(data, "data"), flag(return_real, "return_real")
+    wanted = f"one array of positions per axis of data, {array.ndim}"
+    if not isinstance(outinds, list | tuple | np.ndarray | jax.Array) or getattr(outinds, "ndim", 1) == 0:
+        refuse("outinds", wanted, outinds, TypeError)
     if len(outinds) != array.ndim:
-        raise ValueError(f"outinds must hold one array per axis of data, {array.ndim}, got {len(outinds)}")
-    positions = [_data(x, "outinds").astype(array.dtype) for x in outinds]
+        refuse("outinds", wanted, outinds)
+    positions = [array_of(x, "outinds").astype(array.dtype) for x in outinds]
     shapes = {x.shape for x in positions}
     if all(x.ndim == 1 for x in positions):
         return _interpolate(array, positions, return_real)
     if len(shapes) > 1:
-        raise ValueError(f"outinds must be vectors or arrays of one shape, got shapes {sorted(shapes)}")
+        raise ValueError(f"outinds must be vectors or arrays of one shape, not of {sorted(shapes)}")
     return _interpolate_points(array, positions, return_real)

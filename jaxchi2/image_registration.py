@@ -22,9 +22,9 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .arrays import unit_of
+from .checks import array_of, choice, flag, integer, positive, real_number, refuse, sizes
 from .errors import delta_chi2
-from .fourier import accept_obsolete, as_real_array, correlate2d, zoomnd
+from .fourier import accept_obsolete, correlate2d, zoomnd
 from .layout import grid_minimum, lay_out, prepare
 from .leastsq import fit
 from .minimum import best_pixel
@@ -97,7 +97,7 @@ def chi2n_map(
     True
     """
     pair, model = _pair(im1, im2, err, boundary, zeromean, ("wrap", "fill"))
-    return _chi2n_map(pair, model, return_all, reduced)
+    return _chi2n_map(pair, model, flag(return_all, "return_all"), flag(reduced, "reduced"))
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -208,12 +208,13 @@ def chi2_shift(
     -2.997 ± 0.003, 1.998 ± 0.003
     """
     pair, model = _pair(im1, im2, err, boundary, zeromean)
-    if upsample_factor != "auto":
+    if not isinstance(upsample_factor, str) or upsample_factor != "auto":
         upsample_factor = _positive(upsample_factor, "upsample_factor")
-    if isinstance(max_auto_size, bool) or not max_auto_size >= 1:
-        raise ValueError(f"max_auto_size must be at least 1, not {max_auto_size!r}")
-    max_auto_size, max_nsig = int(max_auto_size), _positive(max_nsig, "max_nsig")
-    window = UpsampledGrid(upsample_factor, max_auto_size, max_nsig, nfitted) if return_chi2array else None
+    max_auto_size, max_nsig = integer(max_auto_size, "max_auto_size"), _positive(max_nsig, "max_nsig")
+    nfitted = integer(nfitted, "nfitted")
+    return_error, verbose = flag(return_error, "return_error"), flag(verbose, "verbose")
+    wants_grid = flag(return_chi2array, "return_chi2array")
+    window = UpsampledGrid(upsample_factor, max_auto_size, max_nsig, nfitted) if wants_grid else None
     return _in_order(*_shift_and_grid(pair, model, nfitted, window), return_error, verbose)
 
 
@@ -286,13 +287,14 @@ def chi2_shift_iterzoom(
     del upsample_factor
     pair, model = _pair(im1, im2, err, boundary, zeromean)
     levels = (
-        _pair_of_sizes(zoom_shape, "zoom_shape"),
-        _pair_of_sizes(rezoom_shape, "rezoom_shape"),
+        sizes(zoom_shape, "zoom_shape", 2, 2),
+        sizes(rezoom_shape, "rezoom_shape", 2, 2),
         _positive(rezoom_factor, "rezoom_factor"),
         _positive(mindiff, "mindiff"),
         _above_one(zoomstep),
     )
-    window = RezoomedGrid(*levels) if return_chi2array else None
+    return_error, verbose = flag(return_error, "return_error"), flag(verbose, "verbose")
+    window = RezoomedGrid(*levels) if flag(return_chi2array, "return_chi2array") else None
     return _in_order(*_shift_and_grid(pair, model, 2, window), return_error, verbose)
 
 
@@ -365,17 +367,19 @@ def chi2_shift_leastsq(
     >>> print(f"{dx:.3f} ± {errx:.3f}, {dy:.3f} ± {erry:.3f}")
     -2.995 ± 0.002, 1.998 ± 0.002
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
-    pair = check_images(im1, im2, err, names=("im1", "im2"))
-    if pair.ndim != 2:
-        raise ValueError(f"im1 and im2 must have two axes, not {pair.ndim}; fit() takes one to three")
-    guess = np.array([guessy, guessx]) if guessx or guessy else None
+    mode = choice(mode, "mode", MODES)
+    pair = _images(im1, im2, err)
+    return_error, verbose = flag(return_error, "return_error"), flag(verbose, "verbose")
+    use_fft, ignore_outside = flag(use_fft, "use_fft"), flag(ignore_outside, "ignore_outside")
+    start = [real_number(x, name, "a finite number") for x, name in ((guessy, "guessy"), (guessx, "guessx"))]
+    guess = np.array(start) if any(start) else None
     mask = None
     if maxoff is not None:
-        margin = ceil(_positive(maxoff, "maxoff"))
-        if 2 * margin >= min(pair.image.shape):
-            raise ValueError(f"maxoff must be below half of each axis of {pair.image.shape}, not {maxoff!r}")
+        maxoff = _positive(maxoff, "maxoff")
+        smallest = min(pair.image.shape)
+        margin = ceil(min(maxoff, smallest))
+        if 2 * margin >= smallest:
+            refuse("maxoff", f"below half of each axis of {pair.image.shape}", maxoff)
         mask = np.ones(pair.image.shape, bool)
         mask[margin:-margin, margin:-margin] = False
     found = fit(
@@ -405,35 +409,25 @@ def _pair(
     zeromean: bool,
     boundaries: tuple[str, ...] = BOUNDARIES,
 ) -> tuple[Pair, Model]:
-    pair = check_images(im1, im2, err, names=("im1", "im2"))
-    if pair.ndim != 2:
-        raise ValueError(f"im1 and im2 must have two axes, not {pair.ndim}; register() takes one to three")
-    boundary = "fill" if boundary is None else boundary
-    if boundary not in boundaries:
-        raise ValueError(f"boundary must be one of {boundaries}, not {boundary!r}")
-    if zeromean:
+    pair = _images(im1, im2, err)
+    boundary = "fill" if boundary is None else choice(boundary, "boundary", boundaries)
+    if flag(zeromean, "zeromean"):
         reference, image = (x - jnp.mean(x, where=jnp.isfinite(x)) for x in pair[:2])
         pair = pair._replace(reference=reference, image=image)
     return pair, check_model(pair.reference.shape, pair.image.shape, boundary)
 
 
+def _images(im1: ArrayLike, im2: ArrayLike, err: ArrayLike | None) -> Pair:
+    pair = (array_of(im1, "im1", 2, 2), array_of(im2, "im2", 2, 2))
+    return check_images(*pair, err, names=("im1", "im2"))
+
+
 def _positive(value: float | str, name: str) -> float:
-    if isinstance(value, str | bool) or not value > 0:
-        raise ValueError(f"{name} must be a positive number, not {value!r}")
-    return value
+    return real_number(value, name, "a positive number", lambda x: x > 0)
 
 
 def _above_one(zoomstep: float) -> float:
-    if not zoomstep > 1:
-        raise ValueError(f"zoomstep must be above one, not {zoomstep!r}")
-    return zoomstep
-
-
-def _pair_of_sizes(shape: Sequence[int], name: str) -> tuple[int, ...]:
-    sizes = tuple(int(n) for n in shape)
-    if len(sizes) != 2 or min(sizes) < 2:
-        raise ValueError(f"{name} must hold two sizes of at least 2, not {shape!r}")
-    return sizes
+    return real_number(zoomstep, "zoomstep", "above one", lambda x: x > 1)
 
 
 def _shift_and_grid(
@@ -655,14 +649,17 @@ def iterative_zoom(
     >>> print(iterative_zoom(bowl, mindiff=1e-3))
     [ 8.3359375 12.7734375]
     """
-    image = as_real_array(image, "image", unit_of(image))
-    shape = tuple(int(n) for n in np.atleast_1d(zoomshape))
-    if len(shape) != image.ndim or min(shape) < 2:
-        raise ValueError(f"zoomshape must hold {image.ndim} sizes of at least 2, not {zoomshape!r}")
+    image = array_of(image, "image", 1, 3)
+    # One size stands for a vector's.
+    single = isinstance(zoomshape, int | np.integer)
+    shape = sizes((zoomshape,) if single else zoomshape, "zoomshape", image.ndim, 2)
+    return_zoomed, verbose = flag(return_zoomed, "return_zoomed"), flag(verbose, "verbose")
+    return_center = flag(return_center, "return_center")
     mindiff, zoomstep = _positive(mindiff, "mindiff"), _above_one(zoomstep)
+    named = isinstance(minmax, str) or callable(minmax)
+    if not named or minmax not in ("min", "max", np.min, np.max):
+        refuse("minmax", "'min', 'max', numpy.min or numpy.max", minmax)
     sign = -1 if minmax in ("max", np.max) else 1
-    if sign == 1 and minmax not in ("min", np.min):
-        raise ValueError(f"minmax must be 'min', 'max', numpy.min or numpy.max, not {minmax!r}")
     zoomed, factor, position = _iterative_zoom(image, shape, mindiff, zoomstep, sign)
     if verbose and not isinstance(position, Tracer):
         print(f"zoom factor {factor:.6g}, extremum at {position}")
@@ -711,9 +708,7 @@ def iterative_zoom_1d(
     >>> print(iterative_zoom_1d(-100 * np.cos(2 * np.pi * (np.arange(20) - 8.34) / 20), mindiff=1e-3))
     8.3359375
     """
-    data = as_real_array(data, "data", unit_of(data))
-    if data.ndim != 1:
-        raise ValueError(f"data must have one axis, not {data.ndim}")
+    data, return_zoomed = array_of(data, "data", 1, 1), flag(return_zoomed, "return_zoomed")
     zoomed, factor, position = iterative_zoom(
         data, mindiff, zoomshape, True, zoomstep, verbose, minmax=minmax, return_center=return_center
     )
@@ -759,10 +754,11 @@ def chi2map_to_errors(
     >>> print(np.round(chi2map_to_errors((y / 6) ** 2 + (x / 9) ** 2, nfitted=1), 2))
     [9. 9. 6. 6.]
     """
-    chi2map = as_real_array(chi2map, "chi2map")
-    if chi2map.ndim != 2 or min(chi2map.shape) < 3:
+    chi2map = array_of(chi2map, "chi2map", 2, 2)
+    if min(chi2map.shape) < 3:
         raise ValueError(f"chi2map must have two axes of at least 3 samples, not shape {chi2map.shape}")
-    threshold = delta_chi2(nsigma, nfitted).astype(chi2map.dtype)
+    zoomfactor = positive(zoomfactor, "zoomfactor", chi2map.dtype)
+    threshold = delta_chi2(positive(nsigma, "nsigma"), nfitted).astype(chi2map.dtype)
     x, y = (_extent_of_profile(jnp.min(chi2map, axis), threshold) / zoomfactor for axis in (0, 1))
     return x[0], x[1], y[0], y[1]
 

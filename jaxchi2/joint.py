@@ -25,8 +25,19 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from .arrays import unit_of
+from .checks import (
+    as_real_array,
+    choice,
+    integer,
+    numbers,
+    per_axis,
+    positive,
+    refuse,
+    refuse_unless,
+    scalar,
+    stack_of,
+)
 from .coadd import align_stack, combine
-from .fourier import as_real_array
 from .noise import estimate_noise
 from .pair import Boundary, Search, as_boundary, check_max_shift
 from .registration import Registration, Status
@@ -68,6 +79,9 @@ class JointRegistration(NamedTuple):
 
     def covariance_with(self, frame: int) -> Array:
         """Covariance of every frame's shift with that of one frame, shape ``(N, D, D)``."""
+        frame = integer(frame, "frame", -self.shift.shape[0])
+        if frame >= self.shift.shape[0]:
+            refuse("frame", f"below {self.shift.shape[0]}", frame)
         return _covariance_with(self.information, self.stiffness, self.accepted, frame)
 
 
@@ -147,29 +161,26 @@ def register_jointly(
     [-1.5 -0.5  0.5  1.5] 4
     """
     unit = unit_of(stack, reference)
-    stack = as_real_array(stack, "stack", unit)
-    if stack.ndim not in (3, 4) or len(stack) < 3:
-        raise ValueError(
-            f"stack must have shape (N, ny, nx) or (N, nz, ny, nx) with three or more frames, "
-            f"not {stack.shape}"
-        )
+    stack = stack_of(stack, unit=unit)
+    if len(stack) < 3:
+        raise ValueError(f"stack must have three or more frames, not shape {stack.shape}")
     ndim = stack.ndim - 1
-    if isinstance(max_rounds, bool) or not isinstance(max_rounds, int) or max_rounds < 1:
-        raise ValueError(f"max_rounds must be a positive integer, not {max_rounds!r}")
-    if isinstance(reference, str) and reference == "previous":
-        raise ValueError("reference must be 'first', 'mean' or an image, not 'previous'")
-    step = jnp.asarray(jnp.inf if drift is None else drift, stack.dtype)
-    if step.shape not in ((), (ndim,)):
-        raise ValueError(f"drift must be a scalar or hold {ndim} values, not shape {step.shape}")
-    if not isinstance(reference, str):
+    max_rounds = integer(max_rounds, "max_rounds")
+    if isinstance(reference, str):
+        choice(reference, "reference", ("first", "mean"), " or an image")
+    else:
         reference = as_real_array(reference, "reference", unit)
-    err = jax.vmap(estimate_noise)(stack) if err is None else as_real_array(err, "err", unit)
-    err = err.astype(stack.dtype)
-    frame = stack.shape[1:]
-    if err.shape not in ((), (len(stack),), frame, stack.shape):
-        raise ValueError(
-            f"err must be a scalar, one per frame, or have the shape of a frame or of stack, not {err.shape}"
-        )
+    step = per_axis(jnp.inf if drift is None else drift, "drift", ndim, stack.dtype, or_scalar=True)
+    if drift is not None:
+        refuse_unless(lambda value: value > 0, drift, "drift", "positive")
+    least = scalar(min_p_value, "min_p_value", stack.dtype)
+    refuse_unless(lambda p: (p >= 0) & (p < 1), min_p_value, "min_p_value", "a number in [0, 1)")
+    rest = positive(tolerance, "tolerance", stack.dtype)
+    shapes = ((), (len(stack),), stack.shape[1:], stack.shape)
+    if err is None:
+        err = jax.vmap(estimate_noise)(stack)
+    words = "be a scalar, one per frame, or have the shape of a frame or of stack"
+    err = numbers(err, "err", shapes, words, stack.dtype, unit)
     if err.shape == ():
         err = jnp.broadcast_to(err, (len(stack),))
     alike: dict[str, Any] = {
@@ -179,14 +190,14 @@ def register_jointly(
         "batch_size": batch_size,
     }
     start = register_stack(stack, reference, err, verdict=False, **alike)
-    stiffness = 1 / jnp.broadcast_to(step, (ndim,)) ** 2
+    stiffness = 1 / step**2
     return _rounds(
         stack,
         err,
         start.shift,
         stiffness,
-        min_p_value,
-        tolerance,
+        least,
+        rest,
         prior=drift is not None,
         max_rounds=max_rounds,
         **alike,

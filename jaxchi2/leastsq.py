@@ -22,11 +22,13 @@ from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
+from .checks import choice, described, integer, per_axis, positive, refuse
 from .layout import MARGIN, Prepared, eroded, fill_smoothly, lay_out, prepare
 from .minimum import best_pixel
 from .motion import MOTIONS, Motion, check_motion, sources
+from .noise import noise_of
 from .pair import ANYWHERE, Boundary, Model, Pair, check
-from .registration import Status, clipped, range_of
+from .registration import Status, clipped, in_units, is_bad_fit, range_of, root
 from .sampling import Interpolant, interpolant
 from .spectrum import Shape, shift_spectrum
 from .terms import weighted_terms
@@ -169,7 +171,7 @@ def expand(problem: Problem, vector: Array, scene: Scene, scale: Array) -> Expan
 
 
 class History(NamedTuple):
-    """What the optimiser saw, one entry per step, the start first; NaN after the last."""
+    """What the optimiser saw, one entry per step, the start first; the last one fills the rest."""
 
     cost: Array
     """Shape ``(steps + 1,)``."""
@@ -208,6 +210,9 @@ class GaussNewton:
     """Gauss–Newton steps, damped as by Levenberg and Marquardt where a full one does not lower the cost."""
 
     max_steps: int = 100
+
+    def __post_init__(self) -> None:
+        integer(self.max_steps, "max_steps")
 
     def __call__(self, cost: Cost, expand: Expand, start: Array, unit: Array, bounds: Bounds) -> Path:
         """Minimise from ``start``; ``unit`` is the size of a step of one pixel."""
@@ -266,6 +271,11 @@ class Descent:
 
     transformation: optax.GradientTransformation
     max_steps: int = 300
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.transformation, optax.GradientTransformation):
+            refuse("transformation", "one of optax, such as optax.lbfgs()", self.transformation, TypeError)
+        integer(self.max_steps, "max_steps")
 
     def __call__(self, cost: Cost, expand: Expand, start: Array, unit: Array, bounds: Bounds) -> Path:
         """Minimise from ``start``; ``unit`` is the size of a step of one pixel."""
@@ -396,7 +406,7 @@ class Fit(NamedTuple):
     @property
     def stderr(self) -> Motion:
         """Standard error of every parameter, as a motion."""
-        errors = jnp.sqrt(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
+        errors = root(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
         batch = self.shift.ndim - 1
         sizes = [int(np.prod(x.shape[batch:])) for x in self.motion]
         parts = jnp.split(errors, np.cumsum(sizes)[:-1], axis=-1)
@@ -405,12 +415,12 @@ class Fit(NamedTuple):
     @property
     def gain_err(self) -> Array:
         """Standard error of ``gain``."""
-        return jnp.sqrt(self.nuisance_covariance[..., 0, 0])
+        return root(self.nuisance_covariance[..., 0, 0])
 
     @property
     def background_err(self) -> Array:
         """Standard error of ``background``."""
-        return jnp.sqrt(self.nuisance_covariance[..., 1, 1])
+        return root(self.nuisance_covariance[..., 1, 1])
 
 
 def fit(
@@ -439,7 +449,8 @@ def fit(
 
     D is the image, M the interpolated reference, T the motion; a = 1 and b = 0 unless fitted. For a shift
     with Fourier interpolation and the linear loss it is the χ² of `register`, which is faster, and alone
-    says whether the images match at all: a `Fit` never has ``Status.UNRELATED`` or ``Status.AMBIGUOUS``.
+    gives the odds of chance and of another minimum: a `Fit` never has ``Status.UNRELATED`` or
+    ``Status.AMBIGUOUS``. See the notes on what it has.
 
     Parameters
     ----------
@@ -485,6 +496,17 @@ def fit(
     ValueError, TypeError
         For unlike or unfit shapes, complex dtypes, unknown options; while tracing, under jit.
 
+    Notes
+    -----
+    The way leads downhill, and a turn of more than some ten degrees may be out of its reach. Two doubts tell.
+    ``Status.BAD_FIT``: the residuals are more than twice the noise in variance, which without ``err`` their
+    own finest detail tells; a robust loss goes by the median residual. It is set as well where noise is
+    correlated between pixels, or a spline too coarse for the S/N: errors are too small by 1.4 and more then.
+    ``Status.WRONG_BASIN``: less than half of the reference is in the image where it was put; not looked at
+    with a gain to fit or a robust loss. Right fits of rigid motions, S/N 1 to 50, were not flagged, but for
+    near-white scenes at S/N 50, too fine for a cubic spline. Of wrong ones 4 % and less were missed at S/N 10
+    and more, 9 % and less at S/N 3, and half at S/N 1, where noise hides what is left.
+
     Examples
     --------
     >>> import numpy as np
@@ -515,32 +537,25 @@ def fit(
     if isinstance(optimizer, optax.GradientTransformation):
         optimizer = Descent(optimizer)
     if not isinstance(optimizer, GaussNewton | Descent):
-        raise TypeError(
-            f"optimizer must be GaussNewton, Descent or a transformation of optax, not {optimizer!r}"
-        )
+        wanted = "a GaussNewton, a Descent or a transformation of optax"
+        refuse("optimizer", wanted, optimizer, TypeError)
     dtype = pair.image.dtype
     start = None if initial is None else _as_motion(initial, problem, dtype, "initial")
     limits = _limits(bounds, problem, choices, dtype)
-    loss_scale = jnp.asarray(loss_scale, dtype)
-    if loss_scale.ndim:
-        raise ValueError(f"loss_scale must be a scalar, not shape {loss_scale.shape}")
+    loss_scale = positive(loss_scale, "loss_scale", dtype)
     known_err = err is not None or weights is not None
     return _fit(pair, start, limits, loss_scale, problem, choices, optimizer, known_err)
 
 
 def _problem(pair: Pair, choices: Model, model: str, interpolation: str | None, loss: str) -> Problem:
-    if model not in MOTIONS:
-        raise ValueError(f"model must be one of {tuple(MOTIONS)}, not {model!r}")
+    model, loss = choice(model, "model", tuple(MOTIONS)), choice(loss, "loss", tuple(LOSSES))
     if model in ("rigid", "similarity") and pair.ndim != 2:
         raise ValueError(f"model {model!r} is for images with 2 axes, not {pair.ndim}")
     if interpolation is None:
         interpolation = "fourier" if model == "shift" else "cubic"
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"interpolation must be one of {tuple(INTERPOLATIONS)}, not {interpolation!r}")
+    interpolation = choice(interpolation, "interpolation", tuple(INTERPOLATIONS))
     if interpolation == "fourier" and model != "shift":
         raise ValueError(f"interpolation 'fourier' is for the model 'shift', not {model!r}; take 'cubic'")
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {tuple(LOSSES)}, not {loss!r}")
     return Problem(model, interpolation, loss, choices.gain, choices.background, pair.image.shape)
 
 
@@ -548,14 +563,10 @@ def _as_motion(value: Motion | ArrayLike, problem: Problem, dtype: jnp.dtype, na
     """The parameters of a motion, or of a shift, as a vector."""
     kind, ndim = MOTIONS[problem.motion], len(problem.shape)
     if not isinstance(value, tuple(MOTIONS.values())):
-        shift = jnp.asarray(value, dtype)
-        if shift.shape != (ndim,):
-            raise ValueError(f"{name} must hold one value per axis, shape ({ndim},), not {shift.shape}")
-        value = kind.by(shift)
+        value = kind.by(per_axis(value, name, ndim, dtype))
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
-    check_motion(value, ndim, name)
-    return ravel_pytree(jax.tree.map(lambda x: jnp.asarray(x, dtype), value))[0]
+    return ravel_pytree(check_motion(value, ndim, name, dtype))[0]
 
 
 def _limits(
@@ -569,7 +580,7 @@ def _limits(
         low, high = (x.at[: len(e)].set(e) for x, e in zip((low, high), edges, strict=True))
     if bounds is not None:
         if not isinstance(bounds, list | tuple) or len(bounds) != 2:
-            raise TypeError("bounds must be a lowest and a highest motion")
+            raise TypeError(f"bounds must be a lowest and a highest motion, not {described(bounds)}")
         given = [_as_motion(b, problem, dtype, "bounds") for b in bounds]
         given = [
             jnp.concatenate([g, jnp.full(nuisances, s, dtype)])
@@ -721,7 +732,8 @@ def _result(
     around = expand(problem, vector, scene, scale)
     free = _free(vector, lax.stop_gradient(around.gradient), bounds)
     hessian, definite = _hessian(problem, vector, scene, scale, free)
-    chi2 = jnp.sum(problem.residuals(vector, scene) ** 2)
+    residuals = problem.residuals(vector, scene)
+    chi2 = jnp.sum(residuals**2)
     dof = jnp.sum(scene.weights > 0, dtype=jnp.int32) - len(vector)
     covariance = jnp.linalg.inv(hessian)
     matrix = partial(jnp.dot, precision=lax.Precision.HIGHEST)
@@ -753,20 +765,62 @@ def _result(
 
     # The history is in order already where there was one round; NaN is what follows the end of one.
     order = jnp.argsort(jnp.isnan(path.costs), stable=True)
+    steps = jnp.sum(~jnp.isnan(path.costs), dtype=jnp.int32) - 1
+    order = order[jnp.clip(jnp.arange(len(order)), 0, jnp.maximum(steps, 0))]
+    chi2_in_units, doubt = in_units(chi2, prepared.unit if not known_err else jnp.ones_like(prepared.unit))
+    doubt |= jnp.where(jnp.all(free), 0, np.int32(Status.AT_BOUND))
+    doubt |= _doubts(problem, lax.stop_gradient(residuals), lax.stop_gradient(scene), dof, known_err)
     unit = prepared.unit if not known_err else 1.0
     return Fit(
         motion=jax.tree.map(unless_failed, motion),
         covariance=unless_failed(covariance[:size, :size]),
-        chi2=unless_failed(chi2 * unit**2),
+        chi2=unless_failed(chi2_in_units),
         dof=dof,
-        status=jnp.where(failed, fatal, jnp.where(jnp.all(free), 0, np.int32(Status.AT_BOUND))),
+        status=jnp.where(failed, fatal, doubt),
         gain=unless_failed(gain),
         background=unless_failed(background),
         nuisance_covariance=unless_failed(nuisances),
         cost=unless_failed(around.cost * unit**2),
-        steps=jnp.sum(~jnp.isnan(path.costs), dtype=jnp.int32) - 1,
+        steps=steps,
         history=History(path.costs[order] * unit**2, (matrix(path.vectors, change.T) + offset[None])[order]),
     )
+
+
+def _doubts(problem: Problem, residuals: Array, scene: Scene, dof: Array, known_err: bool) -> Array:
+    """Flags of a fit whose residuals are not noise, or that has not found the reference in the image.
+
+    If the errors are not known, the finest detail of the residuals says how large the noise is.
+    """
+    counted = scene.weights > 0
+    number = jnp.maximum(dof, 1).astype(residuals.dtype)
+    # What a median tells has the scatter of 0.37 times as many pixels' squares, of differences a third of it.
+    informative = number * (1.0 if problem.loss == "linear" else 0.37)
+    if problem.loss == "linear":
+        spread = jnp.sum(residuals**2) / number
+    else:
+        spread = (1.4826 * jnp.nanmedian(jnp.where(counted, jnp.abs(residuals), jnp.nan))) ** 2
+    noise = jnp.ones_like(spread)
+    if not known_err:
+        noise = noise_of(jnp.where(counted, residuals, jnp.nan)) ** 2
+        informative = 1 / (1 / informative + 9 / number)
+    image = jnp.where(counted, scene.image * jnp.sqrt(scene.weights), 0.0)
+    rounding = 1e3 * jnp.finfo(spread.dtype).eps * jnp.max(jnp.abs(image))
+    seen = (noise > 0) & (spread > rounding**2)
+    ratio = spread / jnp.where(seen, noise, 1.0)
+    bad = seen & is_bad_fit(ratio * informative, informative)
+    flags = jnp.where(bad, np.int32(Status.BAD_FIT), np.int32(0))
+    if problem.gain or problem.loss != "linear":
+        return flags
+    # The model in the image's frame, times the root of the weights, and without the weighted mean.
+    weight = jnp.where(counted, jnp.sqrt(scene.weights), 0.0)
+    total = jnp.maximum(jnp.sum(weight**2), jnp.finfo(weight.dtype).tiny)
+    model = image - residuals
+    model = model - weight * jnp.sum(weight * model) / total
+    energy = jnp.sum(model**2)
+    found = jnp.sum(model * image)
+    scatter = 5 * jnp.sqrt(spread * energy)
+    lost = (energy > 0) & (found + scatter < 0.5 * energy)
+    return flags | jnp.where(lost, np.int32(Status.WRONG_BASIN), np.int32(0))
 
 
 def _to_units(problem: Problem, prepared: Prepared) -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ try:
 except ImportError as error:
     raise ImportError("jaxchi2.ml needs grain: pip install 'jaxchi2[ml]'") from error
 
+from .checks import as_real_array, refuse
 from .pipeline import register_and_align
 
 __all__ = ["RegisterAndAlign"]
@@ -58,11 +59,20 @@ class RegisterAndAlign(grain.transforms.Map):
         err: ArrayLike | str | None = None,
         **options: Any,
     ) -> None:
+        if not isinstance(image, str):
+            refuse("image", "the key of an image", image, TypeError)
+        if not isinstance(reference, str):
+            as_real_array(reference, "reference")
+        if err is not None and not isinstance(err, str):
+            as_real_array(err, "err")
         self._reference, self._image, self._err = reference, image, err
         self._compiled = jax.jit(partial(register_and_align, **options))
 
     def map(self, element: dict[str, Any]) -> dict[str, Any]:
         """Align one element."""
+        for key in (self._reference, self._image, self._err):
+            if isinstance(key, str) and (not isinstance(element, dict) or key not in element):
+                refuse("element", f"a dict with the key {key!r}", element)
         reference, err = (element[x] if isinstance(x, str) else x for x in (self._reference, self._err))
         aligned, found = self._compiled(reference, element[self._image], err)
         measured = {"shift": found.shift, "covariance": found.covariance, "status": found.status}

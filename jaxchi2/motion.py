@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .checks import as_numbers
 from .spectrum import Shape
 
 
@@ -123,14 +124,18 @@ MOTIONS: dict[str, type[Motion]] = {
 }
 
 
-def check_motion(motion: Motion, ndim: int, name: str) -> None:
-    """Raise unless a motion has the fields of one in ``ndim`` dimensions."""
+def check_motion(motion: Motion, ndim: int, name: str, dtype: jnp.dtype) -> Motion:
+    """Return a motion of arrays, or raise unless it has the fields of one in ``ndim`` dimensions."""
+    kind = type(motion)
     if isinstance(motion, Rigid | Similarity) and ndim != 2:
-        raise ValueError(f"{name} is a {type(motion).__name__}, for images with 2 axes, not {ndim}")
-    wanted = jax.tree.map(jnp.shape, type(motion).by(jnp.zeros(ndim)))
-    given = jax.tree.map(jnp.shape, motion)
+        raise ValueError(f"{name} is a {kind.__name__}, for images with 2 axes, not {ndim}")
+    fields = zip(kind._fields, motion, strict=True)
+    arrays = kind(*(as_numbers(x, f"{name}.{field}", "real numbers", dtype) for field, x in fields))
+    wanted = jax.tree.map(jnp.shape, kind.by(jnp.zeros(ndim)))
+    given = jax.tree.map(jnp.shape, arrays)
     if given != wanted:
         raise ValueError(f"{name} must have fields of shapes {wanted}, not {given}")
+    return arrays
 
 
 def sources(motion: Motion, shape: Shape) -> Array:

@@ -17,8 +17,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from .arrays import unit_of
-from .fourier import as_real_array
+from .checks import array_of
 from .spectrum import Shape, along, half_weights, harmonics
 
 BINS = 64
@@ -61,16 +60,15 @@ def estimate_noise(image: ArrayLike) -> Array:
     >>> print(f"{estimate_noise(scene + np.random.default_rng(0).normal(0, 2.0, scene.shape)):.1f}")
     2.0
     """
-    array = as_real_array(image, "image", unit_of(image))
-    if array.ndim == 0 or array.size == 0:
-        raise ValueError(f"image must have at least one axis and not be empty, not shape {array.shape}")
-    if min(array.shape) < 3:
-        return jnp.full((), jnp.nan, array.dtype)
-    return _noise_of(array)
+    array = array_of(image, "image")
+    return noise_of(array)
 
 
 @jax.jit
-def _noise_of(array: Array) -> Array:
+def noise_of(array: Array) -> Array:
+    """`estimate_noise` of an array that has been checked."""
+    if min(array.shape) < 3:
+        return jnp.full((), jnp.nan, array.dtype)
     detail = array - lax.stop_gradient(jnp.nanmedian(array))
     for axis in range(array.ndim):
         detail = jnp.diff(detail, 2, axis)

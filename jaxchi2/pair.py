@@ -16,11 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from .arrays import unit_of
-from .fourier import as_real_array
+from .checks import (
+    as_real_array,
+    boolean_array,
+    choice,
+    described,
+    flag,
+    integer,
+    is_traced,
+    numbers,
+    per_axis,
+    real_number,
+    refuse,
+    scalar,
+)
 from .spectrum import Shape
 
 SMALL_OVERLAP = 0.02
@@ -47,12 +59,14 @@ class Boundary:
     0.25, or `SMALL_OVERLAP` where ``max_shift`` says how far to look."""
 
     def __post_init__(self) -> None:
-        if self.name not in BOUNDARIES:
-            raise ValueError(f"boundary must be one of {BOUNDARIES}, not {self.name!r}")
-        if not np.isfinite(self.value):
-            raise ValueError(f"value of a boundary must be finite, not {self.value!r}")
-        if self.min_overlap is not None and not 0 < self.min_overlap <= 1:
-            raise ValueError(f"min_overlap must lie in (0, 1], not {self.min_overlap!r}")
+        choice(self.name, "name of a boundary", BOUNDARIES)
+        value = real_number(self.value, "value", "a finite number")
+        share = self.min_overlap
+        if share is not None:
+            share = real_number(share, "min_overlap", "a number in (0, 1]", lambda x: 0 < x <= 1)
+        # Plain numbers, which hash; an array of one does not.
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "min_overlap", share)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["initial", "prior", "fixed"], meta_fields=[])
@@ -123,7 +137,7 @@ class Pair(NamedTuple):
     @property
     def traced(self) -> bool:
         """Whether nothing can be asked about the values now."""
-        return any(isinstance(x, Tracer) for x in jax.tree.leaves(self))
+        return is_traced(self)
 
 
 def check_images(
@@ -138,6 +152,11 @@ def check_images(
     first, second = names
     unit = unit_of(reference, image)
     reference, image = as_real_array(reference, first, unit), as_real_array(image, second, unit)
+    for name, shape in ((first, reference.shape), (second, image.shape)):
+        if not 1 <= len(shape) <= 3:
+            raise ValueError(f"{name} must have 1, 2 or 3 axes, not {len(shape)}")
+        if min(shape) < 2:
+            raise ValueError(f"{name} must have two or more pixels on every axis, not shape {shape}")
     if unlike and reference.ndim != image.ndim:
         raise ValueError(f"{second} must have as many axes as {first}, {reference.ndim}, not {image.ndim}")
     if not unlike and reference.shape != image.shape:
@@ -145,12 +164,7 @@ def check_images(
             f"{second} must have the shape of {first}, {reference.shape}, not {image.shape}, "
             "unless the boundary is 'overlap'"
         )
-    if not 1 <= image.ndim <= 3:
-        raise ValueError(f"{first} and {second} must have 1, 2 or 3 axes, not {image.ndim}")
-    for name, shape in ((first, reference.shape), (second, image.shape)):
-        if min(shape) < 2:
-            raise ValueError(f"{name} must have two or more pixels on every axis, not shape {shape}")
-    err = _error(1.0 if err is None else err, image.shape, "err", unit)
+    err = _per_pixel(1.0 if err is None else err, image.shape, "err", unit)
     dtype = jnp.result_type(reference, image)
     return Pair(reference.astype(dtype), image.astype(dtype), err.astype(dtype))
 
@@ -171,14 +185,15 @@ def check_pair(
     if weights is not None:
         if err is not None:
             raise ValueError("give err or weights, not both: weights are 1 / err²")
-        weights = as_real_array(weights, "weights", None if unit is None else unit**-2)
+        image = as_real_array(image, "image", unit)
+        weights = _per_pixel(weights, image.shape, "weights", None if unit is None else unit**-2)
         err = 1 / jnp.sqrt(jnp.where(weights > 0, weights, 0.0))
     pair = check_images(reference, image, err, unlike=unlike)
     if reference_err is not None:
         if err is None:
             raise ValueError("reference_err needs err or weights: how noise is shared must be known")
-        reference_err = _error(reference_err, pair.reference.shape, "reference_err", unit)
-        reference_err = reference_err.astype(pair.image.dtype)
+        reference_err = _per_pixel(reference_err, pair.reference.shape, "reference_err", unit)
+        reference_err = _with_nan(reference_err < 0, reference_err.astype(pair.image.dtype))
     return pair._replace(
         reference=_masked(pair.reference, reference_mask, "reference_mask"),
         image=_masked(pair.image, mask, "mask"),
@@ -186,24 +201,22 @@ def check_pair(
     )
 
 
-def _error(err: ArrayLike, shape: Shape, name: str, unit: Any) -> Array:
-    array = as_real_array(err, name, unit)
-    if array.shape not in ((), shape):
-        raise ValueError(
-            f"{name} must be a scalar or have the shape of its image, {shape}, not {array.shape}"
-        )
-    return array
+def _per_pixel(x: ArrayLike, shape: Shape, name: str, unit: Any) -> Array:
+    words = f"be a scalar or have the shape of its image, {shape}"
+    return numbers(x, name, ((), shape), words, unit=unit)
 
 
 def _masked(image: Array, mask: ArrayLike | None, name: str) -> Array:
     if mask is None:
         return image
-    masked = mask if isinstance(mask, Array) else np.asarray(mask)
-    if masked.dtype != bool:
-        raise TypeError(f"{name} must be boolean, True where a pixel is to be ignored, not {masked.dtype}")
-    if masked.shape != image.shape:
-        raise ValueError(f"{name} must have the shape of its image, {image.shape}, not {masked.shape}")
-    return jnp.where(jnp.asarray(masked), jnp.nan, image)
+    words = f"the shape of its image, {image.shape}"
+    return _with_nan(boolean_array(mask, name, (image.shape,), words), image)
+
+
+def _with_nan(bad: Array, values: Array) -> Array:
+    """The values, NaN where they are bad, which is no mistake that ``jax.debug_nans`` is to find."""
+    with jax.debug_nans(False):
+        return jnp.where(bad, jnp.nan, values)
 
 
 def as_boundary(boundary: str | Boundary) -> Boundary:
@@ -211,8 +224,16 @@ def as_boundary(boundary: str | Boundary) -> Boundary:
     if isinstance(boundary, Boundary):
         return boundary
     if not isinstance(boundary, str):
-        raise TypeError(f"boundary must be a name or a Boundary, not {boundary!r}")
-    return Boundary(boundary)
+        refuse("boundary", "a name or a Boundary", boundary, TypeError)
+    return Boundary(choice(boundary, "boundary", BOUNDARIES))
+
+
+def check_switches(gain: bool, background: bool, oversample: int) -> tuple[bool, bool, int]:
+    """Check the choices that do not depend on shapes."""
+    oversample = integer(oversample, "oversample", wanted="1 or 2")
+    if oversample > 2:
+        refuse("oversample", "1 or 2", oversample)
+    return flag(gain, "fit_gain"), flag(background, "fit_background"), oversample
 
 
 def check_model(
@@ -231,15 +252,7 @@ def check_model(
 
     ``compact`` says that nobody will look at the search grid outside the window.
     """
-    if (
-        not isinstance(oversample, int | np.integer)
-        or isinstance(oversample, bool)
-        or oversample not in (1, 2)
-    ):
-        raise ValueError(f"oversample must be 1 or 2, not {oversample!r}")
-    for name, flag in (("fit_gain", gain), ("fit_background", background)):
-        if not isinstance(flag, bool | np.bool_):
-            raise TypeError(f"{name} must be True or False, not {flag!r}")
+    gain, background, oversample = check_switches(gain, background, oversample)
     ndim = len(shape)
     boundary = as_boundary(boundary)
     limits = check_max_shift(max_shift, ndim)
@@ -264,8 +277,8 @@ def check_model(
         boundary = replace(boundary, min_overlap=0.25 if limits is None else SMALL_OVERLAP)
     return Model(
         boundary=boundary,
-        gain=bool(gain),
-        background=bool(background),
+        gain=gain,
+        background=background,
         # Between whole shifts frames have no overlap of their own.
         oversample=1 if boundary.name == "overlap" else oversample,
         window=window,
@@ -284,24 +297,22 @@ def check_max_shift(max_shift: float | Sequence[float] | None, ndim: int) -> tup
     """One positive limit per axis, infinite for none, or None."""
     if max_shift is None:
         return None
-    try:
-        if any(isinstance(limit, bool | np.bool_) for limit in np.ravel(np.asarray(max_shift, object))):
-            raise TypeError("a boolean is no length")
-        limits = np.atleast_1d(np.asarray(max_shift, float))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"max_shift must be static real numbers, not {max_shift!r}") from error
-    if limits.shape not in ((1,), (ndim,)):
-        raise ValueError(f"max_shift must be a scalar or hold {ndim} values, not {max_shift!r}")
-    if not np.all(limits > 0):
-        raise ValueError(f"max_shift must be positive, not {max_shift!r}")
-    return tuple(np.broadcast_to(limits, (ndim,)).tolist())
+    several = isinstance(max_shift, list | tuple) or getattr(max_shift, "ndim", 0) > 0
+    given: list = list(max_shift) if several else [max_shift]  # type: ignore[arg-type]
+    words = "static real numbers"
+    limits = [real_number(limit, "max_shift", words, lambda _: True) for limit in given]
+    if len(limits) not in (1, ndim):
+        refuse("max_shift", f"a scalar or hold {ndim} values", max_shift)
+    if not all(limit > 0 for limit in limits):
+        refuse("max_shift", "positive", max_shift)
+    return tuple(limits if len(limits) == ndim else limits * ndim)
 
 
 def _free(fixed: Sequence | None, ndim: int) -> tuple[bool, ...]:
     if fixed is None:
         return (True,) * ndim
     if not isinstance(fixed, list | tuple) or len(fixed) != ndim:
-        raise ValueError(f"fixed must hold a shift or None for each of {ndim} axes, not {fixed!r}")
+        raise ValueError(f"fixed must hold a shift or None for each of {ndim} axes, not {described(fixed)}")
     free = tuple(value is None for value in fixed)
     if not any(free):
         raise ValueError(f"fixed must leave an axis to fit, not hold all {ndim}")
@@ -312,19 +323,14 @@ def _with_search(pair: Pair, search: Search) -> Pair:
     """Add what is known about the shift."""
     ndim, dtype = pair.ndim, pair.image.dtype
     if search.initial is not None:
-        initial = jnp.asarray(search.initial, dtype)
-        if initial.shape != (ndim,):
-            raise ValueError(f"initial must hold one value per axis, shape ({ndim},), not {initial.shape}")
-        pair = pair._replace(initial=initial)
+        pair = pair._replace(initial=per_axis(search.initial, "initial", ndim, dtype))
     if search.fixed is not None:
-        held = jnp.stack([jnp.asarray(0.0 if value is None else value, dtype) for value in search.fixed])
-        if held.shape != (ndim,):
-            raise ValueError("fixed must hold scalars")
-        pair = pair._replace(held=held)
+        held = [scalar(0.0 if value is None else value, "fixed", dtype) for value in search.fixed]
+        pair = pair._replace(held=jnp.stack(held))
     if search.prior is not None:
         if not isinstance(search.prior, list | tuple) or len(search.prior) != 2:
-            raise TypeError("prior must be a mean and a covariance")
-        mean, covariance = (jnp.asarray(x, dtype) for x in search.prior)
+            refuse("prior", "a mean and a covariance", search.prior, TypeError)
+        mean, covariance = (as_real_array(x, "prior").astype(dtype) for x in search.prior)
         if mean.shape != (ndim,) or covariance.shape != (ndim, ndim):
             raise ValueError(
                 f"prior must have a mean of shape ({ndim},) and a covariance of shape ({ndim}, {ndim}), "
@@ -353,7 +359,7 @@ def check(
 ) -> tuple[Pair, Model]:
     """Everything that `register` and `chi2_surface` are given, checked and sorted."""
     if not isinstance(search, Search):
-        raise TypeError(f"search must be a Search, not {search!r}")
+        refuse("search", "a Search", search, TypeError)
     boundary = as_boundary(boundary)
     pair = check_pair(
         reference,

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from .align import align
+from .align import align, check_order
 from .arrays import unit_of
-from .fourier import as_real_array
+from .checks import array_of, as_real_array, numbers, scalar
 from .registration import Registration, register
 
 
@@ -69,27 +69,31 @@ def register_and_align(
     [1. 2. 3.] noise left: 0.10
     """
     unit = unit_of(reference, images)
-    reference, images = (
-        as_real_array(x, name, unit) for x, name in ((reference, "reference"), (images, "images"))
-    )
+    reference, images = as_real_array(reference, "reference", unit), array_of(images, "images")
     err = None if err is None else as_real_array(err, "err", unit)
+    order, mode = check_order(order, mode)
+    if not 1 <= reference.ndim <= 3:
+        raise ValueError(f"reference must have 1, 2 or 3 axes, not {reference.ndim}")
+    outside = scalar(fill, "fill", images.dtype)
     batch = images.ndim - reference.ndim
     if batch < 0:
         raise ValueError(
             f"images must have the {reference.ndim} axes of reference, and may have more before them, "
             f"not shape {images.shape}"
         )
-    err_shape = () if err is None else jnp.shape(err)
-    per_image = len(err_shape) > reference.ndim
-    if per_image and err_shape != images.shape:
-        raise ValueError(f"err must be for one image or of images' shape {images.shape}, not {err_shape}")
+    per_image = False
+    if err is not None:
+        one_image = images.shape[batch:]
+        words = f"be a scalar, of the shape of an image, {one_image}, or of images, {images.shape}"
+        err = numbers(err, "err", ((), one_image, images.shape), words)
+        per_image = bool(batch) and err.shape == images.shape
 
     def one(image: Array, err: ArrayLike | None) -> tuple[Array, Registration]:
         found = register(reference, image, err, **options)
         known = jnp.all(jnp.isfinite(found.shift))
         # The shift of a failed image is kept from the interpolation, where NaN would enter all gradients.
         aligned = align(image, jnp.where(known, found.shift, 0.0), order=order, mode=mode)
-        return jnp.where(known, aligned, fill), found
+        return jnp.where(known, aligned, outside), found
 
     function = one
     for _ in range(batch):

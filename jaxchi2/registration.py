@@ -14,8 +14,8 @@ from jax.core import Tracer
 from jax.scipy.special import ndtr
 from jax.typing import ArrayLike
 
+from .checks import flag, is_traced, positive, real_number
 from .errors import covariance_of, extremes, interval_points
-from .fourier import as_real_array
 from .layout import MARGIN
 from .minimum import Minimum, find_minima, find_minimum, is_positive_definite, with_derivative
 from .pair import ANYWHERE, Boundary, Model, Pair, Search, check
@@ -31,7 +31,8 @@ class Status(IntFlag):
     NO_DATA, LITTLE_OVERLAP, FLAT, NOT_CONVERGED and OUT_OF_WINDOW leave no answer: shift and errors are NaN,
     and of these only the first that applies is set. The others are doubts about an answer that is there, and
     add up; BRIGHTNESS may also say why there is none.
-    AT_BOUND is for `fit` alone, which sets no other doubt; UNREADABLE for streams, where there is no frame.
+    AT_BOUND and WRONG_BASIN are for `fit` alone, whose only other doubts are BAD_FIT and OUT_OF_RANGE;
+    UNREADABLE is for streams, where there is no frame.
     """
 
     OK = 0
@@ -49,6 +50,8 @@ class Status(IntFlag):
     LARGE_ERRORS = 2048
     BRIGHTNESS = 4096
     CLIPPED = 8192
+    WRONG_BASIN = 16384
+    OUT_OF_RANGE = 32768
 
     @property
     def message(self) -> str:
@@ -71,6 +74,8 @@ _MESSAGES = {
     Status.LARGE_ERRORS: "χ² is far below its degrees of freedom: too large errors (a variance for σ?)",
     Status.BRIGHTNESS: "brightness, background or sign differ: fit_gain, fit_background, or negate one",
     Status.CLIPPED: "clipping left out much of the scene: a bad match, or defects of both images",
+    Status.WRONG_BASIN: "less than half of the reference is in the image where it was put: a wrong minimum",
+    Status.OUT_OF_RANGE: "χ² is too large or too small for the dtype: scale the images",
 }
 MAX_CHANCE = 1e-3
 """Chance of so good a match between unrelated images from which `Status.UNRELATED` is set."""
@@ -87,7 +92,7 @@ MIN_REDUCED_CHI2 = 0.5
 MAX_IMPROVEMENT = 1.5
 """By how much a gain or a background that is held may make χ² larger before `Status.BRIGHTNESS` is set."""
 MAX_CLIPPED = 0.1
-"""Share of the scene's energy, beyond twice that of the pixels, that may be clipped before `Status.CLIPPED`."""
+"""Share of the scene's energy, beyond twice that of its pixels, clipped from which `Status.CLIPPED` is set."""
 
 
 class Registration(NamedTuple):
@@ -137,17 +142,17 @@ class Registration(NamedTuple):
     @property
     def gain_err(self) -> Array:
         """Standard error of ``gain``."""
-        return jnp.sqrt(self.nuisance_covariance[..., 0, 0])
+        return root(self.nuisance_covariance[..., 0, 0])
 
     @property
     def background_err(self) -> Array:
         """Standard error of ``background``."""
-        return jnp.sqrt(self.nuisance_covariance[..., 1, 1])
+        return root(self.nuisance_covariance[..., 1, 1])
 
     @property
     def stderr(self) -> Array:
         """Marginal standard error of each axis in pixels, shape ``(D,)``."""
-        return jnp.sqrt(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
+        return root(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
 
     @property
     def reduced_chi2(self) -> Array:
@@ -178,6 +183,19 @@ class Registration(NamedTuple):
         status = Status(int(self.status))
         verdict = "" if status == Status.OK else f", status={int(status)} ({status.message})"
         return f"Registration(shift=({shift}) px, chi2={float(self.chi2):.5g}, dof={int(self.dof)}{verdict})"
+
+
+def root(variance: Array) -> Array:
+    """Square root, with a derivative of zero at zero, where images are equal and errors are scaled by χ²."""
+    positive = variance != 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+
+
+def in_units(chi2: Array, unit: Array) -> tuple[Array, Array]:
+    """χ² of residuals in some unit in that of the images, and `Status.OUT_OF_RANGE` if it has no number."""
+    scaled = chi2 * unit * unit
+    lost = (jnp.isfinite(chi2) & ~jnp.isfinite(scaled)) | ((chi2 > 0) & (scaled == 0))
+    return scaled, jnp.where(lost, np.int32(Status.OUT_OF_RANGE), np.int32(0))
 
 
 def _upper_tail(chi2: Array, dof: Array) -> Array:
@@ -335,25 +353,23 @@ def register(
         oversample=oversample,
         compact=True,
     )
-    nsigma = check_measure(pair, clip, nsigma, verdict)
+    clip, nsigma, verdict = check_measure(pair.image.dtype, clip, nsigma, verdict)
     known_err = err is not None or weights is not None
     run = partial(measure, nsigma=nsigma, known_err=known_err, model=model, clip=clip, verdict=verdict)
-    if clip is not None or mask is not None or reference_mask is not None or not is_quick(pair, model):
+    masked = mask is not None or reference_mask is not None
+    if clip is not None or masked or is_traced(nsigma) or not is_quick(pair, model):
         return run(pair, clean=None)
     result = run(pair, clean=True)
     return result if result.status != Status.FLAT else run(pair, clean=False)
 
 
-def check_measure(pair: Pair, clip: float | None, nsigma: ArrayLike, verdict: bool) -> Array:
+def check_measure(
+    dtype: jnp.dtype, clip: float | None, nsigma: ArrayLike, verdict: bool
+) -> tuple[float | None, Array, bool]:
     """Check what `register` is asked beside the pair and the model; ``nsigma`` as an array."""
-    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 1):
-        raise ValueError(f"clip must be a number of standard deviations above 1, not {clip!r}")
-    if not isinstance(verdict, bool):
-        raise TypeError(f"verdict must be True or False, not {verdict!r}")
-    nsigma = as_real_array(nsigma, "nsigma").astype(pair.image.dtype)
-    if nsigma.ndim or (not isinstance(nsigma, Tracer) and not nsigma > 0):
-        raise ValueError(f"nsigma must be a positive scalar, not {nsigma}")
-    return nsigma
+    if clip is not None:
+        clip = real_number(clip, "clip", "a number of standard deviations above 1", lambda x: x > 1)
+    return clip, positive(nsigma, "nsigma", dtype), flag(verdict, "verdict")
 
 
 @partial(jax.jit, static_argnames=("clean", "known_err", "model", "clip", "verdict"))
@@ -376,7 +392,8 @@ def measure(
         result, _ = with_terms(run, pair, model, False)
         too_much &= jnp.isfinite(result.chi2)
         result = result._replace(status=result.status | jnp.where(too_much, np.int32(Status.CLIPPED), 0))
-    return result._replace(chi2=result.chi2 * unit**2)
+    chi2, doubt = in_units(result.chi2, unit)
+    return result._replace(chi2=chi2, status=result.status | doubt)
 
 
 def with_unit(pair: Pair, known_err: bool) -> tuple[Pair, Array]:
@@ -394,8 +411,8 @@ def clipped(pair: Pair, known_err: bool, model: Model, clip: float) -> tuple[Pai
     """The pair without the pixels whose residual is above ``clip`` standard deviations, found in rounds.
 
     Without known errors a standard deviation is 1.4826 times the median absolute residual. Every round
-    judges all pixels anew, so that one thrown out by a first, wrong shift can come back. Also whether what was
-    left out is the scene: outliers fall on it as often as beside it.
+    judges all pixels anew, so that one thrown out by a first, wrong shift can come back. Also whether what
+    was left out is the scene: outliers fall on it as often as beside it.
     """
 
     def judge(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -450,7 +467,7 @@ def solve(
     if others is not None:
         place = _in_reach(searched, minimum)
         seen = evidence(searched, *place)
-        unequal = is_unequal(searched, *place)
+        unequal = is_unequal(searched, *place, MAX_IMPROVEMENT)
         second = runner_up(searched, minimum, others, lax.stop_gradient(found.scale), seen)
         chance = jnp.exp(seen.log_chance)
     else:

@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from .fourier import product_modulo
+
 BANDS = 5
 Shape = tuple[int, ...]
 Columns = Callable[[int, np.ndarray, int], Array]
@@ -90,7 +92,7 @@ def cycle_phase(indices: np.ndarray, period: int, whole: Array, fraction: Array)
 
     A float32 phase ``k·s`` at ``s`` of a thousand pixels has lost four digits; only the fraction meets it.
     """
-    turns = (jnp.asarray(indices, whole.dtype) * (whole % period)) % period
+    turns = product_modulo(jnp.asarray(indices % period, whole.dtype), whole % period, period)
     slope = np.asarray(2 * np.pi * indices / period, fraction.dtype)
     return turns.astype(fraction.dtype) * np.asarray(2 * np.pi / period, fraction.dtype) + slope * fraction
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.core import Tracer
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
@@ -31,9 +30,19 @@ from .batch import (
     previous_frames,
     spread,
 )
-from .fourier import as_real_array
-from .pair import ANYWHERE, Boundary, Model, Pair, Search, as_boundary, check, check_max_shift
-from .registration import Registration, Status, check_measure, measure, solve, with_unit
+from .checks import as_real_array, boolean_array, choice, integer, is_traced, numbers, refuse, stack_of
+from .pair import (
+    ANYWHERE,
+    Boundary,
+    Model,
+    Pair,
+    Search,
+    as_boundary,
+    check,
+    check_max_shift,
+    check_switches,
+)
+from .registration import Registration, Status, check_measure, in_units, measure, solve, with_unit
 from .terms import is_shareable, shared_reference, shared_terms
 
 REFERENCES = ("mean", "first", "previous")
@@ -149,13 +158,10 @@ def register_stack(
     [0. 1. 2. 3.] Registration((4,) results, 0 with a status)
     """
     unit = unit_of(stack, reference)
-    stack = as_real_array(stack, "stack", unit)
-    if stack.ndim not in (3, 4) or not stack.shape[0]:
-        raise ValueError(
-            f"stack must have a frame axis and 2 or 3 more, (N, ny, nx) or (N, nz, ny, nx), and at least one "
-            f"frame, not shape {stack.shape}"
-        )
+    stack = stack_of(stack, unit=unit)
     mesh = None if mesh is None else as_mesh(mesh)
+    clip, nsigma, verdict = check_measure(stack.dtype, clip, nsigma, verdict)
+    fit_gain, fit_background, oversample = check_switches(fit_gain, fit_background, oversample)
     options = Options(
         as_boundary(boundary),
         fit_gain,
@@ -169,17 +175,20 @@ def register_stack(
     frames, common = _sorted(stack, reference, err, reference_err, mask, search, unit)
     padded = options.boundary.name != "wrap"
     if batch_size is None:
-        batch_size = default_batch_size(stack.shape[1:], stack.dtype.itemsize, memory_limit, padded)
-    elif isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}")
+        limit = None if memory_limit is None else integer(memory_limit, "memory_limit")
+        batch_size = default_batch_size(stack.shape[1:], stack.dtype.itemsize, limit, padded)
+    batch_size = integer(batch_size, "batch_size")
     count = len(stack)
     if mesh is not None:
         frames, count = spread(frames, mesh)
     if isinstance(reference, str) and reference != "previous":
         common = common._replace(reference=_made_reference(frames.image, reference, mesh))
+    if reference_mask is not None:
+        words = f"the shape of a frame, {stack.shape[1:]}"
+        reference_mask = boolean_array(reference_mask, "reference_mask", (stack.shape[1:],), words)
     extra = (reference_mask, nsigma)
     run = partial(_register_stack, frames, common, extra, options, batch_size=batch_size, mesh=mesh)
-    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((frames, common)))
+    traced = is_traced(frames, common, nsigma)
     if mesh is not None:
         return gathered(run(clean=False), count)
     if traced or not _is_shareable(frames, common, reference_mask, options):
@@ -219,18 +228,13 @@ def _sorted(
 ) -> tuple[Frame, Frame]:
     """What each frame has of its own, and what they have in common; one is None where the other is not."""
     count, shape = len(stack), stack.shape[1:]
-    if mask is not None and jnp.asarray(mask).dtype != bool:
-        raise TypeError(
-            f"mask must be boolean, True where a pixel is to be ignored, not {jnp.asarray(mask).dtype}"
-        )
     if not isinstance(search, Search):
-        raise TypeError(f"search must be a Search, not {search!r}")
+        refuse("search", "a Search", search, TypeError)
     own, shared = _sorted_search(search, count, len(shape))
     frames = Frame(stack, None, None, None, None, own)
     common = Frame(jnp.zeros_like(stack, shape=()), None, None, None, None, shared)
     if isinstance(reference, str):
-        if reference not in REFERENCES:
-            raise ValueError(f"reference must be one of {REFERENCES} or an image, not {reference!r}")
+        choice(reference, "reference", REFERENCES, " or an image")
         if reference == "previous":
             frames = frames._replace(reference=previous_frames(stack))
     else:
@@ -247,13 +251,12 @@ def _sorted(
     for name, value in (("err", err), ("reference_err", reference_err), ("mask", mask)):
         if value is None:
             continue
-        array = jnp.asarray(value) if name == "mask" else as_real_array(value, name, unit)
-        scalars = () if name == "mask" else ((), (count,))
-        if array.shape not in (*scalars, shape, stack.shape):
-            single = "" if name == "mask" else f", be a scalar or one per frame, ({count},)"
-            raise ValueError(
-                f"{name} must have the shape of a frame, {shape}, of stack{single}, not {array.shape}"
-            )
+        words = f"the shape of a frame, {shape}, or of stack, {stack.shape}"
+        if name == "mask":
+            array = boolean_array(value, name, (shape, stack.shape), words)
+        else:
+            words = f"be a scalar, one per frame, ({count},), or have {words}"
+            array = numbers(value, name, ((), (count,), shape, stack.shape), words)
         if array.shape in ((count,), stack.shape):
             frames = Frame(**(frames._asdict() | {name: array}))
         else:
@@ -278,9 +281,8 @@ def _sorted_search(search: Search, count: int, ndim: int) -> tuple[Search, Searc
     own: dict = {}
     shared: dict = {"fixed": search.fixed}
     if search.initial is not None:
-        initial = jnp.asarray(search.initial)
-        if initial.shape not in ((ndim,), (count, ndim)):
-            raise ValueError(f"initial must have shape ({ndim},) or ({count}, {ndim}), not {initial.shape}")
+        words = f"have shape ({ndim},) or ({count}, {ndim})"
+        initial = numbers(search.initial, "initial", ((ndim,), (count, ndim)), words)
         (own if initial.ndim == 2 else shared)["initial"] = initial
     if search.prior is not None:
         mean, covariance = (jnp.asarray(x) for x in search.prior)
@@ -358,7 +360,6 @@ def _chunk_function(
 
     example = jax.tree.map(lambda x: x[0], frames)
     pair, model = pair_of(example)
-    nsigma = check_measure(pair, options.clip, nsigma, options.verdict)
 
     def one_by_one(frame: Frame) -> Registration:
         pair, model = pair_of(frame)
@@ -373,7 +374,8 @@ def _chunk_function(
     def shared_measure(frame: Frame) -> Registration:
         terms = shared_terms(shared, pair._replace(image=frame.image), model)
         result, _ = solve(terms, nsigma, known_err, options.verdict)
-        return result._replace(chi2=result.chi2 * unit**2)
+        chi2, doubt = in_units(result.chi2, unit)
+        return result._replace(chi2=chi2, status=result.status | doubt)
 
     if clean:
         return jax.vmap(shared_measure)

@@ -11,19 +11,12 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from .checks import as_numbers, integer, per_axis, positive, refuse, sizes
 from .errors import contour_points, delta_chi2, extremes, interval_points, profile_values
 from .minimum import find_minima, find_minimum, split
 from .pair import ANYWHERE, Boundary, Search, check
 from .terms import Chi2Terms, is_quick, uniform_terms, weighted_terms
 from .verdict import Peaks, Posterior, peaks, posterior, separate_minima
-
-
-def split_shift(shift: ArrayLike, ndim: int, dtype: jnp.dtype, name: str = "shift") -> tuple[Array, Array]:
-    """Whole pixels and remainder of a shift given in pixels, one value per axis."""
-    shift = jnp.asarray(shift, dtype)
-    if shift.shape != (ndim,):
-        raise ValueError(f"{name} must hold one value per axis, shape ({ndim},), not {shift.shape}")
-    return split(shift)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["terms"], meta_fields=[])
@@ -37,13 +30,16 @@ class Chi2Surface:
 
     terms: Chi2Terms
 
-    @jax.jit
     def __call__(self, shift: ArrayLike) -> Array:
         """χ² at one shift, shape ``(D,)`` in, a scalar out; differentiable in the shift and the images.
 
         A sum of squared residuals: relative precision is that of the dtype however large the S/N.
         """
-        return self.terms.residual_chi2(*self._split(shift))
+        return self._value(self._per_axis(shift, "shift"))
+
+    @jax.jit
+    def _value(self, shift: Array) -> Array:
+        return self.terms.residual_chi2(*split(shift))
 
     @jax.jit
     def map(self) -> Array:
@@ -95,16 +91,18 @@ class Chi2Surface:
             χ², of the given shape: χ² at the centre from residuals, plus differences from it that keep
             their relative precision, so that a minimum 1e-6 pixels wide is smooth in float32 too.
         """
-        whole, fraction = self._split(center, "center")
-        ndim = len(self.terms.shape)
-        shape = tuple(int(m) for m in shape)
-        if len(shape) != ndim or min(shape) < 1:
-            raise ValueError(f"shape must hold {ndim} positive sizes, not {shape}")
-        steps = jnp.asarray(spacing, fraction.dtype)
-        if steps.shape not in ((), (ndim,)):
-            raise ValueError(f"spacing must be a scalar or hold {ndim} values, not shape {steps.shape}")
-        steps = jnp.broadcast_to(steps, (ndim,))
-        return _zoom(self.terms, whole, fraction, steps, shape)
+        at = self._per_axis(center, "center")
+        steps = self._per_axis(spacing, "spacing", or_scalar=True)
+        return self._zoom(at, steps, sizes(shape, "shape", len(at)))
+
+    @partial(jax.jit, static_argnames="shape")
+    def _zoom(self, center: Array, steps: Array, shape: tuple[int, ...]) -> Array:
+        whole, fraction = split(center)
+        offsets = [
+            jnp.asarray(np.arange(m) - (m - 1) / 2, steps.dtype) * steps[a] for a, m in enumerate(shape)
+        ]
+        chi2 = self.terms.residual_chi2(whole, fraction)
+        return chi2 + self.terms.differences(whole, fraction, offsets)
 
     @jax.jit
     def minimum(self) -> Array:
@@ -112,19 +110,21 @@ class Chi2Surface:
         found = find_minimum(self.terms)
         return found.whole + found.fraction
 
-    @partial(jax.jit, static_argnames="nfitted")
     def interval(self, nsigma: ArrayLike = 1.0, nfitted: int = 1) -> Array:
         """Extremes of each axis over Δχ² < ``delta_chi2(nsigma, nfitted)``, as positions, shape ``(D, 2)``.
 
         With ``nfitted=1`` the profile-likelihood interval of each axis (MINOS), with ``nfitted=2`` the
         extent of the joint region of two. NaN where the region does not close.
         """
+        return self._interval(self._threshold(nsigma, nfitted))
+
+    @jax.jit
+    def _interval(self, threshold: Array) -> Array:
         found = find_minimum(self.terms)
-        points = interval_points(self.terms, found, self._threshold(nsigma, nfitted))
+        points = interval_points(self.terms, found, threshold)
         bounds = extremes(points, self.terms.model.free)
         return found.whole[:, None] + found.fraction[:, None] + bounds
 
-    @partial(jax.jit, static_argnames=("n", "nfitted"))
     def contour(self, nsigma: ArrayLike = 1.0, n: int = 64, nfitted: int = 2) -> Array:
         """Polygon of n points on Δχ² = ``delta_chi2(nsigma, nfitted)``, shape ``(n, 2)``, two axes only.
 
@@ -134,14 +134,15 @@ class Chi2Surface:
             raise ValueError(f"contour needs images with 2 axes, not {len(self.terms.shape)}")
         if not all(self.terms.model.free):
             raise ValueError("contour needs both axes free, not fixed")
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 3:
-            raise ValueError(f"n must be an integer of at least 3, not {n!r}")
+        return self._contour(self._threshold(nsigma, nfitted), integer(n, "n", 3))
+
+    @partial(jax.jit, static_argnames="n")
+    def _contour(self, threshold: Array, n: int) -> Array:
         found = find_minimum(self.terms)
-        points = contour_points(self.terms, found, self._threshold(nsigma, nfitted), n)
+        points = contour_points(self.terms, found, threshold, n)
         displacement = jnp.where(points.found[:, None], points.displacement, jnp.nan)
         return (found.whole + found.fraction)[None, :] + displacement
 
-    @partial(jax.jit, static_argnames="axis")
     def profile(self, axis: int, positions: ArrayLike) -> Array:
         """Δχ² above the minimum at given shifts along one axis, minimised over the other axes.
 
@@ -153,27 +154,32 @@ class Chi2Surface:
             Shifts along it, in pixels.
         """
         ndim = len(self.terms.shape)
-        if not -ndim <= axis < ndim:
-            raise ValueError(f"axis must lie between {-ndim} and {ndim - 1}, not {axis}")
-        axis %= ndim
-        found = find_minimum(self.terms)
-        displacements = (
-            jnp.asarray(positions, found.fraction.dtype) - found.whole[axis] - found.fraction[axis]
-        )
-        return profile_values(self.terms, found, axis, jnp.atleast_1d(displacements))
+        wanted = f"an integer from {-ndim} to {ndim - 1}"
+        axis = integer(axis, "axis", -ndim, wanted)
+        if axis >= ndim:
+            refuse("axis", wanted, axis)
+        at = as_numbers(positions, "positions", "real numbers", self.terms.constant.dtype)
+        if at.ndim > 1:
+            refuse("positions", "a vector", positions)
+        return self._profile(axis % ndim, jnp.atleast_1d(at))
 
-    @partial(jax.jit, static_argnames="n")
+    @partial(jax.jit, static_argnames="axis")
+    def _profile(self, axis: int, positions: Array) -> Array:
+        found = find_minimum(self.terms)
+        return profile_values(self.terms, found, axis, positions - found.whole[axis] - found.fraction[axis])
+
     def peaks(self, n: int = 2) -> Peaks:
         """The n deepest separate minima, the best first: shifts, shape ``(n, D)``, and Δχ², shape ``(n,)``.
 
         Minima of the search grid, below all their neighbours and more than a pixel from the best, then
         refined like it. Where `map` is χ² per pixel they stay whole shifts.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 2:
-            raise ValueError(f"n must be an integer of at least 2, not {n!r}")
+        return self._peaks(integer(n, "n", 2))
+
+    @partial(jax.jit, static_argnames="n")
+    def _peaks(self, n: int) -> Peaks:
         return peaks(self.terms, *find_minima(self.terms, separate_minima(self.terms, n - 1)))
 
-    @jax.jit
     def posterior(self, temperature: ArrayLike = 1.0) -> Posterior:
         """``exp(−χ² / (2 temperature))`` over the samples of `map`, normalised, with mean and covariance.
 
@@ -183,28 +189,23 @@ class Chi2Surface:
         where each shift has n pixels of its own, χ² is ``n ln(1 − r²)``, r their correlation: the likelihood
         at the best gain and the best error.
         """
-        temperature = jnp.asarray(temperature, self.terms.constant.dtype)
-        if temperature.ndim:
-            raise ValueError(f"temperature must be a scalar, not shape {temperature.shape}")
+        return self._posterior(positive(temperature, "temperature", self.terms.constant.dtype))
+
+    @jax.jit
+    def _posterior(self, temperature: Array) -> Posterior:
         found = posterior(self.terms, temperature)
         return found._replace(probability=self._in_order(found.probability))
 
-    @jax.jit
     def posterior_mean(self, temperature: ArrayLike = 1.0) -> Array:
         """Mean of the `posterior`, shape ``(D,)``, in pixels."""
         return self.posterior(temperature).mean
 
-    def _split(self, shift: ArrayLike, name: str = "shift") -> tuple[Array, Array]:
-        return split_shift(shift, len(self.terms.shape), self.terms.constant.dtype, name)
+    def _per_axis(self, x: ArrayLike, name: str, or_scalar: bool = False) -> Array:
+        return per_axis(x, name, len(self.terms.shape), self.terms.constant.dtype, or_scalar=or_scalar)
 
     def _threshold(self, nsigma: ArrayLike, nfitted: int) -> Array:
-        return delta_chi2(nsigma, nfitted).astype(self.terms.constant.dtype)
-
-
-@partial(jax.jit, static_argnames="shape")
-def _zoom(terms: Chi2Terms, whole: Array, fraction: Array, steps: Array, shape: tuple[int, ...]) -> Array:
-    offsets = [jnp.asarray(np.arange(m) - (m - 1) / 2, steps.dtype) * steps[a] for a, m in enumerate(shape)]
-    return terms.residual_chi2(whole, fraction) + terms.differences(whole, fraction, offsets)
+        dtype = self.terms.constant.dtype
+        return delta_chi2(positive(nsigma, "nsigma", dtype), nfitted)
 
 
 def chi2_surface(

@@ -343,6 +343,8 @@ def is_clean(pair: Pair) -> Array:
     An overflow of the sum is taken for a bad pixel, which merely costs time.
     """
     clean = jnp.isfinite(jnp.sum(pair.reference)) & jnp.isfinite(jnp.sum(pair.image))
+    if pair.reference_err is not None:
+        clean &= jnp.isfinite(pair.reference_err)
     return clean & is_valid_error(pair.err)
 
 

@@ -286,8 +286,8 @@ def evidence(terms: Chi2Terms, whole: Array, fraction: Array) -> Evidence:
     return Evidence(nu / number, jnp.minimum(log_chance, 0.0), news)
 
 
-def is_unequal(terms: Chi2Terms, whole: Array, fraction: Array, least: float = 1.5) -> Array:
-    """Whether χ² would be ``least`` times smaller with a gain or a background that is held, or a negative gain.
+def is_unequal(terms: Chi2Terms, whole: Array, fraction: Array, least: float) -> Array:
+    """Whether a gain or a background that is held makes χ² ``least`` times larger, or a gain is negative.
 
     Noise of the reference draws the best gain below one: only a larger one tells of other brightness.
     """

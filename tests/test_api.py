@@ -23,6 +23,7 @@ PACKAGE = Path(jaxchi2.__file__).parent
 # A module imports only from those before it.
 ORDER = [
     "arrays",
+    "checks",
     "fourier",
     "spectrum",
     "sampling",

@@ -737,8 +737,8 @@ def test_zoom_and_errors_do_not_modify(reference, x64):
     ("changes", "error", "words"),
     [
         ({"im1": np.ones((8, 9))}, ValueError, ("im1", "im2", r"\(8, 9\)", r"\(8, 8\)")),
-        ({"im1": np.ones(8), "im2": np.ones(8)}, ValueError, ("im1", "im2", "two axes")),
-        ({"im1": np.ones((2, 3, 4)), "im2": np.ones((2, 3, 4))}, ValueError, ("im1", "im2", "two axes")),
+        ({"im1": np.ones(8), "im2": np.ones(8)}, ValueError, ("im1", "2-dimensional")),
+        ({"im1": np.ones((2, 3, 4)), "im2": np.ones((2, 3, 4))}, ValueError, ("im1", "2-dimensional")),
         ({"im1": np.ones((1, 8)), "im2": np.ones((1, 8))}, ValueError, ("im1", r"\(1, 8\)")),
         ({"im1": np.ones((0, 8)), "im2": np.ones((0, 8))}, ValueError, ("im1", r"\(0, 8\)")),
         ({"im2": np.ones((8, 8), complex)}, TypeError, ("im2", "complex")),
@@ -786,7 +786,7 @@ IMAGE = np.ones((8, 8))
     ],
 )
 def test_bad_options_are_named(call, words):
-    with pytest.raises(ValueError, match=words[0]) as caught:
+    with pytest.raises((TypeError, ValueError), match=words[0]) as caught:
         call()
     for word in words:
         assert caught.match(word)

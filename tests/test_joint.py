@@ -151,9 +151,9 @@ def test_bad_input_raises():
     stack = np.zeros((4, 8, 8))
     for given, message in [
         ({"stack": stack[:2]}, "three or more frames"),
-        ({"reference": "previous"}, "reference must be 'first', 'mean' or an image"),
+        ({"reference": "previous"}, r"reference must be one of \('first', 'mean'\) or an image"),
         ({"max_rounds": 0}, "max_rounds must be a positive integer"),
-        ({"drift": np.ones(3)}, "drift must be a scalar or hold 2 values"),
+        ({"drift": np.ones(3)}, r"drift must hold one value per axis, shape \(2,\), or be a scalar"),
         ({"err": np.ones(3)}, "err must be a scalar"),
         ({"mask": np.zeros(3, bool)}, "mask must have the shape"),
     ]:

@@ -129,7 +129,10 @@ def test_loops_and_rematerialisation(x64):
     ("arguments", "words"),
     [
         ((np.ones((4, 4)), np.ones(4)), "images must have the 2 axes of reference"),
-        ((np.ones((4, 4)), np.ones((3, 4, 4)), np.ones((2, 4, 4))), "err must be for one image or of images"),
+        (
+            (np.ones((4, 4)), np.ones((3, 4, 4)), np.ones((2, 4, 4))),
+            "err must be a scalar, of the shape of",
+        ),
         ((np.ones((4, 4)), np.ones((3, 4, 4), complex)), "images"),
     ],
 )

@@ -548,3 +548,17 @@ def test_float32_is_float64(size, mapped, boundary, x64):
             width = [np.diff(r.interval - r.shift[:, None])[:, 0] for r in (single, double)]
             np.testing.assert_allclose(*width, atol=0.02 * sigma.max() + np.spacing(np.float32(size)))
             np.testing.assert_allclose(single.chi2, double.chi2, rtol=0.01)
+
+
+@pytest.mark.parametrize(("length", "mapped"), [(100_000, False), (1_000_000, False), (50_000, True)])
+def test_long_axes(length, mapped):
+    rng = np.random.default_rng(length)
+    reference = rng.normal(size=length).astype(np.float32)
+    err = rng.uniform(0.08, 0.12, length).astype(np.float32) if mapped else np.float32(0.1)
+    image = np.roll(reference, -20_003) + err * rng.normal(size=length).astype(np.float32)
+    found = register(reference, image, err, boundary="wrap", max_shift=np.inf, verdict=False)
+    assert found.status == Status.OK
+    # White noise has curvature π²/3 per pixel; half the spacing of float32 is 0.001 there.
+    error = np.sqrt(3 / length / np.mean(err**-2.0)) / np.pi
+    np.testing.assert_allclose(found.stderr, error, rtol=0.02)
+    np.testing.assert_allclose(found.shift, -20_003, atol=5 * error + 0.001)

@@ -174,3 +174,14 @@ def test_phase_is_exact_at_large_shifts_in_float32():
 def test_harmonics_are_in_the_order_of_fftfreq():
     for n in range(1, 10):
         np.testing.assert_array_equal(harmonics(n), np.round(np.fft.fftfreq(n) * n))
+
+
+@pytest.mark.parametrize("period", [50_000, 100_000, 1_000_000])
+def test_phase_is_exact_on_long_axes(period):
+    """A harmonic times a shift does not fit 32 bits; of power series the harmonics go to twice Nyquist."""
+    rng = np.random.default_rng(period)
+    indices = np.append(rng.integers(-period, period, 500), [-period, period, period // 2])
+    whole, fraction = period - 3, 0.25
+    found = cycle_phase(indices, period, jnp.asarray(whole, jnp.int32), jnp.asarray(fraction, jnp.float32))
+    turns = (indices * whole % period + indices * fraction) / period
+    np.testing.assert_allclose(np.exp(1j * np.asarray(found, float)), np.exp(2j * np.pi * turns), atol=2e-6)

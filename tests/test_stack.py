@@ -190,23 +190,27 @@ def test_batch_size_follows_memory(monkeypatch):
 
 
 REFUSED = [
-    (ValueError, "stack must have a frame axis", {"stack": SCENE}),
-    (ValueError, "stack must have a frame axis", {"stack": STACK[:0]}),
+    (ValueError, "stack must have shape", {"stack": SCENE}),
+    (ValueError, "stack must have shape", {"stack": STACK[:0]}),
     (TypeError, "stack must be an array of real", {"stack": STACK.astype(complex)}),
     (ValueError, "reference must be one of", {"reference": "median"}),
     (ValueError, "reference must have the 2 axes", {"reference": STACK[:3]}),
-    (ValueError, r"err must have the shape of a frame", {"err": np.ones(3)}),
-    (ValueError, r"reference_err must have the shape", {"reference_err": np.ones((2, 2))}),
+    (
+        ValueError,
+        r"err must be a scalar, one per frame, \(7,\), or have the shape of a frame",
+        {"err": np.ones(3)},
+    ),
+    (ValueError, r"reference_err must be a scalar, one per frame", {"reference_err": np.ones((2, 2))}),
     (TypeError, "mask must be boolean", {"mask": np.ones(SHAPE)}),
     (
         ValueError,
-        r"mask must have the shape of a frame, \(16, 18\), of stack, not",
+        r"mask must have the shape of a frame, \(16, 18\), or of stack, \(7, 16, 18\), not",
         {"mask": np.ones(3, bool)},
     ),
     (ValueError, r"initial must have shape \(2,\) or \(7, 2\)", {"search": Search(initial=np.zeros((3, 2)))}),
     (TypeError, "search must be a Search", {"search": None}),
     (ValueError, "batch_size must be a positive integer", {"batch_size": 0}),
-    (ValueError, "batch_size must be a positive integer", {"batch_size": True}),
+    (TypeError, "batch_size must be a positive integer", {"batch_size": True}),
     (ValueError, "memory_limit must leave room", {"memory_limit": 10}),
     (TypeError, "mesh must be a jax.sharding.Mesh", {"mesh": 8}),
     (TypeError, "verdict must be True or False", {"verdict": "no"}),
