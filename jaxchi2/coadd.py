@@ -17,9 +17,10 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from .batch import default_batch_size, in_chunks
+from .batch import check_batch_size, default_batch_size, in_chunks
 from .fourier import as_real_array
 from .layout import GUARD, fill_smoothly, odd_fast_len
+from .sharding import any_sharding
 from .spectrum import Shape, along, conj_product, harmonics
 
 KERNELS = ("fourier", "cubic", "linear", "nearest")
@@ -46,6 +47,7 @@ class Combined(NamedTuple):
     """Frames that each pixel is made of, integers."""
 
 
+@any_sharding(by_frame=True)
 def align_stack(
     stack: ArrayLike,
     shift: ArrayLike,
@@ -138,6 +140,7 @@ def align_stack(
         stack = jnp.where(mask if mask.shape == stack.shape else mask[None], jnp.nan, stack)
     if batch_size is None:
         batch_size = default_batch_size(frame, stack.dtype.itemsize, padded=True)
+    batch_size = check_batch_size(batch_size)
     return _align_stack(stack, shift, variance, per_frame, kernel, periodic, batch_size)
 
 
@@ -232,6 +235,7 @@ def _filtered(image: Array, responses: list[Array]) -> Array:
     return jnp.fft.irfftn(spectrum, shape)
 
 
+@any_sharding()
 def combine(
     images: ArrayLike,
     variance: ArrayLike = 1.0,

@@ -22,17 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .coadd import align_stack, combine
+from .coadd import align_stack
 from .fourier import as_real_array
 from .noise import estimate_noise
 from .pair import Boundary, Search, as_boundary, check_max_shift
-from .registration import Registration, Status
+from .registration import MIN_PROBABILITY, Registration, Status, range_of, register
+from .sharding import any_sharding
 from .stack import register_stack
-
-FATAL = Status.NO_DATA | Status.LITTLE_OVERLAP | Status.FLAT | Status.NOT_CONVERGED | Status.OUT_OF_WINDOW
-"""Flags of a frame without an answer."""
+from .template import Others, has_answer, mean_of_others, most_usual, number_of_shifts, with_chance
 
 
 class JointRegistration(NamedTuple):
@@ -46,7 +46,8 @@ class JointRegistration(NamedTuple):
     accepted: Array
     """Whether each frame has a part in the image, shape ``(N,)``."""
     registration: Registration
-    """Of each frame against the mean of the others: status, p-value, χ², and the shift without a prior."""
+    """Of each frame against the mean of the others: p-value, χ², runner-up, and the shift without a prior.
+    Its ``chance`` counts that the others were free to move."""
     image: Array
     """The latent image: the weighted mean of the accepted frames, at their mean position."""
     variance: Array
@@ -59,6 +60,10 @@ class JointRegistration(NamedTuple):
     """Rounds that were needed."""
     moved: Array
     """Largest move of the last round in standard errors; above the tolerance if rounds did not suffice."""
+    status: Array
+    """`Status` flags of each frame, shape ``(N,)``; every rejected frame has one. Those of ``registration``;
+    BAD_FIT where its χ² is far above that of the others; NOT_CONVERGED on every frame if the rounds did not
+    suffice, whose shifts are then those of the last."""
 
     @property
     def stderr(self) -> Array:
@@ -70,6 +75,7 @@ class JointRegistration(NamedTuple):
         return _covariance_with(self.information, self.stiffness, self.accepted, frame)
 
 
+@any_sharding()
 def register_jointly(
     stack: ArrayLike,
     err: ArrayLike | None = None,
@@ -98,23 +104,28 @@ def register_jointly(
         Standard deviation of the pixels: a scalar, one per frame, shape ``(N,)``, a map for all or one each.
         None: `estimate_noise` of each frame.
     reference : {"first", "mean"} or array_like
-        Where the first round starts.
+        What the frames are registered to before the first round: one of them, that which is most like the
+        others by level and scatter; the mean of `register_stack`; or an image. With a drift prior a frame or
+        an image.
     mask : array_like of bool, optional
         True where a pixel is to be ignored; of a frame's shape or the stack's.
     boundary, max_shift
         As of `register`.
     drift : array_like, optional
         Standard deviation of the step from one frame to the next, in pixels, a scalar or one per axis: a
-        random walk as the prior of the shifts. It bridges frames that say little or nothing. None: no prior.
+        random walk as the prior of the shifts. It bridges frames that say little or nothing, and says which
+        of several minima is meant: from the first frame on each is looked for around the one before it.
+        None: no prior.
     min_p_value : float
         A frame whose χ² against the others has a smaller p-value is rejected, as is one without an answer.
         Where more than half the frames have too large a χ², as with errors that are too small for all, it is
-        compared with their median. Rejected frames are registered like the others and may come back; they
-        are only not averaged.
+        compared with their median. So is, once the shifts rest, a frame that matches the others no better
+        than unrelated ones do that are free to move. Rejected frames are registered like the others and may
+        come back; they are only not averaged.
     tolerance : float
         The rounds end when no shift moves by more than this many standard errors.
     max_rounds : int
-        Most rounds; static under jit. Three to five are usual.
+        Most rounds. Three to five are usual.
     batch_size : int, optional
         Frames done at once, as of `register_stack`.
 
@@ -156,10 +167,13 @@ def register_jointly(
         raise ValueError(f"max_rounds must be a positive integer, not {max_rounds!r}")
     if isinstance(reference, str) and reference == "previous":
         raise ValueError("reference must be 'first', 'mean' or an image, not 'previous'")
-    step = jnp.asarray(jnp.inf if drift is None else drift, stack.dtype)
-    if step.shape not in ((), (ndim,)):
-        raise ValueError(f"drift must be a scalar or hold {ndim} values, not shape {step.shape}")
-    err = jax.vmap(estimate_noise)(stack) if err is None else as_real_array(err, "err").astype(stack.dtype)
+    step = None if drift is None else _positive(drift, "drift", ((), (ndim,)), stack.dtype)
+    limits = (
+        jnp.asarray(max_rounds, jnp.int32),
+        as_real_array(min_p_value, "min_p_value"),
+        _positive(tolerance, "tolerance", ((),), stack.dtype),
+    )
+    err = _estimated(stack, mask) if err is None else as_real_array(err, "err").astype(stack.dtype)
     frame = stack.shape[1:]
     if err.shape not in ((), (len(stack),), frame, stack.shape):
         raise ValueError(
@@ -167,88 +181,110 @@ def register_jointly(
         )
     if err.shape == ():
         err = jnp.broadcast_to(err, (len(stack),))
-    alike: dict[str, Any] = {
-        "mask": mask,
-        "boundary": as_boundary(boundary),
-        "max_shift": check_max_shift(max_shift, ndim),
-        "batch_size": batch_size,
-    }
-    start = register_stack(stack, reference, err, verdict=False, **alike)
-    stiffness = 1 / jnp.broadcast_to(step, (ndim,)) ** 2
-    return _rounds(
+    if isinstance(reference, str):
+        if reference not in ("first", "mean"):
+            raise ValueError(f"reference must be 'first', 'mean' or an image, not {reference!r}")
+        if reference == "mean" and step is not None:
+            raise ValueError("reference must be 'first' or an image with a drift prior, not 'mean'")
+        kind, image = reference, None
+    else:
+        kind, image = "image", as_real_array(reference, "reference").astype(stack.dtype)
+    return _solution(
         stack,
         err,
-        start.shift,
-        stiffness,
-        min_p_value,
-        tolerance,
-        prior=drift is not None,
-        max_rounds=max_rounds,
-        **alike,
+        image,
+        step,
+        limits,
+        mask,
+        kind=kind,
+        alike=_Alike(as_boundary(boundary), check_max_shift(max_shift, ndim), batch_size),
     )
 
 
-@partial(jax.jit, static_argnames=("boundary", "max_shift", "prior", "max_rounds", "batch_size"))
-def _rounds(
+def _positive(value: ArrayLike, name: str, shapes: tuple, dtype: jnp.dtype) -> Array:
+    array = as_real_array(value, name).astype(dtype)
+    if array.shape not in shapes:
+        raise ValueError(f"{name} must be a scalar or hold {shapes[-1]} values, not shape {array.shape}")
+    if not isinstance(array, Tracer) and not jnp.all(array > 0):
+        raise ValueError(f"{name} must be positive, not {value!r}")
+    return array
+
+
+def _masked(stack: Array, mask: ArrayLike | None) -> Array:
+    """The stack with NaN for masked pixels; what is wrong about a mask, `register_stack` says."""
+    if mask is None or jnp.shape(mask) not in (stack.shape, stack.shape[1:]):
+        return stack
+    return jnp.where(jnp.broadcast_to(jnp.asarray(mask), stack.shape), jnp.nan, stack)
+
+
+def _estimated(stack: Array, mask: ArrayLike | None) -> Array:
+    """Standard deviation of each frame's pixels; of a frame that does not tell, that of the others."""
+    stack = _masked(stack, mask)
+    found = jax.vmap(estimate_noise)(stack)
+    told = found > 0
+    usual = jnp.nanmedian(jnp.where(told, found, jnp.nan))
+    # Of frames without noise, rounding.
+    least = 16 * jnp.finfo(stack.dtype).eps * range_of(stack)
+    return jnp.where(told, found, jnp.where(jnp.isnan(usual), least, usual))
+
+
+class _Alike(NamedTuple):
+    """Choices that hold in all rounds, hashable."""
+
+    boundary: Boundary
+    max_shift: tuple[float, ...] | None
+    batch_size: int | None
+
+
+@partial(jax.jit, static_argnames=("kind", "alike"))
+def _solution(
     stack: Array,
     err: Array,
-    start: Array,
-    stiffness: Array,
-    min_p_value: ArrayLike,
-    tolerance: ArrayLike,
-    *,
+    reference: Array | None,
+    step: Array | None,
+    limits: tuple[Array, Array, Array],
     mask: ArrayLike | None,
-    boundary: Boundary,
-    max_shift: tuple[float, ...] | None,
-    prior: bool,
-    max_rounds: int,
-    batch_size: int | None,
+    *,
+    kind: str,
+    alike: _Alike,
 ) -> JointRegistration:
-    ndim = start.shape[1]
+    ndim = stack.ndim - 1
+    max_rounds, min_p_value, tolerance = limits
+    options = alike._asdict() | {"mask": mask}
+    if step is not None:
+        step = jnp.broadcast_to(step, (ndim,))
+    stiffness = jnp.zeros_like(stack, shape=(ndim,)) if step is None else 1 / step**2
+    shifts, free_shifts = number_of_shifts(stack.shape[1:], alike.boundary, alike.max_shift, step)
 
-    def measured(shift: Array, accepted: Array) -> tuple[Registration, Array, Array, Array]:
-        """Each frame against the others; the share of its own weight; and the mean of all."""
+    def measured(shift: Array, accepted: Array) -> tuple[Registration, Others]:
+        """Each frame against the others."""
         aligned = align_stack(
-            stack, shift, err**2, mask=mask, periodic=boundary.name == "wrap", batch_size=batch_size
-        )
-        counted = accepted.reshape(-1, *[1] * ndim) & jnp.isfinite(aligned.variance)
-        image = jnp.where(counted, aligned.image, jnp.nan)
-        whole = combine(image, aligned.variance)
-        weight = jnp.where(counted, 1 / jnp.where(counted, aligned.variance, 1.0), 0.0)
-        total = jnp.sum(weight, 0)
-        rest = total[None] - weight
-        # A pixel that this frame alone has seen is unknown without it.
-        left = rest > 1e-4 * total[None]
-        sums = total[None] * jnp.where(total > 0, whole.image, 0.0)[None]
-        others = (sums - weight * jnp.where(counted, image, 0.0)) / jnp.where(left, rest, 1.0)
-        share = jnp.sum(weight, tuple(range(1, ndim + 1))) / jnp.sum(total)
-        seen = left & (total > 0)[None]
-        noise = jnp.mean(1 / jnp.where(left, rest, 1.0), tuple(range(1, ndim + 1)), where=seen)
-        found = register_stack(
             stack,
-            jnp.where(seen, others, jnp.nan),
-            err,
-            reference_err=jnp.sqrt(noise),
+            shift,
+            err**2,
             mask=mask,
-            boundary=boundary,
-            max_shift=max_shift,
-            # With a prior the minimum near where it expects the frame, not the deepest anywhere.
-            search=Search(initial=jnp.where(jnp.isfinite(shift), shift, 0.0)) if prior else Search(),
-            verdict=False,
-            batch_size=batch_size,
+            periodic=alike.boundary.name == "wrap",
+            batch_size=alike.batch_size,
         )
-        return found, share, whole.image, whole.variance
+        others = mean_of_others(aligned, accepted)
+        # With a prior the minimum near where it expects the frame, not the deepest anywhere.
+        search = Search() if step is None else Search(initial=jnp.where(jnp.isfinite(shift), shift, 0.0))
+        found = register_stack(stack, others.image, err, reference_err=others.err, search=search, **options)
+        found = with_chance(found, free_shifts**2 / shifts)
+        return found if step is None else _with_prior(found, shift, step), others
 
     def one_round(state: tuple) -> tuple:
-        shift, accepted, _, _, _, _, number = state
-        found, share, image, variance = measured(shift, accepted)
-        answered = found.status & FATAL == 0
+        shift, accepted, judged, number = state[:4]
+        found, others = measured(shift, accepted)
+        answered = has_answer(found)
         # What an odd frame does to the image, all others suffer from: it is the median that says what is odd.
         usual = jnp.nanmedian(jnp.where(answered & accepted, found.reduced_chi2, jnp.nan))
         relative = found._replace(chi2=found.chi2 / jnp.fmax(usual, 1.0))
-        good = answered & ~(relative.p_value < min_p_value)
-        part = (1 - share)[:, None]
-        place = jnp.where(good[:, None], jnp.where(jnp.isfinite(shift), shift, found.shift), 0.0)
+        fits = ~(relative.p_value < min_p_value)
+        good = answered & fits
+        part = (1 - others.share)[:, None]
+        known = jnp.isfinite(shift)
+        place = jnp.where(good[:, None], jnp.where(known, shift, found.shift), 0.0)
         place = place + jnp.where(good[:, None], (found.shift - place) * part, 0.0)
         covariance = found.covariance * part[..., None]
         information = jnp.where(good[:, None, None], _inverse(covariance), 0.0)
@@ -257,21 +293,30 @@ def _rounds(
         new = jnp.where(jnp.isfinite(solution[..., 0]), solution[..., 0], jnp.nan)
         new = new - jnp.mean(new, 0, where=good[:, None])[None]
         error = jnp.sqrt(jnp.diagonal(covariance, axis1=1, axis2=2))
-        moved = jnp.max(jnp.abs(new - shift) / error, where=good[:, None] & jnp.isfinite(shift), initial=0.0)
+        moved = jnp.max(jnp.abs(new - shift) / error, where=good[:, None] & known, initial=0.0)
+        # Before the shifts rest, frames may match the others no better than by chance that belong to them.
+        judged = judged | (jnp.all(good == accepted) & (moved <= tolerance))
+        good = good & ~(judged & (found.status & Status.UNRELATED > 0))
+        information = jnp.where(good[:, None, None], information, 0.0)
         # A frame that came or went changes the image for all.
         moved = jnp.where(jnp.any(good != accepted), jnp.inf, moved)
-        return new, good, found, information, (image, variance), moved, number + 1
+        status = jnp.where(answered & ~fits, found.status | Status.BAD_FIT, found.status)
+        return new, good, judged, number + 1, found, information, others.mean, others.variance, moved, status
 
+    start = _start(stack, err, reference, step, kind, options)
     accepted = jnp.all(jnp.isfinite(start), 1)
     first = start - jnp.mean(start, 0, where=accepted[:, None])[None]
-    state = one_round((first, accepted, None, None, None, None, jnp.zeros((), jnp.int32)))
+    state = one_round((first, accepted, jnp.zeros((), bool), jnp.zeros((), jnp.int32)))
 
     def unsettled(state: tuple) -> Array:
-        return (state[-2] > tolerance) & (state[-1] < max_rounds)
+        return ~(state[-2] <= tolerance) & (state[3] < max_rounds)
 
-    shift, accepted, found, information, (image, variance), moved, number = lax.while_loop(
+    shift, accepted, _, number, found, information, image, variance, moved, status = lax.while_loop(
         unsettled, one_round, state
     )
+    if step is None:
+        shift = jnp.where(accepted[:, None], shift, jnp.nan)
+    status = jnp.where(moved <= tolerance, status, status | Status.NOT_CONVERGED)
     return JointRegistration(
         shift=shift,
         covariance=_marginals(information, stiffness, accepted),
@@ -283,7 +328,91 @@ def _rounds(
         stiffness=stiffness,
         rounds=number,
         moved=moved,
+        status=status,
     )
+
+
+def _with_prior(found: Registration, shift: Array, step: Array) -> Registration:
+    """The odds of the runner-up with what the neighbours of a frame say about it."""
+    away = found.runner_up.shift - shift
+    # Between two neighbours a walk has half the variance of a step.
+    variance = step**2 / 2 + jnp.diagonal(found.covariance, axis1=1, axis2=2)
+    penalty = jnp.sum(away**2 / variance, 1)
+    odds = jax.scipy.special.logit(found.runner_up.probability) + penalty / 2
+    probability = jax.nn.sigmoid(odds)
+    flag = np.int32(Status.AMBIGUOUS)
+    doubt = jnp.where(has_answer(found) & (probability < MIN_PROBABILITY), flag, 0)
+    return found._replace(
+        status=(found.status & ~flag) | doubt,
+        runner_up=found.runner_up._replace(
+            delta_chi2=found.runner_up.delta_chi2 + penalty, probability=probability
+        ),
+    )
+
+
+def _start(
+    stack: Array, err: Array, image: Array | None, step: Array | None, kind: str, options: dict[str, Any]
+) -> Array:
+    """Shifts before the first round."""
+    if kind == "mean":
+        return register_stack(stack, "mean", err, verdict=False, **options).shift
+    number, reference_err = jnp.zeros((), jnp.int32), None
+    if image is None:
+        number = most_usual(_masked(stack, options["mask"]))
+        image = stack[number]
+        reference_err = err[number] if err.shape[:1] == stack.shape[:1] and err.ndim != image.ndim else err
+    if step is not None:
+        return _walk(stack, err, image, reference_err, number, step, options)
+    if options["max_shift"] is not None:
+        # Two frames may be twice as far apart as each is from the mean.
+        options = options | {"max_shift": tuple(2 * limit for limit in options["max_shift"])}
+    return register_stack(stack, image, err, reference_err=reference_err, verdict=False, **options).shift
+
+
+def _walk(
+    stack: Array,
+    err: Array,
+    image: Array,
+    reference_err: Array | None,
+    number: Array,
+    step: Array,
+    options: dict[str, Any],
+) -> Array:
+    """Each frame against one image, near where the one before it was; from one frame on, both ways."""
+    count = len(stack)
+    # A step that may lead anywhere leads as far as a frame's width.
+    step = jnp.minimum(step, float(max(stack.shape[1:])))
+    index = jnp.arange(count)
+    ahead = count - number
+    order = jnp.where(index < ahead, number + index, count - 1 - index)
+    each = err.ndim == 1 or err.shape == stack.shape
+    own_mask = options["mask"] is not None and jnp.ndim(options["mask"]) == stack.ndim
+    masks = jnp.asarray(options["mask"]) if own_mask else None
+
+    def one(carry: tuple[Array, Array], at: tuple[Array, Array]) -> tuple:
+        i, begins = at
+        # The image is at the place of the frame that it is, or near it.
+        position = jnp.where(begins, 0.0, carry[0])
+        variance = jnp.where(begins, 0.0, carry[1]) + step**2
+        found = register(
+            image,
+            stack[i],
+            err[i] if each else err,
+            reference_err=reference_err,
+            mask=options["mask"] if masks is None else masks[i],
+            boundary=options["boundary"],
+            search=Search(prior=(position, jnp.diag(variance))),
+            verdict=False,
+        )
+        answered = has_answer(found)
+        position = jnp.where(answered, found.shift, position)
+        variance = jnp.where(answered, jnp.diagonal(found.covariance), variance)
+        return (position, variance), jnp.where(answered, position, jnp.nan)
+
+    zero = jnp.zeros_like(step)
+    found: Array
+    _, found = lax.scan(one, (zero, zero), (order, (index == 0) | (index == ahead)))
+    return jnp.zeros_like(found).at[order].set(found)
 
 
 def _inverse(matrices: Array) -> Array:

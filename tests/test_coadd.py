@@ -161,6 +161,8 @@ def test_bad_input_raises():
         ({"shift": np.zeros((2, 2))}, r"shift must have one row per frame, shape \(3, 2\), not \(2, 2\)"),
         ({"kernel": "sinc"}, "kernel must be one of"),
         ({"variance": np.ones(5)}, "variance must be a scalar"),
+        ({"batch_size": 0}, "batch_size must be a positive integer"),
+        ({"batch_size": 1.5}, "batch_size must be a positive integer"),
         ({"mask": np.zeros((8, 8), bool)}, "mask must be boolean, of the shape"),
     ]:
         with pytest.raises(ValueError, match=message):
