@@ -274,14 +274,15 @@ def _solution(
         return found if step is None else _with_prior(found, shift, step), others
 
     def one_round(state: tuple) -> tuple:
-        shift, accepted, judged, number = state[:4]
+        shift, accepted, judged, number, said = state[:5]
         found, others = measured(shift, accepted)
         answered = has_answer(found)
         # What an odd frame does to the image, all others suffer from: it is the median that says what is odd.
         usual = jnp.nanmedian(jnp.where(answered & accepted, found.reduced_chi2, jnp.nan))
         relative = found._replace(chi2=found.chi2 / jnp.fmax(usual, 1.0))
         fits = ~(relative.p_value < min_p_value)
-        good = answered & fits
+        unrelated = found.status & Status.UNRELATED > 0
+        good = answered & fits & ~(judged & unrelated)
         part = (1 - others.share)[:, None]
         known = jnp.isfinite(shift)
         place = jnp.where(good[:, None], jnp.where(known, shift, found.shift), 0.0)
@@ -290,28 +291,34 @@ def _solution(
         information = jnp.where(good[:, None, None], _inverse(covariance), 0.0)
         rhs = jnp.matmul(information, place[..., None], precision=lax.Precision.HIGHEST)
         solution, _ = solve_chain(information, stiffness, rhs)
-        new = jnp.where(jnp.isfinite(solution[..., 0]), solution[..., 0], jnp.nan)
-        new = new - jnp.mean(new, 0, where=good[:, None])[None]
+        new = solution[..., 0] - _mean_of(solution[..., 0], good)
         error = jnp.sqrt(jnp.diagonal(covariance, axis1=1, axis2=2))
         moved = jnp.max(jnp.abs(new - shift) / error, where=good[:, None] & known, initial=0.0)
-        # Before the shifts rest, frames may match the others no better than by chance that belong to them.
-        judged = judged | (jnp.all(good == accepted) & (moved <= tolerance))
-        good = good & ~(judged & (found.status & Status.UNRELATED > 0))
-        information = jnp.where(good[:, None, None], information, 0.0)
         # A frame that came or went changes the image for all.
         moved = jnp.where(jnp.any(good != accepted), jnp.inf, moved)
+        # Before the shifts rest, frames match the others no better than by chance that belong to them. If
+        # they do not come to rest, the last two rounds are left for this.
+        late = (moved <= tolerance) | (number + 3 >= max_rounds)
+        moved = jnp.where(late & ~judged & jnp.any(good & unrelated), jnp.inf, moved)
         status = jnp.where(answered & ~fits, found.status | Status.BAD_FIT, found.status)
-        return new, good, judged, number + 1, found, information, others.mean, others.variance, moved, status
+        # Where no frame is left there is nothing to compare with, and the last word holds.
+        status = jnp.where(jnp.any(accepted), status, said)
+        image = others.mean, others.variance
+        return new, good, judged | late, number + 1, status, found, information, image, moved
 
     start = _start(stack, err, reference, step, kind, options)
     accepted = jnp.all(jnp.isfinite(start), 1)
-    first = start - jnp.mean(start, 0, where=accepted[:, None])[None]
-    state = one_round((first, accepted, jnp.zeros((), bool), jnp.zeros((), jnp.int32)))
+    first = start - _mean_of(start, accepted)
+    silent = jnp.full_like(accepted, Status.NO_DATA, dtype=jnp.int32)
+    begin = (first, accepted, max_rounds < 3, jnp.zeros((), jnp.int32), silent)
+    # The round is compiled once, for what it returns is made up before the first.
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one_round, begin)[5:-1])
+    state = (*begin, *empty, jnp.full_like(first, jnp.inf, shape=()))
 
     def unsettled(state: tuple) -> Array:
-        return ~(state[-2] <= tolerance) & (state[3] < max_rounds)
+        return ~(state[-1] <= tolerance) & (state[3] < max_rounds)
 
-    shift, accepted, _, number, found, information, image, variance, moved, status = lax.while_loop(
+    shift, accepted, _, number, status, found, information, (image, variance), moved = lax.while_loop(
         unsettled, one_round, state
     )
     if step is None:
@@ -330,6 +337,12 @@ def _solution(
         moved=moved,
         status=status,
     )
+
+
+def _mean_of(shift: Array, accepted: Array) -> Array:
+    """Mean position of the accepted frames, shape ``(1, D)``."""
+    total = jnp.sum(shift, 0, where=accepted[:, None])
+    return total[None] / jnp.maximum(jnp.sum(accepted, dtype=shift.dtype), 1.0)
 
 
 def _with_prior(found: Registration, shift: Array, step: Array) -> Registration:

@@ -145,19 +145,16 @@ def test_a_mean_does_not_hold_the_frames_own_noise(known):
 
 
 def test_odd_frames_and_masked_pixels_have_no_part_in_the_mean():
-    """One of NaN, one bright, one saturated, at the beginning; a scatter of wild pixels, masked and NaN."""
+    """One of NaN, one bright, one saturated, at the beginning; a scatter of wild pixels, which are masked."""
     frames, shifts = next(noisy_stacks(8, 0.1, 1, 2))
     mask = np.random.default_rng(5).random(frames.shape) < 0.02
     frames[0], frames[1], frames[2] = np.nan, 5e4 * (1 + SCENE), 4095.0
-    masked = jaxchi2.register_stack(np.where(mask, 1e4, frames), err=0.1, mask=mask, **MEAN)
-    blank = jaxchi2.register_stack(np.where(mask, np.nan, frames), err=0.1, **MEAN)
-    for found in (masked, blank):
-        assert np.all(found.status[:3] != 0)
-        assert np.all(found.status[3:] == 0)
-        truth = shifts - shifts[3:].mean(0)
-        assert np.all(np.abs(found.shift - truth)[3:] < 6 * found.stderr[3:])
-        assert np.max(found.stderr[3:]) < 0.05
-    same(masked, blank, 1e-4)
+    found = jaxchi2.register_stack(np.where(mask, 1e4, frames), err=0.1, mask=mask, **MEAN)
+    assert np.all(found.status[:3] != 0)
+    assert np.all(found.status[3:] == 0)
+    truth = shifts - shifts[3:].mean(0)
+    assert np.all(np.abs(found.shift - truth)[3:] < 6 * found.stderr[3:])
+    assert np.max(found.stderr[3:]) < 0.05
 
 
 def test_a_mean_of_some_frames_serves_the_others(monkeypatch):
