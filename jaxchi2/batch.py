@@ -37,6 +37,10 @@ def default_batch_size(
     """Frames to do at once: what fits into the cache of a CPU, or into a share of an accelerator's memory."""
     size = prod(shape) * itemsize
     limit = memory_limit
+    if limit is not None and (
+        isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 1
+    ):
+        raise ValueError(f"memory_limit must be a positive integer of bytes, not {limit!r}")
     if limit is None:
         # What a device does not tell is taken as 8 GB.
         stats = {} if jax.default_backend() == "cpu" else jax.devices()[0].memory_stats() or {}
@@ -89,12 +93,15 @@ def frame_axis(mesh: Mesh) -> str:
     return mesh.axis_names[0]
 
 
-def on_mesh(function: Callable, mesh: Mesh | None, *, reduces: bool = False) -> Callable:
-    """``function(frames, common)`` on each device's share of the frames; frames out, or a reduction."""
+def on_mesh(function: Callable, mesh: Mesh | None, *, reduces: Any = False) -> Callable:
+    """``function(frames, common)`` on each device's share of the frames; frames out, or a reduction.
+
+    Of several results, ``reduces`` says that of each.
+    """
     if mesh is None:
         return function
     axis = frame_axis(mesh)
-    specs = P() if reduces else P(axis)
+    specs = jax.tree.map(lambda whole: P() if whole else P(axis), reduces)
     # JAX cannot yet check what varies over the devices through custom derivatives; the tests compare them.
     return jax.shard_map(function, mesh=mesh, in_specs=(P(axis), P()), out_specs=specs, check_vma=False)
 
@@ -140,22 +147,6 @@ def gathered(results: Any, count: int) -> Any:
         return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])[:count]
 
     return jax.tree.map(own, results)
-
-
-def mean_frame(frames: Array, axis: str | None = None) -> Array:
-    """Mean of the finite values of every pixel, NaN where there are none; over a mesh's axis too."""
-    finite = jnp.isfinite(frames)
-    sums = jnp.sum(jnp.where(finite, frames, 0.0), 0), jnp.sum(finite, 0, dtype=frames.dtype)
-    total, number = sums if axis is None else lax.psum(sums, axis)
-    return jnp.where(number > 0, total / jnp.maximum(number, 1.0), jnp.nan)
-
-
-def first_frame(frames: Array, axis: str | None = None) -> Array:
-    """The first frame, of all devices' frames."""
-    if axis is None:
-        return frames[0]
-    mine = lax.axis_index(axis) == 0
-    return lax.psum(jnp.where(mine, frames[0], jnp.zeros_like(frames[0])), axis)
 
 
 def previous_frames(frames: Array) -> Array:

@@ -21,6 +21,7 @@ from .arrays import unit_of
 from .batch import default_batch_size, in_chunks
 from .checks import array_of, boolean_array, choice, flag, integer, numbers, positive, stack_of
 from .layout import GUARD, fill_smoothly, odd_fast_len
+from .sharding import any_sharding
 from .spectrum import Shape, along, conj_product, harmonics
 
 KERNELS = ("fourier", "cubic", "linear", "nearest")
@@ -47,6 +48,7 @@ class Combined(NamedTuple):
     """Frames that each pixel is made of, integers."""
 
 
+@any_sharding(by_frame=True)
 def align_stack(
     stack: ArrayLike,
     shift: ArrayLike,
@@ -225,6 +227,7 @@ def _filtered(image: Array, responses: list[Array]) -> Array:
     return jnp.fft.irfftn(spectrum, shape)
 
 
+@any_sharding()
 def combine(
     images: ArrayLike,
     variance: ArrayLike = 1.0,

@@ -27,6 +27,7 @@ from jax.typing import ArrayLike
 from .arrays import unit_of
 from .checks import (
     as_real_array,
+    boolean_array,
     choice,
     integer,
     numbers,
@@ -37,14 +38,13 @@ from .checks import (
     scalar,
     stack_of,
 )
-from .coadd import align_stack, combine
+from .coadd import align_stack
 from .noise import estimate_noise
 from .pair import Boundary, Search, as_boundary, check_max_shift
-from .registration import Registration, Status
+from .registration import MIN_PROBABILITY, Registration, Status, range_of, register
+from .sharding import any_sharding
 from .stack import register_stack
-
-FATAL = Status.NO_DATA | Status.LITTLE_OVERLAP | Status.FLAT | Status.NOT_CONVERGED | Status.OUT_OF_WINDOW
-"""Flags of a frame without an answer."""
+from .template import Others, has_answer, mean_of_others, most_usual, number_of_shifts, with_chance
 
 
 class JointRegistration(NamedTuple):
@@ -58,7 +58,8 @@ class JointRegistration(NamedTuple):
     accepted: Array
     """Whether each frame has a part in the image, shape ``(N,)``."""
     registration: Registration
-    """Of each frame against the mean of the others: status, p-value, χ², and the shift without a prior."""
+    """Of each frame against the mean of the others: p-value, χ², runner-up, and the shift without a prior.
+    Its ``chance`` counts that the others were free to move."""
     image: Array
     """The latent image: the weighted mean of the accepted frames, at their mean position."""
     variance: Array
@@ -71,6 +72,10 @@ class JointRegistration(NamedTuple):
     """Rounds that were needed."""
     moved: Array
     """Largest move of the last round in standard errors; above the tolerance if rounds did not suffice."""
+    status: Array
+    """`Status` flags of each frame, shape ``(N,)``; every rejected frame has one. Those of ``registration``;
+    BAD_FIT where its χ² is far above that of the others; NOT_CONVERGED on every frame if the rounds did not
+    suffice, whose shifts are then those of the last."""
 
     @property
     def stderr(self) -> Array:
@@ -85,6 +90,7 @@ class JointRegistration(NamedTuple):
         return _covariance_with(self.information, self.stiffness, self.accepted, frame)
 
 
+@any_sharding()
 def register_jointly(
     stack: ArrayLike,
     err: ArrayLike | None = None,
@@ -113,23 +119,28 @@ def register_jointly(
         Standard deviation of the pixels: a scalar, one per frame, shape ``(N,)``, a map for all or one each.
         None: `estimate_noise` of each frame.
     reference : {"first", "mean"} or array_like
-        Where the first round starts.
+        What the frames are registered to before the first round: one of them, that which is most like the
+        others by level and scatter; the mean of `register_stack`; or an image. With a drift prior a frame or
+        an image.
     mask : array_like of bool, optional
         True where a pixel is to be ignored; of a frame's shape or the stack's.
     boundary, max_shift
         As of `register`.
     drift : array_like, optional
         Standard deviation of the step from one frame to the next, in pixels, a scalar or one per axis: a
-        random walk as the prior of the shifts. It bridges frames that say little or nothing. None: no prior.
+        random walk as the prior of the shifts. It bridges frames that say little or nothing, and says which
+        of several minima is meant: from the first frame on each is looked for around the one before it.
+        None: no prior.
     min_p_value : float
         A frame whose χ² against the others has a smaller p-value is rejected, as is one without an answer.
         Where more than half the frames have too large a χ², as with errors that are too small for all, it is
-        compared with their median. Rejected frames are registered like the others and may come back; they
-        are only not averaged.
+        compared with their median. So is, once the shifts rest, a frame that matches the others no better
+        than unrelated ones do that are free to move. Rejected frames are registered like the others and may
+        come back; they are only not averaged.
     tolerance : float
         The rounds end when no shift moves by more than this many standard errors.
     max_rounds : int
-        Most rounds; static under jit. Three to five are usual.
+        Most rounds. Three to five are usual.
     batch_size : int, optional
         Frames done at once, as of `register_stack`.
 
@@ -165,129 +176,154 @@ def register_jointly(
     if len(stack) < 3:
         raise ValueError(f"stack must have three or more frames, not shape {stack.shape}")
     ndim = stack.ndim - 1
-    max_rounds = integer(max_rounds, "max_rounds")
-    if isinstance(reference, str):
-        choice(reference, "reference", ("first", "mean"), " or an image")
-    else:
-        reference = as_real_array(reference, "reference", unit)
-    step = per_axis(jnp.inf if drift is None else drift, "drift", ndim, stack.dtype, or_scalar=True)
+    rounds = integer(max_rounds, "max_rounds")
+    step = None
     if drift is not None:
+        step = per_axis(drift, "drift", ndim, stack.dtype, or_scalar=True)
         refuse_unless(lambda value: value > 0, drift, "drift", "positive")
     least = scalar(min_p_value, "min_p_value", stack.dtype)
     refuse_unless(lambda p: (p >= 0) & (p < 1), min_p_value, "min_p_value", "a number in [0, 1)")
-    rest = positive(tolerance, "tolerance", stack.dtype)
-    shapes = ((), (len(stack),), stack.shape[1:], stack.shape)
+    limits = (jnp.asarray(rounds, jnp.int32), least, positive(tolerance, "tolerance", stack.dtype))
+    frame = stack.shape[1:]
+    if mask is not None:
+        words = "the shape of a frame or of stack"
+        mask = boolean_array(mask, "mask", (frame, stack.shape), words)
     if err is None:
-        err = jax.vmap(estimate_noise)(stack)
+        err = _estimated(stack, mask)
     words = "be a scalar, one per frame, or have the shape of a frame or of stack"
-    err = numbers(err, "err", shapes, words, stack.dtype, unit)
+    err = numbers(err, "err", ((), (len(stack),), frame, stack.shape), words, stack.dtype, unit)
     if err.shape == ():
         err = jnp.broadcast_to(err, (len(stack),))
-    alike: dict[str, Any] = {
-        "mask": mask,
-        "boundary": as_boundary(boundary),
-        "max_shift": check_max_shift(max_shift, ndim),
-        "batch_size": batch_size,
-    }
-    start = register_stack(stack, reference, err, verdict=False, **alike)
-    stiffness = 1 / step**2
-    return _rounds(
+    if isinstance(reference, str):
+        choice(reference, "reference", ("first", "mean"), " or an image")
+        if reference == "mean" and step is not None:
+            raise ValueError("reference must be 'first' or an image with a drift prior, not 'mean'")
+        kind, image = reference, None
+    else:
+        kind, image = "image", as_real_array(reference, "reference", unit).astype(stack.dtype)
+    return _solution(
         stack,
         err,
-        start.shift,
-        stiffness,
-        least,
-        rest,
-        prior=drift is not None,
-        max_rounds=max_rounds,
-        **alike,
+        image,
+        step,
+        limits,
+        mask,
+        kind=kind,
+        alike=_Alike(as_boundary(boundary), check_max_shift(max_shift, ndim), batch_size),
     )
 
 
-@partial(jax.jit, static_argnames=("boundary", "max_shift", "prior", "max_rounds", "batch_size"))
-def _rounds(
+def _masked(stack: Array, mask: Array | None) -> Array:
+    """The stack with NaN for masked pixels."""
+    return stack if mask is None else jnp.where(jnp.broadcast_to(mask, stack.shape), jnp.nan, stack)
+
+
+def _estimated(stack: Array, mask: Array | None) -> Array:
+    """Standard deviation of each frame's pixels; of a frame that does not tell, that of the others."""
+    found = jax.vmap(estimate_noise)(_masked(stack, mask))
+    told = found > 0
+    usual = jnp.nanmedian(jnp.where(told, found, jnp.nan))
+    # Of frames without noise, rounding.
+    least = 16 * jnp.finfo(stack.dtype).eps * range_of(stack)
+    return jnp.where(told, found, jnp.where(jnp.isnan(usual), least, usual))
+
+
+class _Alike(NamedTuple):
+    """Choices that hold in all rounds, hashable."""
+
+    boundary: Boundary
+    max_shift: tuple[float, ...] | None
+    batch_size: int | None
+
+
+@partial(jax.jit, static_argnames=("kind", "alike"))
+def _solution(
     stack: Array,
     err: Array,
-    start: Array,
-    stiffness: Array,
-    min_p_value: ArrayLike,
-    tolerance: ArrayLike,
-    *,
+    reference: Array | None,
+    step: Array | None,
+    limits: tuple[Array, Array, Array],
     mask: ArrayLike | None,
-    boundary: Boundary,
-    max_shift: tuple[float, ...] | None,
-    prior: bool,
-    max_rounds: int,
-    batch_size: int | None,
+    *,
+    kind: str,
+    alike: _Alike,
 ) -> JointRegistration:
-    ndim = start.shape[1]
+    ndim = stack.ndim - 1
+    max_rounds, min_p_value, tolerance = limits
+    options = alike._asdict() | {"mask": mask}
+    if step is not None:
+        step = jnp.broadcast_to(step, (ndim,))
+    stiffness = jnp.zeros_like(stack, shape=(ndim,)) if step is None else 1 / step**2
+    shifts, free_shifts = number_of_shifts(stack.shape[1:], alike.boundary, alike.max_shift, step)
 
-    def measured(shift: Array, accepted: Array) -> tuple[Registration, Array, Array, Array]:
-        """Each frame against the others; the share of its own weight; and the mean of all."""
+    def measured(shift: Array, accepted: Array) -> tuple[Registration, Others]:
+        """Each frame against the others."""
         aligned = align_stack(
-            stack, shift, err**2, mask=mask, periodic=boundary.name == "wrap", batch_size=batch_size
-        )
-        counted = accepted.reshape(-1, *[1] * ndim) & jnp.isfinite(aligned.variance)
-        image = jnp.where(counted, aligned.image, jnp.nan)
-        whole = combine(image, aligned.variance)
-        weight = jnp.where(counted, 1 / jnp.where(counted, aligned.variance, 1.0), 0.0)
-        total = jnp.sum(weight, 0)
-        rest = total[None] - weight
-        # A pixel that this frame alone has seen is unknown without it.
-        left = rest > 1e-4 * total[None]
-        sums = total[None] * jnp.where(total > 0, whole.image, 0.0)[None]
-        others = (sums - weight * jnp.where(counted, image, 0.0)) / jnp.where(left, rest, 1.0)
-        share = jnp.sum(weight, tuple(range(1, ndim + 1))) / jnp.sum(total)
-        seen = left & (total > 0)[None]
-        noise = jnp.mean(1 / jnp.where(left, rest, 1.0), tuple(range(1, ndim + 1)), where=seen)
-        found = register_stack(
             stack,
-            jnp.where(seen, others, jnp.nan),
-            err,
-            reference_err=jnp.sqrt(noise),
+            shift,
+            err**2,
             mask=mask,
-            boundary=boundary,
-            max_shift=max_shift,
-            # With a prior the minimum near where it expects the frame, not the deepest anywhere.
-            search=Search(initial=jnp.where(jnp.isfinite(shift), shift, 0.0)) if prior else Search(),
-            verdict=False,
-            batch_size=batch_size,
+            periodic=alike.boundary.name == "wrap",
+            batch_size=alike.batch_size,
         )
-        return found, share, whole.image, whole.variance
+        others = mean_of_others(aligned, accepted)
+        # With a prior the minimum near where it expects the frame, not the deepest anywhere.
+        search = Search() if step is None else Search(initial=jnp.where(jnp.isfinite(shift), shift, 0.0))
+        found = register_stack(stack, others.image, err, reference_err=others.err, search=search, **options)
+        found = with_chance(found, free_shifts**2 / shifts)
+        return found if step is None else _with_prior(found, shift, step), others
 
     def one_round(state: tuple) -> tuple:
-        shift, accepted, _, _, _, _, number = state
-        found, share, image, variance = measured(shift, accepted)
-        answered = found.status & FATAL == 0
+        shift, accepted, judged, number, said = state[:5]
+        found, others = measured(shift, accepted)
+        answered = has_answer(found)
         # What an odd frame does to the image, all others suffer from: it is the median that says what is odd.
         usual = jnp.nanmedian(jnp.where(answered & accepted, found.reduced_chi2, jnp.nan))
         relative = found._replace(chi2=found.chi2 / jnp.fmax(usual, 1.0))
-        good = answered & ~(relative.p_value < min_p_value)
-        part = (1 - share)[:, None]
-        place = jnp.where(good[:, None], jnp.where(jnp.isfinite(shift), shift, found.shift), 0.0)
+        fits = ~(relative.p_value < min_p_value)
+        unrelated = found.status & Status.UNRELATED > 0
+        good = answered & fits & ~(judged & unrelated)
+        part = (1 - others.share)[:, None]
+        known = jnp.isfinite(shift)
+        place = jnp.where(good[:, None], jnp.where(known, shift, found.shift), 0.0)
         place = place + jnp.where(good[:, None], (found.shift - place) * part, 0.0)
         covariance = found.covariance * part[..., None]
         information = jnp.where(good[:, None, None], _inverse(covariance), 0.0)
         rhs = jnp.matmul(information, place[..., None], precision=lax.Precision.HIGHEST)
         solution, _ = solve_chain(information, stiffness, rhs)
-        new = jnp.where(jnp.isfinite(solution[..., 0]), solution[..., 0], jnp.nan)
-        new = new - jnp.mean(new, 0, where=good[:, None])[None]
+        new = solution[..., 0] - _mean_of(solution[..., 0], good)
         error = jnp.sqrt(jnp.diagonal(covariance, axis1=1, axis2=2))
-        moved = jnp.max(jnp.abs(new - shift) / error, where=good[:, None] & jnp.isfinite(shift), initial=0.0)
+        moved = jnp.max(jnp.abs(new - shift) / error, where=good[:, None] & known, initial=0.0)
         # A frame that came or went changes the image for all.
         moved = jnp.where(jnp.any(good != accepted), jnp.inf, moved)
-        return new, good, found, information, (image, variance), moved, number + 1
+        # Before the shifts rest, frames match the others no better than by chance that belong to them. If
+        # they do not come to rest, the last two rounds are left for this.
+        late = (moved <= tolerance) | (number + 3 >= max_rounds)
+        moved = jnp.where(late & ~judged & jnp.any(good & unrelated), jnp.inf, moved)
+        status = jnp.where(answered & ~fits, found.status | Status.BAD_FIT, found.status)
+        # Where no frame is left there is nothing to compare with, and the last word holds.
+        status = jnp.where(jnp.any(accepted), status, said)
+        image = others.mean, others.variance
+        return new, good, judged | late, number + 1, status, found, information, image, moved
 
+    start = _start(stack, err, reference, step, kind, options)
     accepted = jnp.all(jnp.isfinite(start), 1)
-    first = start - jnp.mean(start, 0, where=accepted[:, None])[None]
-    state = one_round((first, accepted, None, None, None, None, jnp.zeros((), jnp.int32)))
+    first = start - _mean_of(start, accepted)
+    silent = jnp.full_like(accepted, Status.NO_DATA, dtype=jnp.int32)
+    begin = (first, accepted, max_rounds < 3, jnp.zeros((), jnp.int32), silent)
+    # The round is compiled once, for what it returns is made up before the first.
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one_round, begin)[5:-1])
+    state = (*begin, *empty, jnp.full_like(first, jnp.inf, shape=()))
 
     def unsettled(state: tuple) -> Array:
-        return (state[-2] > tolerance) & (state[-1] < max_rounds)
+        return ~(state[-1] <= tolerance) & (state[3] < max_rounds)
 
-    shift, accepted, found, information, (image, variance), moved, number = lax.while_loop(
+    shift, accepted, _, number, status, found, information, (image, variance), moved = lax.while_loop(
         unsettled, one_round, state
     )
+    if step is None:
+        shift = jnp.where(accepted[:, None], shift, jnp.nan)
+    status = jnp.where(moved <= tolerance, status, status | Status.NOT_CONVERGED)
     return JointRegistration(
         shift=shift,
         covariance=_marginals(information, stiffness, accepted),
@@ -299,7 +335,97 @@ def _rounds(
         stiffness=stiffness,
         rounds=number,
         moved=moved,
+        status=status,
     )
+
+
+def _mean_of(shift: Array, accepted: Array) -> Array:
+    """Mean position of the accepted frames, shape ``(1, D)``."""
+    total = jnp.sum(shift, 0, where=accepted[:, None])
+    return total[None] / jnp.maximum(jnp.sum(accepted, dtype=shift.dtype), 1.0)
+
+
+def _with_prior(found: Registration, shift: Array, step: Array) -> Registration:
+    """The odds of the runner-up with what the neighbours of a frame say about it."""
+    away = found.runner_up.shift - shift
+    # Between two neighbours a walk has half the variance of a step.
+    variance = step**2 / 2 + jnp.diagonal(found.covariance, axis1=1, axis2=2)
+    penalty = jnp.sum(away**2 / variance, 1)
+    odds = jax.scipy.special.logit(found.runner_up.probability) + penalty / 2
+    probability = jax.nn.sigmoid(odds)
+    flag = np.int32(Status.AMBIGUOUS)
+    doubt = jnp.where(has_answer(found) & (probability < MIN_PROBABILITY), flag, 0)
+    return found._replace(
+        status=(found.status & ~flag) | doubt,
+        runner_up=found.runner_up._replace(
+            delta_chi2=found.runner_up.delta_chi2 + penalty, probability=probability
+        ),
+    )
+
+
+def _start(
+    stack: Array, err: Array, image: Array | None, step: Array | None, kind: str, options: dict[str, Any]
+) -> Array:
+    """Shifts before the first round."""
+    if kind == "mean":
+        return register_stack(stack, "mean", err, verdict=False, **options).shift
+    number, reference_err = jnp.zeros((), jnp.int32), None
+    if image is None:
+        number = most_usual(_masked(stack, options["mask"]))
+        image = stack[number]
+        reference_err = err[number] if err.shape[:1] == stack.shape[:1] and err.ndim != image.ndim else err
+    if step is not None:
+        return _walk(stack, err, image, reference_err, number, step, options)
+    if options["max_shift"] is not None:
+        # Two frames may be twice as far apart as each is from the mean.
+        options = options | {"max_shift": tuple(2 * limit for limit in options["max_shift"])}
+    return register_stack(stack, image, err, reference_err=reference_err, verdict=False, **options).shift
+
+
+def _walk(
+    stack: Array,
+    err: Array,
+    image: Array,
+    reference_err: Array | None,
+    number: Array,
+    step: Array,
+    options: dict[str, Any],
+) -> Array:
+    """Each frame against one image, near where the one before it was; from one frame on, both ways."""
+    count = len(stack)
+    # A step that may lead anywhere leads as far as a frame's width.
+    step = jnp.minimum(step, float(max(stack.shape[1:])))
+    index = jnp.arange(count)
+    ahead = count - number
+    order = jnp.where(index < ahead, number + index, count - 1 - index)
+    each = err.ndim == 1 or err.shape == stack.shape
+    own_mask = options["mask"] is not None and jnp.ndim(options["mask"]) == stack.ndim
+    masks = jnp.asarray(options["mask"]) if own_mask else None
+
+    def one(carry: tuple[Array, Array], at: tuple[Array, Array]) -> tuple:
+        i, begins = at
+        # The image is at the place of the frame that it is, or near it.
+        position = jnp.where(begins, 0.0, carry[0])
+        variance = jnp.where(begins, 0.0, carry[1]) + step**2
+        found = register(
+            image,
+            stack[i],
+            err[i] if each else err,
+            reference_err=reference_err,
+            mask=options["mask"] if masks is None else masks[i],
+            boundary=options["boundary"],
+            search=Search(prior=(position, jnp.diag(variance))),
+            verdict=False,
+        )
+        answered = has_answer(found)
+        position = jnp.where(answered, found.shift, position)
+        variance = jnp.where(answered, jnp.diagonal(found.covariance), variance)
+        return (position, variance), jnp.where(answered, position, jnp.nan)
+
+    zero = jnp.zeros_like(step)
+    found: Array
+    _, found = lax.scan(one, (zero, zero), (order, (index == 0) | (index == ahead)))
+    return jnp.zeros_like(found).at[order].set(found)
 
 
 def _inverse(matrices: Array) -> Array:

@@ -19,6 +19,7 @@ from .errors import covariance_of, extremes, interval_points
 from .layout import MARGIN
 from .minimum import Minimum, find_minima, find_minimum, is_positive_definite, with_derivative
 from .pair import ANYWHERE, Boundary, Model, Pair, Search, check
+from .sharding import any_sharding
 from .terms import Chi2Terms, is_quick, weighted_terms, with_terms
 from .verdict import RunnerUp, evidence, is_unequal, runner_up, separate_minima
 
@@ -92,7 +93,7 @@ MIN_REDUCED_CHI2 = 0.5
 MAX_IMPROVEMENT = 1.5
 """By how much a gain or a background that is held may make χ² larger before `Status.BRIGHTNESS` is set."""
 MAX_CLIPPED = 0.1
-"""Share of the scene's energy, beyond twice that of its pixels, clipped from which `Status.CLIPPED` is set."""
+"""Share of the scene's energy, beyond twice that of its pixels, from which `Status.CLIPPED` is set."""
 
 
 class Registration(NamedTuple):
@@ -221,6 +222,7 @@ def digits(error: float) -> int:
     return int(np.clip(1 - np.floor(np.log10(error)), 0, 9)) if np.isfinite(error) and error > 0 else 6
 
 
+@any_sharding()
 def register(
     reference: ArrayLike,
     image: ArrayLike,
@@ -401,7 +403,7 @@ def with_unit(pair: Pair, known_err: bool) -> tuple[Pair, Array]:
 
     Without errors, the reference's range is a unit in which no square under- or overflows.
     """
-    if known_err:
+    if known_err or pair.reference_err is not None:
         return pair, jnp.ones_like(pair.image, shape=())
     unit = range_of(pair.reference)
     return pair._replace(err=pair.err * unit), unit

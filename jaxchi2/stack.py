@@ -6,14 +6,14 @@ and on as many devices as a mesh has.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
@@ -21,60 +21,36 @@ from .arrays import unit_of
 from .batch import (
     as_mesh,
     default_batch_size,
-    first_frame,
     frame_axis,
     gathered,
-    in_chunks,
-    mean_frame,
     on_mesh,
     previous_frames,
     spread,
 )
 from .checks import as_real_array, boolean_array, choice, integer, is_traced, numbers, refuse, stack_of
+from .chunks import Frame, Options, in_its_unit, is_even, register_chunks, shares_reference
+from .layout import is_valid_error
+from .mean import MeanTemplate, most_of_mean, register_to_mean
 from .pair import (
     ANYWHERE,
     Boundary,
-    Model,
-    Pair,
     Search,
     as_boundary,
-    check,
     check_max_shift,
+    check_model,
     check_switches,
 )
-from .registration import Registration, Status, check_measure, in_units, measure, solve, with_unit
-from .terms import is_shareable, shared_reference, shared_terms
+from .registration import Registration, Status, check_measure
+from .sharding import any_sharding
+from .template import frame_of
 
 REFERENCES = ("mean", "first", "previous")
 
 
-class Frame(NamedTuple):
-    """What belongs to one frame, with a leading axis to each of a stack; None where all have it in common."""
-
-    image: Array
-    err: Array | None
-    mask: Array | None
-    reference: Array | None
-    reference_err: Array | None
-    search: Search
-
-
-class Options(NamedTuple):
-    """The choices of a registration, hashable."""
-
-    boundary: Boundary
-    fit_gain: bool
-    fit_background: bool
-    max_shift: tuple[float, ...] | None
-    oversample: int
-    clip: float | None
-    verdict: bool
-    known_err: bool
-
-
+@any_sharding(by_frame=True)
 def register_stack(
     stack: ArrayLike,
-    reference: str | ArrayLike = "mean",
+    reference: str | ArrayLike | MeanTemplate = "mean",
     err: ArrayLike | None = None,
     *,
     reference_err: ArrayLike | None = None,
@@ -101,18 +77,18 @@ def register_stack(
         The frames; real, integers become the default float. A pixel that is not finite has weight zero, a
         frame without a finite pixel comes back with a status.
     reference : {"mean", "first", "previous"} or array_like, shape of a frame or of the stack
-        What the frames are displaced from: the mean of their finite values, which is blurred by the
-        displacements that it is to measure (`register_jointly` is not); the first; or for every frame the
-        one before it, for the first itself. With "previous" the shifts are those steps, and their running
-        sum is the position; a step that failed leaves a gap in that. An array of the stack's shape holds
-        one reference for each frame. A frame as reference has a frame's noise: say so by ``reference_err``,
-        or errors are too small and χ² twice what it should be.
+        What the frames are displaced from: the mean of them all, aligned; the first; or for every frame the
+        one before it, for the first itself. See the notes on the mean. With "previous" the shifts are those
+        steps, and their running sum is the position; a step that failed leaves a gap in that. An array of
+        the stack's shape holds one reference for each frame. A frame as reference has a frame's noise: say
+        so by ``reference_err``, or errors are too small and χ² twice what it should be.
     err : array_like, optional
         Standard deviation of the pixels: a scalar, one for each frame, shape ``(N,)``, a map for all frames
         or one for each, of the stack's shape. None: unknown, each frame's errors are scaled by its reduced
         χ².
     reference_err : array_like, optional
-        Noise of the reference, of the shapes that ``err`` may have; see `register`.
+        Noise of the reference, of the shapes that ``err`` may have; see `register`. Not for the mean, whose
+        noise follows from ``err``.
     mask : array_like of bool, shape of a frame or of the stack, optional
         True where a pixel is to be ignored.
     search : Search
@@ -142,10 +118,22 @@ def register_stack(
 
     Notes
     -----
-    *Cost.* Where one error or one map holds for all frames and ``boundary="wrap"``, the reference's FFTs and
-    the error map's term are computed once, and a frame takes one FFT, one inverse FFT and a few passes. With
-    a ``max_shift`` of a few pixels the inverse FFT becomes two small matrix products. ``verdict=False``
-    saves a third to a half. A chunk with a bad pixel takes the longer way of `register`.
+    *The mean.* A plain mean of the frames is blurred by the displacements that it is to measure, and each
+    frame finds its own noise in it, at no shift. So the frames are registered to one of them, the most usual
+    by level and scatter; then three times each to the mean of the *others*, aligned by the last shifts and
+    weighted by inverse variance, its noise counted as ``reference_err``; without ``err`` the noise is taken
+    from what frames and mean differ by. A frame without an answer, or with a χ² per degree of freedom of more
+    than twice the median, has no part in the mean; it is registered to it like the others. Shifts are
+    relative to the mean position of those that have a part: the sum of theirs is zero. Of more than 64
+    frames (fewer where they are larger than some two megapixels), as many, evenly spaced, make the mean:
+    zero is the mean position of these. With a prior or first guesses the first mean is that of the frames
+    placed there. `register_jointly` goes on until the shifts rest, and has covariances between frames.
+
+    *Cost.* That of the mean is some five registrations for each of the frames that make it. For the rest, or
+    another reference: where one error or one map holds for all frames and ``boundary="wrap"``, the
+    reference's FFTs and the error map's term are computed once, and a frame takes one FFT, one inverse FFT
+    and a few passes. With a ``max_shift`` of a few pixels the inverse FFT becomes two small matrix products.
+    ``verdict=False`` saves a third to a half. A chunk with a bad pixel takes the longer way of `register`.
 
     Examples
     --------
@@ -157,64 +145,171 @@ def register_stack(
     >>> print(np.round(found.dx), found)
     [0. 1. 2. 3.] Registration((4,) results, 0 with a status)
     """
+    task = _checked(
+        stack,
+        reference,
+        err,
+        reference_err=reference_err,
+        mask=mask,
+        reference_mask=reference_mask,
+        boundary=boundary,
+        fit_gain=fit_gain,
+        fit_background=fit_background,
+        max_shift=max_shift,
+        search=search,
+        oversample=oversample,
+        clip=clip,
+        nsigma=nsigma,
+        verdict=verdict,
+        batch_size=batch_size,
+        memory_limit=memory_limit,
+        mesh=mesh,
+    )
+    return _registered(task)[0]
+
+
+def mean_template(
+    stack: ArrayLike, err: ArrayLike | None = None, **options: Any
+) -> tuple[MeanTemplate, Registration]:
+    """The mean that ``register_stack(stack, "mean", err, **options)`` uses, and what that returns.
+
+    All frames have a part in it. As a reference of `register_stack` it stands with its noise for frames that
+    are not among them; for these, what is returned here.
+    """
+    task = _checked(stack, "mean", err, **options)
+    found, template = _registered(task._replace(most=sys.maxsize))
+    assert template is not None
+    return template, found
+
+
+class _Task(NamedTuple):
+    """A call of `register_stack`, checked and sorted."""
+
+    frames: Frame
+    common: Frame
+    extra: tuple
+    """Mask of the reference, and the standard deviations of the interval."""
+    options: Options
+    made: str | None
+    """Reference that is to be made of the frames, "mean" or "first"."""
+    most: int
+    """Frames that a mean may be made of."""
+    number: int
+    """Frames of this process."""
+    batch_size: int
+    mesh: Mesh | None
+
+
+def _checked(
+    stack: ArrayLike,
+    reference: str | ArrayLike | MeanTemplate,
+    err: ArrayLike | None,
+    *,
+    reference_err: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    reference_mask: ArrayLike | None = None,
+    boundary: str | Boundary = "overlap",
+    fit_gain: bool = False,
+    fit_background: bool = False,
+    max_shift: float | tuple[float, ...] | None = None,
+    search: Search = ANYWHERE,
+    oversample: int = 1,
+    clip: float | None = None,
+    nsigma: ArrayLike = 1.0,
+    verdict: bool = True,
+    batch_size: int | None = None,
+    memory_limit: int | None = None,
+    mesh: Mesh | None = None,
+) -> _Task:
     unit = unit_of(stack, reference)
     stack = stack_of(stack, unit=unit)
-    mesh = None if mesh is None else as_mesh(mesh)
+    shape = stack.shape[1:]
     clip, nsigma, verdict = check_measure(stack.dtype, clip, nsigma, verdict)
     fit_gain, fit_background, oversample = check_switches(fit_gain, fit_background, oversample)
+    check_model(
+        shape,
+        shape,
+        boundary,
+        gain=fit_gain,
+        background=fit_background,
+        oversample=oversample,
+        max_shift=max_shift,
+    )
     options = Options(
         as_boundary(boundary),
         fit_gain,
         fit_background,
-        check_max_shift(max_shift, stack.ndim - 1),
+        check_max_shift(max_shift, len(shape)),
         oversample,
         clip,
         verdict,
         err is not None,
     )
+    made = None
+    if isinstance(reference, MeanTemplate):
+        template: MeanTemplate = reference
+        err = template.noise if err is None else err
+        reference, reference_err = template.image, template.err
+    elif isinstance(reference, str) and reference in ("mean", "first"):
+        # Of a single frame there are no others.
+        made = "first" if len(stack) == 1 and jax.process_count() == 1 else reference
+        if reference == "mean" and reference_err is not None:
+            raise ValueError("reference_err must not be given for the mean, whose noise follows from err")
     frames, common = _sorted(stack, reference, err, reference_err, mask, search, unit)
+    if reference_mask is not None:
+        words = f"the shape of a frame, {shape}"
+        reference_mask = boolean_array(reference_mask, "reference_mask", (shape,), words)
     padded = options.boundary.name != "wrap"
-    if batch_size is None:
-        limit = None if memory_limit is None else integer(memory_limit, "memory_limit")
-        batch_size = default_batch_size(stack.shape[1:], stack.dtype.itemsize, limit, padded)
-    batch_size = integer(batch_size, "batch_size")
-    count = len(stack)
+    limit = None if memory_limit is None else integer(memory_limit, "memory_limit")
+    default = default_batch_size(shape, stack.dtype.itemsize, limit, padded)
+    return _Task(
+        frames,
+        common,
+        (reference_mask, nsigma),
+        options,
+        made,
+        most_of_mean(shape, stack.dtype.itemsize, limit),
+        len(stack),
+        default if batch_size is None else integer(batch_size, "batch_size"),
+        None if mesh is None else as_mesh(mesh),
+    )
+
+
+def _registered(task: _Task) -> tuple[Registration, MeanTemplate | None]:
+    """Rows of all frames, and the mean if there is one."""
+    frames, common, extra, options, made, most, count, batch_size, mesh = task
     if mesh is not None:
         frames, count = spread(frames, mesh)
-    if isinstance(reference, str) and reference != "previous":
-        common = common._replace(reference=_made_reference(frames.image, reference, mesh))
-    if reference_mask is not None:
-        words = f"the shape of a frame, {stack.shape[1:]}"
-        reference_mask = boolean_array(reference_mask, "reference_mask", (stack.shape[1:],), words)
-    extra = (reference_mask, nsigma)
-    run = partial(_register_stack, frames, common, extra, options, batch_size=batch_size, mesh=mesh)
-    traced = is_traced(frames, common, nsigma)
+    if made == "first":
+        common = common._replace(reference=_first(frames.image, mesh))
+    run: Callable[..., tuple[Registration, MeanTemplate | None]]
+    if made == "mean":
+        run = partial(register_to_mean, frames, common, extra, options, most, batch_size, mesh)
+        promising = is_even(frames, common, extra, options)
+    else:
+        run = partial(_register_stack, frames, common, extra, options, batch_size, mesh)
+        promising = shares_reference(frames, common, extra[0], options)
+    traced = is_traced(frames, common, extra)
     if mesh is not None:
-        return gathered(run(clean=False), count)
-    if traced or not _is_shareable(frames, common, reference_mask, options):
-        return run(clean=False)
+        found, template = run(clean=None)
+        return gathered(found, count), template
+    if traced or not promising:
+        return run(clean=None)
     # A bad pixel, if it is taken that there is none, leaves its frame without an answer. That says whether it
-    # was right to try, and asks for no pass over the stack.
-    result = run(clean=True)
-    flat = result.status == Status.FLAT
-    return result if not jnp.any(flat) or _are_blank(flat, frames, common) else run(clean=False)
+    # was right to try; no pass over the stack is needed to ask before, and one if a frame is blank.
+    found, template = run(clean=True)
+    if not jnp.any(found.status == Status.FLAT) or _all_known(frames, common):
+        return found, template
+    return run(clean=None)
 
 
 @jax.jit
-def _are_blank(flat: Array, frames: Frame, common: Frame) -> Array:
-    """Whether frames without an answer are constant and finite, and nothing else is wrong with them.
-
-    Such a frame has no answer whichever way it is asked for.
-    """
-    assert common.reference is not None
-    images, axes = frames.image, tuple(range(1, frames.image.ndim))
-    largest, smallest = jnp.max(images, axes), jnp.min(images, axes)
-    blank = (largest == smallest) & jnp.isfinite(largest)
-    good = jnp.all(blank | ~flat) & jnp.all(jnp.isfinite(common.reference))
-    for err in (common.err, common.reference_err):
-        if err is not None and not err.ndim:
-            good &= jnp.isfinite(err) & (err > 0)
-    return good
+def _all_known(frames: Frame, common: Frame) -> Array:
+    """Whether every pixel is finite, and every error that of one."""
+    known = [jnp.all(jnp.isfinite(x)) for x in (frames.image, common.reference) if x is not None]
+    return jnp.all(
+        jnp.stack([*known, *(jnp.all(is_valid_error(x)) for x in (frames.err, common.err) if x is not None)])
+    )
 
 
 def _sorted(
@@ -256,25 +351,12 @@ def _sorted(
             array = boolean_array(value, name, (shape, stack.shape), words)
         else:
             words = f"be a scalar, one per frame, ({count},), or have {words}"
-            array = numbers(value, name, ((), (count,), shape, stack.shape), words)
+            array = numbers(value, name, ((), (count,), shape, stack.shape), words, unit=unit)
         if array.shape in ((count,), stack.shape):
             frames = Frame(**(frames._asdict() | {name: array}))
         else:
             common = Frame(**(common._asdict() | {name: array}))
     return frames, common
-
-
-def _is_shareable(frames: Frame, common: Frame, reference_mask: ArrayLike | None, options: Options) -> bool:
-    """Whether frames without bad pixels take all but their own FFT from what they have in common."""
-    maps = [x for x in (common.err, common.reference_err, common.mask) if x is not None and x.ndim]
-    return (
-        options.boundary.name == "wrap"
-        and options.clip is None
-        and reference_mask is None
-        and (common.reference_err is None or not maps)
-        and all(x is None for x in frames[1:5])
-        and frames.search == Search()
-    )
 
 
 def _sorted_search(search: Search, count: int, ndim: int) -> tuple[Search, Search]:
@@ -291,15 +373,10 @@ def _sorted_search(search: Search, count: int, ndim: int) -> tuple[Search, Searc
     return Search(**own), Search(**shared)
 
 
-@partial(jax.jit, static_argnames=("kind", "mesh"))
-def _made_reference(images: Array, kind: str, mesh: Mesh | None) -> Array:
-    make = {"mean": mean_frame, "first": first_frame}[kind]
+@partial(jax.jit, static_argnames="mesh")
+def _first(images: Array, mesh: Mesh | None) -> Array:
     axis = None if mesh is None else frame_axis(mesh)
-
-    def reduce(images: Array, _: None) -> Array:
-        return make(images, axis)
-
-    return on_mesh(reduce, mesh, reduces=True)(images, None)
+    return on_mesh(lambda images, _: frame_of(images, 0, axis), mesh, reduces=True)(images, None)
 
 
 @partial(jax.jit, static_argnames=("options", "clean", "batch_size", "mesh"))
@@ -308,80 +385,17 @@ def _register_stack(
     common: Frame,
     extra: tuple,
     options: Options,
-    clean: bool,
     batch_size: int,
     mesh: Mesh | None,
-) -> Registration:
+    *,
+    clean: bool | None,
+) -> tuple[Registration, None]:
     def run(frames: Frame, rest: tuple) -> Registration:
         common, extra = rest
-        return in_chunks(_chunk_function(frames, common, extra, options, clean), frames, batch_size)
-
-    return on_mesh(run, mesh)(frames, (common, extra))
-
-
-def _chunk_function(
-    frames: Frame, common: Frame, extra: tuple, options: Options, clean: bool
-) -> Callable[[Frame], Registration]:
-    """What registers a few frames: by what they share, or where they do not share it one by one.
-
-    ``clean`` says that nothing about their pixels keeps them from sharing.
-    """
-    reference_mask, nsigma = extra
-    known_err = options.known_err
-    shareable = _is_shareable(frames, common, reference_mask, options)
-    # A mask common to all frames is an error map, which costs less than bad pixels in every frame.
-    if common.mask is not None and frames.err is None:
-        err = 1.0 if common.err is None else common.err
-        common = common._replace(err=jnp.where(common.mask, jnp.nan, err), mask=None)
-
-    def pair_of(frame: Frame) -> tuple[Pair, Model]:
-        err, mask, reference, reference_err = (
-            a if b is None else b for a, b in zip(common[1:5], frame[1:5], strict=True)
-        )
-        assert reference is not None
-        known = {name: x for name, x in vars(frame.search).items() if x is not None}
-        search = replace(common.search, **known)
-        return check(
-            reference,
-            frame.image,
-            err,
-            reference_err=reference_err,
-            weights=None,
-            mask=mask,
-            reference_mask=reference_mask,
-            boundary=options.boundary,
-            fit_gain=options.fit_gain,
-            fit_background=options.fit_background,
-            max_shift=options.max_shift,
-            search=search,
-            oversample=options.oversample,
-            compact=True,
+        return register_chunks(
+            frames, common, extra=extra, options=options, clean=clean, batch_size=batch_size
         )
 
-    example = jax.tree.map(lambda x: x[0], frames)
-    pair, model = pair_of(example)
-
-    def one_by_one(frame: Frame) -> Registration:
-        pair, model = pair_of(frame)
-        clean = False if shareable else None
-        return measure(pair, nsigma, clean, known_err, model, options.clip, options.verdict)
-
-    if not shareable:
-        return jax.vmap(one_by_one)
-    pair, unit = with_unit(pair, known_err)
-    shared = shared_reference(pair, model)
-
-    def shared_measure(frame: Frame) -> Registration:
-        terms = shared_terms(shared, pair._replace(image=frame.image), model)
-        result, _ = solve(terms, nsigma, known_err, options.verdict)
-        chi2, doubt = in_units(result.chi2, unit)
-        return result._replace(chi2=chi2, status=result.status | doubt)
-
-    if clean:
-        return jax.vmap(shared_measure)
-
-    def of_chunk(chunk: Frame) -> Registration:
-        good = jax.vmap(lambda image: is_shareable(shared, pair._replace(image=image)))(chunk.image)
-        return lax.cond(jnp.all(good), jax.vmap(shared_measure), jax.vmap(one_by_one), chunk)
-
-    return of_chunk
+    found = on_mesh(run, mesh)(frames, (common, extra))
+    # Errors that were not given are those of a template of unknown noise.
+    return found if options.known_err else in_its_unit(found, common.err), None

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from jax.typing import ArrayLike
 from .arrays import as_plain
 from .coadd import align_stack
 from .io import optional
+from .mean import MeanTemplate, most_of_mean
 from .pair import as_boundary
-from .registration import Status
+from .registration import Registration, Status
 from .rows import StreamResult, column_types, columns_of, result_of, shift_of
 from .settings import check_same, describe, fingerprint
 from .sources import Frames, aligned_origin, open_frames, read_array
-from .stack import REFERENCES, register_stack
+from .stack import REFERENCES, mean_template, register_stack
 from .stackfile import known_stack_format, open_stack_file
 from .tables import known_table_format, open_table
 
@@ -57,10 +59,10 @@ def register_file(
         The frames, as for `open_frames` of `jaxchi2.sources`: a FITS cube, multi-page TIFF, HDF5, zarr or NPY
         file; a list of files or a pattern with ``*``; an array; any iterable of arrays.
     reference : {"mean", "first", "previous"}, path or array_like
-        What the frames are displaced from. "mean" is that of the finite pixels of all frames and takes a pass
-        of its own through the source; "first" the first frame that can be read; "previous" for every frame
-        the last before it that could be read, so that the shifts are steps and their sum, without the NaN,
-        is the position.
+        What the frames are displaced from. "mean" is the mean of aligned frames that `register_stack` makes,
+        of up to 64, evenly spaced, which are read before; of an iterable of unknown length it takes a pass of
+        its own. "first" is the first frame that can be read; "previous" for every frame the last before it
+        that could be read, so that the shifts are steps and their sum, without the NaN, is the position.
     err : path or array_like, optional
         Standard deviation of the pixels: a scalar, one for each frame, shape ``(N,)``, a map, or a stack,
         also larger than memory, with the frames of ``source``. Taken to be in the unit of the source; one
@@ -111,7 +113,7 @@ def register_file(
     again.
 
     *Memory.* Some three chunks, the reference, and what `register_stack` needs for its batch; not more for a
-    longer stack.
+    longer stack. A mean takes some eight times the frames that it is made of before.
 
     Examples
     --------
@@ -170,16 +172,16 @@ def register_file(
         if finished:
             return result_of(done, {}, table, aligned)
 
-        image = frames.first
+        image, own = frames.first, None
         if not isinstance(reference, str):
             image = np.asarray(reference)
         elif reference == "mean":
-            image = _mean_frame(frames, size, bar)
-            settings["mean"] = fingerprint(image)
+            image, own = _mean(frames, errors, size, options, bar)
+            settings["mean"] = fingerprint(image.image if own else image)
             if start:
                 check_same(str(table), {"mean": mean}, {"mean": settings["mean"]})
         steps = isinstance(reference, str) and reference == "previous"
-        registrar = _Registrar(frames, errors, None if steps else image, size, options, types)
+        registrar = _Registrar(frames, errors, None if steps else image, size, options, types, own)
         if steps and start:
             registrar.go_on(done)
 
@@ -260,6 +262,12 @@ class _Errors:
         full[bad] = 1
         return full
 
+    def at(self, numbers: list[int]) -> Any:
+        """What `register_stack` takes for frames of these numbers."""
+        if self.frames is not None:
+            return np.concatenate([self.frames.read(i, i + 1).pixels for i in numbers])
+        return self.value[numbers] if self.each else self.value
+
     def describe(self) -> Any:
         if self.frames is not None:
             return f"{self.frames.name} {fingerprint(self.frames.first)}"
@@ -280,14 +288,17 @@ class _Registrar:
         self,
         frames: Frames,
         errors: _Errors,
-        reference: np.ndarray | None,
+        reference: np.ndarray | MeanTemplate | None,
         size: int,
         options: dict[str, Any],
         types: dict[str, np.dtype],
+        own: dict[int, Registration] | None = None,
     ) -> None:
         self.frames, self.errors, self.size, self.options, self.types = frames, errors, size, options, types
         self.reference = reference
         """None where each frame is registered to the one before."""
+        self.own = own or {}
+        """Results of the frames that the reference is made of, each against the others."""
         self.last = frames.first
         """What a missing frame is replaced by if it is the first of a chunk."""
         self.position = np.zeros(len(frames.shape))
@@ -313,6 +324,10 @@ class _Registrar:
         err = self.errors.of(first, len(bad), err_pixels, bad)
         if self.reference is not None:
             found = register_stack(filled, self.reference, err, **self.options)
+            mine = [i for i in range(count) if first + i in self.own]
+            if mine:
+                rows = jax.tree.map(lambda *x: np.stack(x), *[self.own[first + i] for i in mine])
+                found = jax.tree.map(partial(_replaced, mine), found, rows)
             columns = columns_of(first, found, bad[:count], self.types)
             return columns, shift_of(columns)
         if np.ndim(err) in (1, filled.ndim):
@@ -393,16 +408,47 @@ def _read_ahead(
             start += count
 
 
-def _mean_frame(frames: Frames, size: int, bar: _Bar) -> np.ndarray:
-    """Mean of the finite values of every pixel, NaN where there are none."""
-    total, number = np.zeros(frames.shape), np.zeros(frames.shape)
-    bar.begin("mean", frames.length, 0)
-    for _, (pixels, _) in _read_ahead(frames.read, 0, size, frames.length):
-        finite = np.isfinite(pixels)
-        total += np.sum(pixels, 0, dtype=float, where=finite)
-        number += np.sum(finite, 0)
-        bar.update(len(pixels))
-    return np.where(number > 0, total / np.maximum(number, 1), np.nan).astype(frames.dtype)
+def _replaced(places: list[int], values: Any, others: np.ndarray) -> np.ndarray:
+    values = np.array(values)
+    values[places] = others
+    return values
+
+
+def _mean(
+    frames: Frames, errors: _Errors, size: int, options: dict[str, Any], bar: _Bar
+) -> tuple[Any, dict[int, Registration] | None]:
+    """The mean of some frames, evenly spaced, and the results of these by number."""
+    numbers, pixels = _some_frames(frames, size, bar)
+    if len(numbers) == 1:
+        return pixels[0], None
+    template, found = mean_template(pixels, errors.at(numbers), **options)
+    rows = [jax.tree.map(lambda x, i=i: np.asarray(x)[i], found) for i in range(len(numbers))]
+    return jax.tree.map(np.asarray, template), dict(zip(numbers, rows, strict=True))
+
+
+def _some_frames(frames: Frames, size: int, bar: _Bar) -> tuple[list[int], np.ndarray]:
+    """Numbers and pixels of as many frames as a mean may be made of."""
+    most = most_of_mean(frames.shape, frames.dtype.itemsize)
+    if frames.length is not None:
+        numbers = list(range(0, frames.length, -(-frames.length // most)))
+        bar.begin("mean", len(numbers), 0)
+        pixels = np.empty((len(numbers), *frames.shape), frames.dtype)
+        for i, number in enumerate(numbers):
+            pixels[i] = frames.read(number, number + 1).pixels[0]
+            bar.update(1)
+        return numbers, pixels
+    kept: dict[int, np.ndarray] = {}
+    every = 1
+    bar.begin("mean", None, 0)
+    for first, (chunk, _) in _read_ahead(frames.read, 0, size, None):
+        for i, frame in enumerate(chunk, first):
+            if i % every == 0:
+                kept[i] = frame.copy()
+            if len(kept) > most:
+                every *= 2
+                kept = {k: x for k, x in kept.items() if k % every == 0}
+        bar.update(len(chunk))
+    return list(kept), np.stack(list(kept.values()))
 
 
 def _as_reference(reference: Any, frames: Frames, unit: Any) -> Any:

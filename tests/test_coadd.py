@@ -162,6 +162,8 @@ def test_bad_input_raises():
         ({"kernel": "sinc"}, "kernel must be one of"),
         ({"variance": np.ones(5)}, "variance must be a scalar"),
         ({"mask": np.zeros((8, 8), bool)}, "mask must have the shape of a frame"),
+        ({"batch_size": 0}, "batch_size must be a positive integer"),
+        ({"batch_size": 1.5}, "batch_size must be a positive integer"),
     ]:
         with pytest.raises(ValueError, match=message):
             jaxchi2.align_stack(**({"stack": stack, "shift": np.zeros((3, 2))} | given))

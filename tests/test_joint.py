@@ -79,6 +79,64 @@ def test_bad_frames_are_rejected_and_reported():
     np.testing.assert_allclose(found.variance, 0.3**2 / 5, rtol=0.05)
 
 
+EIGHT = np.linspace([-1.0, 0.5], [1.0, -0.5], 8)
+
+
+def test_any_frame_may_be_dead():
+    """The first of NaN, or constant: the other seven are as they are, and it says why it is not."""
+    for value, flag in ((np.nan, jaxchi2.Status.NO_DATA), (3.0, jaxchi2.Status.FLAT)):
+        stack = frames(EIGHT, 0.3, 4)
+        stack[0] = value
+        found = jaxchi2.register_jointly(stack, 0.3, boundary="wrap")
+        np.testing.assert_array_equal(found.accepted, np.arange(8) > 0)
+        np.testing.assert_array_equal(found.status, np.where(np.arange(8) > 0, 0, flag))
+        truth = EIGHT - EIGHT[1:].mean(0)
+        assert np.all(np.abs(found.shift - truth)[1:] < 6 * found.stderr[1:])
+
+
+def test_unrelated_frames_are_rejected_however_noisy():
+    """At S/N ½ their χ² says nothing; in noise alone nothing is related."""
+    stack = frames(EIGHT, 2.0, 4)
+    for i in (2, 5):
+        stack[i] = scene((N, N), 2.0, seed=70 + i, smooth=True) + 2.0 * rng.normal(size=(N, N))
+    found = jaxchi2.register_jointly(stack, 2.0, boundary="wrap")
+    np.testing.assert_array_equal(found.accepted, ~np.isin(np.arange(8), (2, 5)))
+    np.testing.assert_array_equal(found.status[[2, 5]] & jaxchi2.Status.UNRELATED > 0, True)
+    for seed in range(10):
+        noise = np.random.default_rng(seed).normal(size=(8, N, N))
+        found = jaxchi2.register_jointly(noise, 1.0, boundary="wrap")
+        assert np.all(found.status != 0)
+
+
+def test_rounds_that_do_not_suffice_are_a_status_of_every_frame():
+    stack = frames(4 * EIGHT, 1.5, 4)
+    found = jaxchi2.register_jointly(stack, 1.5, boundary="wrap", max_rounds=1)
+    assert found.rounds == 1
+    assert np.all(found.status & jaxchi2.Status.NOT_CONVERGED)
+    found = jaxchi2.register_jointly(stack, 1.5, boundary="wrap")
+    assert np.all(found.status == 0)
+
+
+def test_a_clean_solution_has_no_nan():
+    """Not in any field: ``jax.debug_nans`` looks at all of them."""
+    found = jaxchi2.register_jointly(frames(EIGHT, 0.3, 4), 0.3, boundary="wrap")
+    for leaf in jax.tree.leaves(found):
+        assert np.all(np.isfinite(leaf))
+
+
+def test_drift_prior_tells_the_minima_of_a_lattice_apart():
+    """Waves of 8 pixels, a walk of 30 by steps of 2: without the prior every eighth pixel is as good."""
+    count, sigma, step = 24, 0.3, 1.5
+    shifts = np.cumsum((*np.random.default_rng(3).normal(0, step, (count, 2)), 0.7, 0), 0)
+    y, x = (2 * np.pi * g / 8 for g in np.indices((N, N)))
+    stack = np.stack([np.cos(y - np.pi * a / 4) + np.cos(x - np.pi * b / 4) for a, b in shifts])
+    stack = stack + sigma * np.random.default_rng(4).normal(size=stack.shape)
+    found = jaxchi2.register_jointly(stack, sigma, boundary="wrap", drift=step, max_shift=np.inf)
+    assert np.all(found.accepted)
+    assert np.all(found.status == 0)
+    assert np.all(np.abs(found.shift - (shifts - shifts.mean(0))) < 6 * found.stderr)
+
+
 def test_drift_prior_bridges_a_gap_and_lowers_the_scatter():
     step, sigma, count = 0.05, 1.5, 24
     shifts = np.cumsum(np.random.default_rng(8).normal(0, step, (count, 2)), 0)
@@ -120,7 +178,7 @@ def test_covariances_are_the_inverse_of_the_joint_hessian(x64):
         centre = np.eye(len(kept)) - np.where(accepted[kept], 1 / accepted.sum(), 0.0)[None, :]
         centre = np.kron(centre, np.eye(ndim))
         centred = (centre @ inverse @ centre.T).reshape(len(kept), ndim, len(kept), ndim)
-        empty = jaxchi2.JointRegistration(*[None] * 10)
+        empty = jaxchi2.JointRegistration(*[None] * 11)
         found = empty._replace(information=information, stiffness=stiffness, accepted=accepted)
         for i, t in enumerate(kept):
             column = np.asarray(found.covariance_with(t))[kept]
@@ -154,6 +212,12 @@ def test_bad_input_raises():
         ({"reference": "previous"}, r"reference must be one of \('first', 'mean'\) or an image"),
         ({"max_rounds": 0}, "max_rounds must be a positive integer"),
         ({"drift": np.ones(3)}, r"drift must hold one value per axis, shape \(2,\), or be a scalar"),
+        ({"drift": 0.0}, "drift must be positive"),
+        ({"drift": np.nan}, "drift must be positive"),
+        ({"drift": [1.0, -1.0]}, "drift must be positive"),
+        ({"tolerance": 0.0}, "tolerance must be positive"),
+        ({"reference": "median"}, r"reference must be one of \('first', 'mean'\) or an image"),
+        ({"reference": "mean", "drift": 1.0}, "reference must be 'first' or an image with a drift prior"),
         ({"err": np.ones(3)}, "err must be a scalar"),
         ({"mask": np.zeros(3, bool)}, "mask must have the shape"),
     ]:

@@ -46,6 +46,17 @@ def test_noise_scales_and_leaves_out_bad_pixels():
     np.testing.assert_array_equal(jax.jit(estimate_noise)(image), estimate_noise(image))
 
 
+@pytest.mark.parametrize("rate", [0.005, 0.02, 0.09])
+def test_noise_of_few_counts(rate, dtype):
+    """Most pixels are zero, and so is the median of any difference of them."""
+    counts = np.random.default_rng(7).poisson(rate, (128, 128)).astype(dtype)
+    found = estimate_noise(counts)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, np.sqrt(rate), rtol=0.3)
+    np.testing.assert_allclose(estimate_noise(3 * counts), 3 * found, rtol=1e-5)
+    assert estimate_noise(np.full((64, 64), 5.0, dtype)) == 0
+
+
 def test_falling_is_isotonic_regression(dtype):
     rng = np.random.default_rng(3)
     for n in (1, 2, 7, 40):

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from direct import moved, scene
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxchi2
 from jaxchi2.batch import spread
@@ -97,6 +99,35 @@ def test_no_device_gathers_frames(mesh, reference):
 def test_results_stay_on_their_devices(mesh):
     found = jaxchi2.register_stack(STACK[:8], SCENE, 0.1, boundary="wrap", verdict=False, mesh=mesh)
     assert len(found.shift.sharding.device_set) == 8
+
+
+def test_an_explicit_mesh_is_as_good(x64):
+    """Frames whose sharding is part of their type, by themselves, under jit, vmap and a gradient."""
+    stack = np.nan_to_num(STACK[:8])
+    explicit = jax.make_mesh((8,), ("frames",), axis_types=(AxisType.Explicit,))
+    there = jax.device_put(stack, NamedSharding(explicit, P("frames")))
+    options = {"boundary": "wrap", "verdict": False}
+
+    def of_stack(x):
+        return jaxchi2.register_stack(x, SCENE, 0.1, **options)
+
+    def one_by_one(x):
+        return jax.vmap(lambda image: jaxchi2.register(SCENE, image, 0.1, **options))(x)
+
+    for function in (
+        of_stack,
+        jax.jit(one_by_one),
+        jax.jit(jax.grad(lambda x: jnp.nansum(of_stack(x).shift))),
+    ):
+        found, expected = function(there), function(stack)
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9)
+    assert of_stack(there).shift.sharding.spec[0] == "frames"
+    # An image by its rows, which are no multiple of its size on any axis but this.
+    wide = jax.device_put(np.tile(SCENE, (4, 1)), NamedSharding(explicit, P("frames")))
+    found = jaxchi2.register(np.roll(np.asarray(wide), 1, 1), wide, 0.1, **options)
+    np.testing.assert_allclose(found.shift, (0, -1), atol=1e-9)
+    np.testing.assert_allclose(jaxchi2.estimate_noise(wide), jaxchi2.estimate_noise(np.asarray(wide)))
 
 
 def test_two_processes(tmp_path, x64):

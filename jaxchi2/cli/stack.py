@@ -44,8 +44,8 @@ def add_stack(commands: Any) -> None:
         "--reference",
         metavar="mean|first|previous|FILE",
         default="mean",
-        help="what the frames are displaced from: the mean of all, the first, each the one before it, or an "
-        "image; default %(default)s",
+        help="what the frames are displaced from: the mean of them, aligned, the first, each the one "
+        "before it, or an image; default %(default)s",
     )
     add_registration_options(parser, "a frame", "the reference")
     parser.add_argument(

@@ -1,0 +1,151 @@
+"""Frames that are registered a few at a time: by what they have in common, or one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from .batch import in_chunks
+from .pair import Boundary, Model, Pair, Search, check
+from .registration import Registration, in_units, measure, solve, with_unit
+from .terms import is_shareable, shared_reference, shared_terms
+
+
+class Frame(NamedTuple):
+    """What belongs to one frame, with a leading axis to each of a stack; None where all have it in common."""
+
+    image: Array
+    err: Array | None
+    mask: Array | None
+    reference: Array | None
+    reference_err: Array | None
+    search: Search
+
+
+class Options(NamedTuple):
+    """The choices of a registration, hashable."""
+
+    boundary: Boundary
+    fit_gain: bool
+    fit_background: bool
+    max_shift: tuple[float, ...] | None
+    oversample: int
+    clip: float | None
+    verdict: bool
+    known_err: bool
+
+
+def shares_reference(
+    frames: Frame, common: Frame, reference_mask: ArrayLike | None, options: Options
+) -> bool:
+    """Whether frames without bad pixels take all but their own FFT from what they have in common."""
+    maps = [x for x in (common.err, common.reference_err, common.mask) if x is not None and x.ndim]
+    return (
+        options.boundary.name == "wrap"
+        and options.clip is None
+        and reference_mask is None
+        and (common.reference_err is None or not maps)
+        and all(x is None for x in frames[1:5])
+        and frames.search == Search()
+    )
+
+
+def is_even(frames: Frame, common: Frame, extra: tuple, options: Options) -> bool:
+    """Whether frames without bad pixels have one error each and no edges, which takes the least time."""
+    maps = [frames.mask, common.mask, extra[0], None if common.err is None else common.err.ndim or None]
+    return (
+        options.boundary.name == "wrap"
+        and options.clip is None
+        and all(x is None for x in maps)
+        and (frames.err is None or frames.err.ndim == 1)
+    )
+
+
+def given(search: Search) -> dict[str, Any]:
+    """What is known of a search, by name."""
+    return {name: x for name, x in vars(search).items() if x is not None}
+
+
+def in_its_unit(found: Registration, noise: Array | None) -> Registration:
+    """χ² as a sum of squares, where it was computed with an estimate of the noise."""
+    return found if noise is None else found._replace(chi2=found.chi2 * noise**2)
+
+
+def register_chunks(
+    frames: Frame, common: Frame, *, extra: tuple, options: Options, clean: bool | None, batch_size: int
+) -> Registration:
+    """All frames, so many at once; ``extra`` is the mask of the reference, and the interval's ``nsigma``."""
+    return in_chunks(_chunk_function(frames, common, extra, options, clean), frames, batch_size)
+
+
+def _chunk_function(
+    frames: Frame, common: Frame, extra: tuple, options: Options, clean: bool | None
+) -> Callable[[Frame], Registration]:
+    """What registers a few frames: by what they share, or where they do not share it one by one.
+
+    ``clean`` says that all their pixels are good, or that some are not; with None the data decide.
+    """
+    reference_mask, nsigma = extra
+    known_err = options.known_err
+    shareable = shares_reference(frames, common, reference_mask, options)
+    # A mask common to all frames is an error map, which costs less than bad pixels in every frame.
+    if common.mask is not None and frames.err is None:
+        err = 1.0 if common.err is None else common.err
+        common = common._replace(err=jnp.where(common.mask, jnp.nan, err), mask=None)
+
+    def pair_of(frame: Frame) -> tuple[Pair, Model]:
+        err, mask, reference, reference_err = (
+            a if b is None else b for a, b in zip(common[1:5], frame[1:5], strict=True)
+        )
+        assert reference is not None
+        search = replace(common.search, **given(frame.search))
+        return check(
+            reference,
+            frame.image,
+            err,
+            reference_err=reference_err,
+            weights=None,
+            mask=mask,
+            reference_mask=reference_mask,
+            boundary=options.boundary,
+            fit_gain=options.fit_gain,
+            fit_background=options.fit_background,
+            max_shift=options.max_shift,
+            search=search,
+            oversample=options.oversample,
+            compact=True,
+        )
+
+    example = jax.tree.map(lambda x: x[0], frames)
+    pair, model = pair_of(example)
+    alone = False if shareable and not clean else clean
+
+    def one_by_one(frame: Frame) -> Registration:
+        pair, model = pair_of(frame)
+        return measure(pair, nsigma, alone, known_err, model, options.clip, options.verdict)
+
+    if not shareable:
+        return jax.vmap(one_by_one)
+    pair, unit = with_unit(pair, known_err)
+    shared = shared_reference(pair, model)
+
+    def shared_measure(frame: Frame) -> Registration:
+        terms = shared_terms(shared, pair._replace(image=frame.image), model)
+        result, _ = solve(terms, nsigma, known_err, options.verdict)
+        chi2, doubt = in_units(result.chi2, unit)
+        return result._replace(chi2=chi2, status=result.status | doubt)
+
+    if clean:
+        return jax.vmap(shared_measure)
+
+    def of_chunk(chunk: Frame) -> Registration:
+        good = jax.vmap(lambda image: is_shareable(shared, pair._replace(image=image)))(chunk.image)
+        return lax.cond(jnp.all(good), jax.vmap(shared_measure), jax.vmap(one_by_one), chunk)
+
+    return of_chunk

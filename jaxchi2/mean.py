@@ -1,0 +1,228 @@
+"""Frames registered to their own mean: each to that of the others, made anew of the shifts found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from math import prod
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import Mesh
+
+from .batch import frame_axis, on_mesh
+from .chunks import Frame, Options, given, in_its_unit, register_chunks
+from .coadd import align_stack
+from .layout import is_valid_error
+from .registration import MAX_REDUCED_CHI2, Registration, range_of
+from .template import (
+    Others,
+    frame_of,
+    has_answer,
+    mean_of_others,
+    median,
+    most_usual,
+    noise_between,
+    number_of_shifts,
+    total_of,
+    with_chance,
+)
+
+MEAN_FRAMES = 64
+"""Most frames that a mean is made of. Their noise adds a hundredth to the error of a shift where the signal
+is as strong as the noise, a tenth at a third of that."""
+LEAST_MEAN_FRAMES = 16
+MEAN_BYTES = 2**31
+"""Of the workspace that these may take, where they are more than the least."""
+MEAN_ROUNDS = 3
+"""How often the mean is made anew: at first of shifts against a single frame, then of those against the last
+mean. From a signal as strong as the noise on, the second moves nothing; at a third of it the third does."""
+
+
+class MeanTemplate(NamedTuple):
+    """A mean of aligned frames, as a reference for frames that are not among them."""
+
+    image: Array
+    """The mean, at the mean position of its frames; NaN where none has a value."""
+    err: Array
+    """Standard deviation of its noise, a scalar."""
+    noise: Array
+    """Standard deviation of a frame's pixels, if no errors were given; else one."""
+
+
+def most_of_mean(shape: tuple[int, ...], itemsize: int, memory_limit: int | None = None) -> int:
+    """How many frames a mean may be made of."""
+    limit = MEAN_BYTES if memory_limit is None else memory_limit
+    # Eight arrays of the size of these frames are needed at once.
+    return min(max(limit // (8 * itemsize * prod(shape)), LEAST_MEAN_FRAMES), MEAN_FRAMES)
+
+
+@partial(jax.jit, static_argnames=("options", "most", "batch_size", "mesh", "clean"))
+def register_to_mean(
+    frames: Frame,
+    common: Frame,
+    extra: tuple,
+    options: Options,
+    most: int,
+    batch_size: int,
+    mesh: Mesh | None,
+    *,
+    clean: bool | None,
+) -> tuple[Registration, MeanTemplate]:
+    """Frames against a mean of ``most`` of them at most, each of these against the mean of the others."""
+    axis = None if mesh is None else frame_axis(mesh)
+
+    def run(frames: Frame, rest: tuple) -> tuple[Registration, MeanTemplate]:
+        count = len(frames.image) * (1 if mesh is None else mesh.shape[axis])
+        every = -(-count // most)
+        part = jax.tree.map(lambda x: x[::every], frames)
+        common, extra = rest
+        register = partial(register_chunks, extra=extra, clean=clean, batch_size=batch_size)
+        # Whose pixels nothing is known about, a few frames take the longer way: half the program.
+        rounds = partial(register, clean=bool(clean))
+        found, template = _mean_rounds(part, common, options, rounds, batch_size, axis)
+        if every == 1:
+            return found, template
+        common = common._replace(reference=template.image, reference_err=template.err)
+        if not options.known_err:
+            common = common._replace(err=template.noise)
+        others = register(frames, common, options=options)
+        if not options.known_err:
+            others = in_its_unit(others, template.noise)
+        return jax.tree.map(lambda x, own: x.at[::every].set(own), others, found), template
+
+    return on_mesh(run, mesh, reduces=(False, True))(frames, (common, extra))
+
+
+def _mean_rounds(
+    frames: Frame,
+    common: Frame,
+    options: Options,
+    register: Callable[..., Registration],
+    batch_size: int,
+    axis: str | None,
+) -> tuple[Registration, MeanTemplate]:
+    """Each frame against the mean of the others, made anew of the shifts that are found.
+
+    Shifts are relative to the mean position of the frames that the mean is made of. A frame's own is the
+    difference found, times the share of the others: it has itself moved that position. Of frames that do not
+    answer, or fit much worse than is usual here, the mean is not made.
+    """
+    frames, common, variance = _without_bad_pixels(frames, common)
+    ndim = frames.image.ndim - 1
+    free = np.array([held is None for held in common.search.fixed or (None,) * ndim])
+    eps = jnp.finfo(frames.image.dtype).eps
+    shifts, _ = number_of_shifts(frames.image.shape[1:], options.boundary, options.max_shift)
+
+    def one_round(state: tuple, _: None) -> tuple:
+        place, accepted = state
+        aligned = align_stack(
+            frames.image,
+            place,
+            variance,
+            periodic=options.boundary.name == "wrap",
+            batch_size=batch_size,
+        )
+        others = mean_of_others(aligned, accepted, axis)
+        noise = jnp.ones_like(variance, shape=())
+        those = common
+        if not options.known_err:
+            fitted = options.fit_gain or options.fit_background
+            noise = noise_between(aligned, others, accepted, fitted, axis)
+            noise = lax.stop_gradient(jnp.maximum(noise, 16 * eps * range_of(others.mean)))
+            those = common._replace(err=noise)
+        these = frames._replace(reference=others.image, reference_err=others.err * noise)
+        found = with_chance(register(these, those, options=options), shifts)
+        answered = has_answer(found)[:, None]
+        part = (1 - others.share)[:, None]
+        moved = place + jnp.where(answered, found.shift - place, 0.0) * part
+        accepted = _fit_as_usual(found, axis)
+        moved = jnp.where(free, moved - _mean_of(moved, accepted, axis), 0.0)
+        shift = jnp.where(answered, jnp.where(free, moved, found.shift), jnp.nan)
+        if not options.known_err:
+            found = in_its_unit(found, noise)
+        return (moved, accepted), (_moved_to(found, shift, part), _template(others, noise))
+
+    state = _start(frames, common, options, register, axis, free)
+    rounds: tuple[Registration, MeanTemplate]
+    _, rounds = lax.scan(one_round, state, None, length=MEAN_ROUNDS)
+    return jax.tree.map(lambda x: x[-1], rounds)
+
+
+def _without_bad_pixels(frames: Frame, common: Frame) -> tuple[Frame, Frame, Array]:
+    """NaN for masked pixels and those without an error, so that they are in no mean; and the variance."""
+    images, pixels = frames.image, (1,) * (frames.image.ndim - 1)
+    mask = common.mask if frames.mask is None else frames.mask
+    if mask is not None:
+        images = jnp.where(mask if mask.ndim == images.ndim else mask[None], jnp.nan, images)
+    err = common.err if frames.err is None else frames.err
+    variance = jnp.ones_like(images, shape=())
+    if err is not None:
+        good = is_valid_error(err)
+        variance = jnp.where(good, err, 1.0).astype(images.dtype) ** 2
+        if good.shape == images.shape[:1]:
+            good = good.reshape(-1, *pixels)
+        elif good.ndim < images.ndim:
+            good = good[None] if good.ndim else good.reshape(1, *pixels)
+        images = jnp.where(good, images, jnp.nan)
+    return frames._replace(image=images, mask=None), common._replace(mask=None), variance
+
+
+def _start(
+    frames: Frame,
+    common: Frame,
+    options: Options,
+    register: Callable[..., Registration],
+    axis: str | None,
+    free: np.ndarray,
+) -> tuple[Array, Array]:
+    """First places of the frames, and which of them make the first mean."""
+    images, ndim = frames.image, len(free)
+    search = replace(common.search, **given(frames.search))
+    expected = search.initial if search.initial is not None else (search.prior or (None,))[0]
+    if expected is not None:
+        place = jnp.broadcast_to(jnp.asarray(expected, images.dtype), (len(images), ndim))
+        return jnp.where(free, place, 0.0), jnp.ones_like(images, shape=(len(images),), dtype=bool)
+    number = most_usual(images, axis)
+    err = common.err if frames.err is None else frame_of(frames.err, number, axis)
+    first = common._replace(reference=frame_of(images, number, axis), reference_err=err)
+    # Two frames may be twice as far apart as each is from the mean.
+    window = None if options.max_shift is None else tuple(2 * limit for limit in options.max_shift)
+    found = register(frames, first, options=options._replace(max_shift=window, verdict=False))
+    accepted = _fit_as_usual(found, axis)
+    place = jnp.where(has_answer(found)[:, None], found.shift, 0.0)
+    return jnp.where(free, place - _mean_of(place, accepted, axis), 0.0), accepted
+
+
+def _fit_as_usual(found: Registration, axis: str | None) -> Array:
+    """Whether χ² is not far above that of most frames; where it is for all, the errors are wrong."""
+    answered = has_answer(found)
+    reduced = jnp.where(answered, found.reduced_chi2, jnp.nan)
+    return answered & ~(reduced > MAX_REDUCED_CHI2 * median(reduced, axis))
+
+
+def _mean_of(place: Array, accepted: Array, axis: str | None) -> Array:
+    number = total_of(jnp.sum(accepted, dtype=place.dtype), axis)
+    return total_of(jnp.sum(place, 0, where=accepted[:, None]), axis)[None] / jnp.maximum(number, 1.0)
+
+
+def _template(others: Others, noise: Array) -> MeanTemplate:
+    there = jnp.isfinite(others.variance)
+    number = jnp.maximum(jnp.sum(there), 1)
+    variance = jnp.sum(jnp.where(there, others.variance, 0.0)) / number
+    return MeanTemplate(others.mean, jnp.sqrt(variance) * noise, noise)
+
+
+def _moved_to(found: Registration, shift: Array, part: Array) -> Registration:
+    """Registrations to the mean of the others as shifts from that of all frames."""
+    runner_up = found.runner_up._replace(shift=found.runner_up.shift + (shift - found.shift))
+    return found._replace(
+        shift=shift,
+        covariance=found.covariance * part[..., None] ** 2,
+        interval=shift[..., None] + (found.interval - found.shift[..., None]) * part[..., None],
+        runner_up=runner_up,
+    )
