@@ -26,7 +26,6 @@ The names and arguments are those of `image_registration`. Its ``nthreads``, ``u
 
 import inspect
 import math
-import operator
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
@@ -42,9 +41,11 @@ from scipy.fft import next_fast_len
 __all__ = [
     "correlate2d",
     "dftups",
+    "dftups1d",
     "fourier_interp1d",
     "fourier_interp2d",
     "fourier_interpnd",
+    "odddftups",
     "shift2d",
     "shiftnd",
     "upsample_image",
@@ -124,6 +125,13 @@ def _data(x: ArrayLike, name: str, ndim: int | None = None) -> Array:
     return array
 
 
+def _spectrum(inp: ArrayLike, ndim: int) -> tuple[Array, Any]:
+    """Convert the argument ``inp``, real or complex, to a complex array; return also its parts' dtype."""
+    numeric = jnp if isinstance(inp, jax.Array) else np
+    real, imag = (_data(part(inp), "inp", ndim) for part in (numeric.real, numeric.imag))
+    return lax.complex(real, imag), real.dtype
+
+
 def _scalar(x: ArrayLike, name: str, dtype: Any) -> Array:
     array = as_real_array(x, name)
     if array.ndim:
@@ -138,17 +146,25 @@ def _per_axis(x: ArrayLike | Sequence, name: str, data: Array) -> Array:
     return array.astype(data.dtype)
 
 
-def _output_shape(shape: Any, name: str, default: Sequence[int]) -> tuple[int, ...]:
-    """Check a static output shape; one integer stands for the same size on every axis."""
-    if shape is None:
-        return tuple(default)
+def static_sizes(shape: Any, name: str, count: int, least: int = 1) -> tuple[int, ...]:
+    """Return `count` sizes of at least `least` as integers, from whole numbers of any type.
+
+    One number stands for the same size on every axis. Errors call the argument `name`.
+    """
+    numbers = "a static whole number" if count == 1 else f"{count} static whole numbers"
+    wanted = f"{name} must be {numbers} of at least {least}, got {shape!r}"
     try:
-        sizes = tuple(operator.index(m) for m in (shape if np.ndim(shape) else [shape] * len(default)))
-    except TypeError as error:
-        raise ValueError(f"{name} must be made of static integers, got {shape!r}") from error
-    if len(sizes) != len(default) or min(sizes) < 1:
-        raise ValueError(f"{name} must be {len(default)} positive integers, got {shape!r}")
+        given = list(shape) if np.ndim(shape) else [shape] * count
+        sizes = tuple(int(m) if float(m).is_integer() else 0 for m in given)
+    except (TypeError, ValueError, OverflowError, jax.errors.ConcretizationTypeError) as error:
+        raise ValueError(wanted) from error
+    if len(sizes) != count or min(sizes) < least or any(isinstance(m, bool | str) for m in given):
+        raise ValueError(wanted)
     return sizes
+
+
+def _output_shape(shape: Any, name: str, default: Sequence[int]) -> tuple[int, ...]:
+    return tuple(default) if shape is None else static_sizes(shape, name, len(default))
 
 
 def _split(position: Array) -> _Split:
@@ -241,10 +257,10 @@ def _zoom(
     return [whole + fraction for whole, fraction in positions], _finish(values, real)
 
 
-@partial(jax.jit, static_argnames=("nor", "noc"))
-def _window(spectrum: Array, usfac: Array, roff: Array, coff: Array, nor: int, noc: int) -> Array:
-    y, x = roff - jnp.arange(nor, dtype=roff.dtype), coff - jnp.arange(noc, dtype=coff.dtype)
-    return _on_grid(spectrum, [_split_ratio(y, usfac), _split_ratio(x, usfac)])
+@partial(jax.jit, static_argnames="shape")
+def _window(spectrum: Array, usfac: Array, origin: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    samples = [start - jnp.arange(m, dtype=start.dtype) for start, m in zip(origin, shape, strict=True)]
+    return _on_grid(spectrum, [_split_ratio(x, usfac) for x in samples])
 
 
 @partial(jax.jit, static_argnames=("return_abs", "return_real"))
@@ -395,7 +411,7 @@ def zoomnd(
     offsets: ArrayLike | Sequence = (),
     middle_convention: Callable[[float], float] = float,
     usfac: ArrayLike = 1,
-    outshape: int | Sequence[int] | None = None,
+    outshape: float | Sequence[float] | None = None,
     *,
     return_xouts: bool = False,
     return_real: bool = True,
@@ -454,7 +470,7 @@ def zoom_on_pixel(
     inp: ArrayLike,
     coordinates: ArrayLike | Sequence,
     usfac: ArrayLike = 1,
-    outshape: int | Sequence[int] | None = None,
+    outshape: float | Sequence[float] | None = None,
     *,
     return_real: bool = True,
     return_xouts: bool = False,
@@ -480,7 +496,7 @@ def zoom_on_pixel(
 def zoom1d(
     inp: ArrayLike,
     usfac: ArrayLike = 1,
-    outsize: int | None = None,
+    outsize: float | None = None,
     offset: ArrayLike = 0,
     *,
     return_xouts: bool = False,
@@ -507,8 +523,8 @@ def zoom1d(
 @accept_obsolete(nthreads=None, use_numpy_fft=None, allow_huge=None)
 def dftups(
     inp: ArrayLike,
-    nor: int | None = None,
-    noc: int | None = None,
+    nor: float | None = None,
+    noc: float | None = None,
     usfac: ArrayLike = 1,
     roff: ArrayLike = 0,
     coff: ArrayLike = 0,
@@ -523,7 +539,7 @@ def dftups(
     inp : array
         Real or complex spectrum, shape ``(ny, nx)``, zero frequency first.
     nor, noc : int, optional
-        Rows and columns of the result; ``ny`` and ``nx`` by default.
+        Rows and columns of the result; ``ny`` and ``nx`` by default. Whole floats count as integers.
     usfac : float
         Samples of the result per pixel.
     roff, coff : float
@@ -537,7 +553,7 @@ def dftups(
     Raises
     ------
     ValueError, TypeError
-        For an array without two axes, sizes that are not positive integers.
+        For an array without two axes, sizes that are not positive whole numbers.
 
     Examples
     --------
@@ -546,20 +562,91 @@ def dftups(
     >>> print(np.allclose(dftups(image), np.fft.fft2(image), atol=1e-5))
     True
     """
-    numeric = jnp if isinstance(inp, jax.Array) else np
-    real, imag = _data(numeric.real(inp), "inp", 2), _data(numeric.imag(inp), "inp", 2)
-    (rows,) = _output_shape(nor, "nor", real.shape[:1])
-    (columns,) = _output_shape(noc, "noc", real.shape[1:])
-    factor = _scalar(usfac, "usfac", real.dtype)
-    origin = _scalar(roff, "roff", real.dtype), _scalar(coff, "coff", real.dtype)
-    return _window(lax.complex(real, imag), factor, *origin, rows, columns)
+    spectrum, dtype = _spectrum(inp, 2)
+    shape = _output_shape(nor, "nor", spectrum.shape[:1]) + _output_shape(noc, "noc", spectrum.shape[1:])
+    origin = _scalar(roff, "roff", dtype), _scalar(coff, "coff", dtype)
+    return _window(spectrum, _scalar(usfac, "usfac", dtype), origin, shape)
+
+
+@accept_obsolete(nthreads=None, use_numpy_fft=None, allow_huge=None)
+def odddftups(
+    inp: ArrayLike,
+    nor: float | None = None,
+    noc: float | None = None,
+    usfac: ArrayLike = 1,
+    roff: ArrayLike = 0,
+    coff: ArrayLike = 0,
+) -> Array:
+    """Evaluate the Fourier transform of a spectrum on an upsampled window: `dftups` by its other name.
+
+    Parameters, result and errors as for `dftups`, which is right for odd and even axes alike.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.arange(6.0).reshape(2, 3)
+    >>> print(np.allclose(odddftups(image), np.fft.fft2(image), atol=1e-5))
+    True
+    """
+    return dftups(inp, nor, noc, usfac, roff, coff)
+
+
+@accept_obsolete(nthreads=None, use_numpy_fft=None, allow_huge=None)
+def dftups1d(
+    inp: ArrayLike,
+    usfac: ArrayLike = 1,
+    outsize: float | None = None,
+    offset: ArrayLike = 0,
+    return_xouts: bool = False,
+) -> Any:
+    """Evaluate the Fourier transform of a one-dimensional spectrum on an upsampled window.
+
+    ``out[j] = Σ inp[k] exp(-2πi f_k (j + offset)/usfac)``, ``f = fftfreq``: the offset has the opposite sign
+    of those of `dftups`.
+
+    Parameters
+    ----------
+    inp : array
+        Real or complex spectrum, shape ``(n,)``, zero frequency first.
+    usfac : float
+        Samples of the result per pixel.
+    outsize : int, optional
+        Samples of the result; ``n`` by default. A whole float counts as an integer.
+    offset : float
+        Where the first sample lies, in samples of the result.
+    return_xouts : bool
+        Return ``(positions, out)``, the positions in pixels.
+
+    Returns
+    -------
+    out : Array
+        Complex, shape ``(outsize,)``; with ``return_xouts`` after the positions.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an array without one axis, a size that is not a positive whole number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> wave = np.cos(2 * np.pi * np.arange(8) / 8)
+    >>> x, out = dftups1d(np.fft.ifft(wave), 4, 3, offset=14, return_xouts=True)
+    >>> print(np.asarray(x), np.asarray(out).real.round(3))
+    [3.5  3.75 4.  ] [-0.924 -0.981 -1.   ]
+    """
+    spectrum, dtype = _spectrum(inp, 1)
+    shape = _output_shape(outsize, "outsize", spectrum.shape)
+    factor, start = _scalar(usfac, "usfac", dtype), _scalar(offset, "offset", dtype)
+    out = _window(spectrum, factor, (-start,), shape)
+    return ((start + jnp.arange(shape[0], dtype=dtype)) / factor, out) if return_xouts else out
 
 
 @accept_obsolete(nthreads=3, use_numpy_fft=4, allow_huge=None)
 def upsample_image(
     image: ArrayLike,
     upsample_factor: ArrayLike = 1,
-    output_size: int | Sequence[int] | None = None,
+    output_size: float | Sequence[float] | None = None,
     *,
     xshift: ArrayLike = 0,
     yshift: ArrayLike = 0,
