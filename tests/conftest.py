@@ -1,5 +1,6 @@
 """Fixtures that every test module may use."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -38,6 +39,9 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A trace makes so many objects that looking for garbage among them is a tenth of its time and more.
+gc.freeze()
+gc.set_threshold(50_000, 20, 100)
 
 # JAX before 0.8 keeps the context manager in jax.experimental; later ones warn there.
 if hasattr(jax, "enable_x64"):
