@@ -2,22 +2,22 @@
 
 `register` measures the displacement of an image from a reference and its error. `chi2_surface` is χ² itself
 as a function of the shift. `align` undoes a shift. The functions with the names of the package
-``image_registration`` (`chi2_shift` and its kin) keep that package's arguments and return order.
+``image_registration`` (`chi2_shift` and its kin) keep that package's arguments and return order;
+`jaxchi2.image_registration` stands for all of it.
 """
 
 from . import fourier
 from .align import align
 from .coadd import Aligned, Combined, align_stack, combine
 from .errors import delta_chi2
-from .image_registration import (
+from .image_registration.chi2_shifts import (
     chi2_shift,
     chi2_shift_iterzoom,
     chi2_shift_leastsq,
     chi2map_to_errors,
     chi2n_map,
-    iterative_zoom,
-    iterative_zoom_1d,
 )
+from .image_registration.iterative_zoom import iterative_zoom, iterative_zoom_1d
 from .joint import JointRegistration, register_jointly
 from .leastsq import Descent, Fit, GaussNewton, fit
 from .motion import Affine, Rigid, Shift, Similarity

@@ -44,7 +44,6 @@ from .checks import (
     choice,
     described,
     flag,
-    integer,
     known_values,
     per_axis,
     positive,
@@ -55,9 +54,11 @@ from .checks import (
 __all__ = [
     "correlate2d",
     "dftups",
+    "dftups1d",
     "fourier_interp1d",
     "fourier_interp2d",
     "fourier_interpnd",
+    "odddftups",
     "shift2d",
     "shiftnd",
     "upsample_image",
@@ -105,16 +106,36 @@ def accept_obsolete(**slots: int | None) -> Callable[[Callable[P, R]], Callable[
     return decorate
 
 
+def _spectrum(inp: ArrayLike, ndim: int) -> tuple[Array, Any]:
+    """Convert the argument ``inp``, real or complex, to a complex array; return also its parts' dtype."""
+    numeric = jnp if isinstance(inp, jax.Array) else np
+    try:
+        parts = numeric.real(inp), numeric.imag(inp)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"inp must be an array of numbers, not {described(inp)}") from error
+    real, imag = (array_of(part, "inp", ndim, ndim) for part in parts)
+    return lax.complex(real, imag), real.dtype
+
+
+def static_sizes(shape: Any, name: str, count: int, least: int = 1) -> tuple[int, ...]:
+    """Return `count` sizes of at least `least` as integers, from whole numbers of any type.
+
+    One number stands for the same size on every axis. Errors call the argument `name`.
+    """
+    numbers = "a static whole number" if count == 1 else f"{count} static whole numbers"
+    wanted = f"{name} must be {numbers} of at least {least}, got {shape!r}"
+    try:
+        given = list(shape) if np.ndim(shape) else [shape] * count
+        sizes = tuple(int(m) if float(m).is_integer() else 0 for m in given)
+    except (TypeError, ValueError, OverflowError, jax.errors.ConcretizationTypeError) as error:
+        raise ValueError(wanted) from error
+    if len(sizes) != count or min(sizes) < least or any(isinstance(m, bool | str) for m in given):
+        raise ValueError(wanted)
+    return sizes
+
+
 def _output_shape(shape: Any, name: str, default: Sequence[int]) -> tuple[int, ...]:
-    """Check a static output shape; one integer stands for the same size on every axis."""
-    if shape is None:
-        return tuple(default)
-    several = isinstance(shape, list | tuple) or getattr(shape, "ndim", 0) > 0
-    given = list(shape) if several else [shape] * len(default)
-    wanted = f"{len(default)} positive static integers"
-    if len(given) != len(default):
-        refuse(name, wanted, shape)
-    return tuple(integer(m, name, 1, wanted) for m in given)
+    return tuple(default) if shape is None else static_sizes(shape, name, len(default))
 
 
 def _split(position: Array) -> _Split:
@@ -211,10 +232,10 @@ def _zoom(
     return [whole + fraction for whole, fraction in positions], _finish(values, real)
 
 
-@partial(jax.jit, static_argnames=("nor", "noc"))
-def _window(spectrum: Array, usfac: Array, roff: Array, coff: Array, nor: int, noc: int) -> Array:
-    y, x = roff - jnp.arange(nor, dtype=roff.dtype), coff - jnp.arange(noc, dtype=coff.dtype)
-    return _on_grid(spectrum, [_split_ratio(y, usfac), _split_ratio(x, usfac)])
+@partial(jax.jit, static_argnames="shape")
+def _window(spectrum: Array, usfac: Array, origin: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    samples = [start - jnp.arange(m, dtype=start.dtype) for start, m in zip(origin, shape, strict=True)]
+    return _on_grid(spectrum, [_split_ratio(x, usfac) for x in samples])
 
 
 @partial(jax.jit, static_argnames=("return_abs", "return_real"))
@@ -365,7 +386,7 @@ def zoomnd(
     offsets: ArrayLike | Sequence = (),
     middle_convention: Callable[[float], float] = float,
     usfac: ArrayLike = 1,
-    outshape: int | Sequence[int] | None = None,
+    outshape: float | Sequence[float] | None = None,
     *,
     return_xouts: bool = False,
     return_real: bool = True,
@@ -441,7 +462,7 @@ def zoom_on_pixel(
     inp: ArrayLike,
     coordinates: ArrayLike | Sequence,
     usfac: ArrayLike = 1,
-    outshape: int | Sequence[int] | None = None,
+    outshape: float | Sequence[float] | None = None,
     *,
     return_real: bool = True,
     return_xouts: bool = False,
@@ -467,7 +488,7 @@ def zoom_on_pixel(
 def zoom1d(
     inp: ArrayLike,
     usfac: ArrayLike = 1,
-    outsize: int | None = None,
+    outsize: float | None = None,
     offset: ArrayLike = 0,
     *,
     return_xouts: bool = False,
@@ -495,8 +516,8 @@ def zoom1d(
 @accept_obsolete(nthreads=None, use_numpy_fft=None, allow_huge=None)
 def dftups(
     inp: ArrayLike,
-    nor: int | None = None,
-    noc: int | None = None,
+    nor: float | None = None,
+    noc: float | None = None,
     usfac: ArrayLike = 1,
     roff: ArrayLike = 0,
     coff: ArrayLike = 0,
@@ -511,7 +532,7 @@ def dftups(
     inp : array
         Real or complex spectrum, shape ``(ny, nx)``, zero frequency first.
     nor, noc : int, optional
-        Rows and columns of the result; ``ny`` and ``nx`` by default.
+        Rows and columns of the result; ``ny`` and ``nx`` by default. Whole floats count as integers.
     usfac : float
         Samples of the result per pixel.
     roff, coff : float
@@ -525,7 +546,7 @@ def dftups(
     Raises
     ------
     ValueError, TypeError
-        For an array without two axes, sizes that are not positive integers.
+        For an array without two axes, sizes that are not positive whole numbers.
 
     Examples
     --------
@@ -534,24 +555,91 @@ def dftups(
     >>> print(np.allclose(dftups(image), np.fft.fft2(image), atol=1e-5))
     True
     """
-    numeric = jnp if isinstance(inp, jax.Array) else np
-    try:
-        parts = numeric.real(inp), numeric.imag(inp)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"inp must be an array of numbers, not {described(inp)}") from error
-    real, imag = (array_of(part, "inp", 2, 2) for part in parts)
-    (rows,) = _output_shape(nor, "nor", real.shape[:1])
-    (columns,) = _output_shape(noc, "noc", real.shape[1:])
-    factor = positive(usfac, "usfac", real.dtype)
-    origin = scalar(roff, "roff", real.dtype), scalar(coff, "coff", real.dtype)
-    return _window(lax.complex(real, imag), factor, *origin, rows, columns)
+    spectrum, dtype = _spectrum(inp, 2)
+    shape = _output_shape(nor, "nor", spectrum.shape[:1]) + _output_shape(noc, "noc", spectrum.shape[1:])
+    origin = scalar(roff, "roff", dtype), scalar(coff, "coff", dtype)
+    return _window(spectrum, positive(usfac, "usfac", dtype), origin, shape)
+
+
+@accept_obsolete(nthreads=None, use_numpy_fft=None, allow_huge=None)
+def odddftups(
+    inp: ArrayLike,
+    nor: float | None = None,
+    noc: float | None = None,
+    usfac: ArrayLike = 1,
+    roff: ArrayLike = 0,
+    coff: ArrayLike = 0,
+) -> Array:
+    """Evaluate the Fourier transform of a spectrum on an upsampled window: `dftups` by its other name.
+
+    Parameters, result and errors as for `dftups`, which is right for odd and even axes alike.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.arange(6.0).reshape(2, 3)
+    >>> print(np.allclose(odddftups(image), np.fft.fft2(image), atol=1e-5))
+    True
+    """
+    return dftups(inp, nor, noc, usfac, roff, coff)
+
+
+@accept_obsolete(nthreads=None, use_numpy_fft=None, allow_huge=None)
+def dftups1d(
+    inp: ArrayLike,
+    usfac: ArrayLike = 1,
+    outsize: float | None = None,
+    offset: ArrayLike = 0,
+    return_xouts: bool = False,
+) -> Any:
+    """Evaluate the Fourier transform of a one-dimensional spectrum on an upsampled window.
+
+    ``out[j] = Σ inp[k] exp(-2πi f_k (j + offset)/usfac)``, ``f = fftfreq``: the offset has the opposite sign
+    of those of `dftups`.
+
+    Parameters
+    ----------
+    inp : array
+        Real or complex spectrum, shape ``(n,)``, zero frequency first.
+    usfac : float
+        Samples of the result per pixel.
+    outsize : int, optional
+        Samples of the result; ``n`` by default. A whole float counts as an integer.
+    offset : float
+        Where the first sample lies, in samples of the result.
+    return_xouts : bool
+        Return ``(positions, out)``, the positions in pixels.
+
+    Returns
+    -------
+    out : Array
+        Complex, shape ``(outsize,)``; with ``return_xouts`` after the positions.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an array without one axis, a size that is not a positive whole number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> wave = np.cos(2 * np.pi * np.arange(8) / 8)
+    >>> x, out = dftups1d(np.fft.ifft(wave), 4, 3, offset=14, return_xouts=True)
+    >>> print(np.asarray(x), np.asarray(out).real.round(3))
+    [3.5  3.75 4.  ] [-0.924 -0.981 -1.   ]
+    """
+    spectrum, dtype = _spectrum(inp, 1)
+    shape = _output_shape(outsize, "outsize", spectrum.shape)
+    factor, start = positive(usfac, "usfac", dtype), scalar(offset, "offset", dtype)
+    out = _window(spectrum, factor, (-start,), shape)
+    return ((start + jnp.arange(shape[0], dtype=dtype)) / factor, out) if return_xouts else out
 
 
 @accept_obsolete(nthreads=3, use_numpy_fft=4, allow_huge=None)
 def upsample_image(
     image: ArrayLike,
     upsample_factor: ArrayLike = 1,
-    output_size: int | Sequence[int] | None = None,
+    output_size: float | Sequence[float] | None = None,
     *,
     xshift: ArrayLike = 0,
     yshift: ArrayLike = 0,

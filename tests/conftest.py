@@ -1,21 +1,47 @@
 """Fixtures that every test module may use."""
 
+import gc
 import os
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-# The suite compiles far more than it computes: XLA's older code generator for the CPU, without optimisation.
-# Eight devices out of one processor, for what runs on many.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 "
+# The suite compiles far more than it computes: without optimisation and, where XLA still has it, by its older
+# code generator for the CPU. Eight devices out of one processor, for what runs on many.
+XLA_FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
     "--xla_force_host_platform_device_count=8",
 )
+
+
+def known_flags(flags: Sequence[str]) -> list[str]:
+    """Those of the flags that the installed XLA knows: one that it does not ends the process.
+
+    XLA tells no list of them, and keeps the names of dropped ones in its library: so it is started with them.
+    """
+
+    def starts(flags: Sequence[str]) -> bool:
+        environment = os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", "import jax; jax.devices()"]
+        return subprocess.run(command, env=environment, capture_output=True).returncode == 0
+
+    return list(flags) if starts(flags) else [flag for flag in flags if starts([flag])]
+
+
+# Once for a run: its workers and the processes that tests start inherit the variable.
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = " ".join(known_flags(XLA_FLAGS))
 
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A trace makes so many objects that looking for garbage among them is a tenth of its time and more.
+gc.freeze()
+gc.set_threshold(50_000, 20, 100)
 
 # JAX before 0.8 keeps the context manager in jax.experimental; later ones warn there.
 if hasattr(jax, "enable_x64"):

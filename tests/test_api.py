@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 import tomllib
@@ -17,7 +18,7 @@ import pytest
 from conftest import enable_x64
 
 import jaxchi2
-from jaxchi2 import Chi2Surface, Registration, RunnerUp, Status, fourier
+from jaxchi2 import Chi2Surface, Registration, RunnerUp, Status, fourier, image_registration
 
 PACKAGE = Path(jaxchi2.__file__).parent
 # A module imports only from those before it.
@@ -64,6 +65,14 @@ ORDER = [
 PUBLIC = {name: getattr(jaxchi2, name) for name in jaxchi2.__all__ if name != "fourier"}
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if not inspect.isclass(value)}
 CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
+OLDER = {
+    function.__name__: function
+    for function in (
+        image_registration.cross_correlation_shifts,
+        image_registration.register_images,
+        image_registration.iterative_zoom.centers_to_edges,
+    )
+}
 FOURIER = {f"fourier.{name}": getattr(fourier, name) for name in fourier.__all__}
 
 
@@ -104,9 +113,9 @@ def sections(value):
     return found
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", [*FUNCTIONS, *OLDER])
 def test_function_is_documented(name):
-    function = FUNCTIONS[name]
+    function = {**FUNCTIONS, **OLDER}[name]
     found = sections(function)
     assert found[""].splitlines()[0].endswith(".")
     # A function may refer to the one whose arguments it takes.
@@ -155,13 +164,22 @@ def test_every_field_of_registration_is_documented():
     assert documented == set(Registration._fields)
 
 
+def modules():
+    """Every module, those within packages after them."""
+    for name in ORDER:
+        module = importlib.import_module(f"jaxchi2.{name}")
+        yield module
+        for info in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{module.__name__}."):
+            yield importlib.import_module(info.name)
+
+
 def doctests():
     """Every example of every module's own objects, as pytest parameters.
 
     Objects are unwrapped first: doctest's own search of a module passes over decorated functions.
     """
-    for module_name in ORDER:
-        module = importlib.import_module(f"jaxchi2.{module_name}")
+    for module in modules():
+        module_name = module.__name__.removeprefix("jaxchi2.")
         objects = {
             name: inspect.unwrap(value)
             for name, value in vars(module).items()
@@ -179,7 +197,7 @@ DOCTESTS = list(doctests())
 
 
 def test_doctests_are_found():
-    found = {p.id.partition(".")[2] for p in DOCTESTS}
+    found = {p.id.rpartition(".")[2] for p in DOCTESTS}
     assert set(FUNCTIONS) <= found
 
 
@@ -211,9 +229,9 @@ def test_options_are_keyword_only(function, data):
         assert parameter.kind == expected
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, *FOURIER])
+@pytest.mark.parametrize("name", [*FUNCTIONS, *OLDER, *FOURIER])
 def test_signatures_are_annotated(name):
-    signature = inspect.signature({**FUNCTIONS, **FOURIER}[name])
+    signature = inspect.signature({**FUNCTIONS, **OLDER, **FOURIER}[name])
     assert signature.return_annotation is not signature.empty
     assert all(p.annotation is not p.empty for p in signature.parameters.values())
 

@@ -15,9 +15,11 @@ from jaxchi2.fourier import (
     as_real_array,
     correlate2d,
     dftups,
+    dftups1d,
     fourier_interp1d,
     fourier_interp2d,
     fourier_interpnd,
+    odddftups,
     product_modulo,
     shift2d,
     shiftnd,
@@ -150,7 +152,8 @@ def test_upsample_reference(reference, dtype):
     close(window, reference["upsample/us10_win_real"], dtype)
     spectrum = np.fft.fft2(im).astype(np.result_type(dtype, np.complex64))
     expected = reference["upsample/dftups_re"] + 1j * reference["upsample/dftups_im"]
-    close(dftups(spectrum, 5, 6, 4, roff=2, coff=-1), expected, dtype)
+    for function in (dftups, odddftups):
+        close(function(spectrum, 5, 6, 4, roff=2, coff=-1), expected, dtype)
 
 
 # The defining sums.
@@ -223,6 +226,28 @@ def test_interp1d_support(dtype):
     support = np.array([0, 1, 2, 4, 5, 6, 7, 8, 9, 10])
     uneven = fourier_interp1d(f.astype(dtype), np.array([0.5, 3, 4, 9.5]), support)
     close(uneven, on_grid(f, np.array([0.5, 2.5, 3, 8.5])).real, dtype)
+
+
+@pytest.mark.parametrize("n", [7, 8])
+def test_dftups1d_sums(dtype, n):
+    spectrum = np.fft.ifft(noise(n))
+    x = (np.arange(5) + 1.5) / 4
+    expected = np.exp(-2j * np.pi * np.outer(x, np.fft.fftfreq(n))) @ spectrum
+    given = spectrum.astype(np.result_type(dtype, np.complex64))
+    positions, found = dftups1d(given, 4, np.ceil(4.5), 1.5, return_xouts=True)
+    close(found, expected, dtype)
+    np.testing.assert_array_equal(positions, x)
+    close(dftups1d(given), np.fft.fft(spectrum), dtype)
+    close(dftups1d(given.real), np.fft.fft(spectrum.real), dtype)
+
+
+def test_sizes_may_be_whole_floats():
+    """Old scripts compute them: ``dftups(F, np.ceil(7.5), ...)``."""
+    spectrum = np.fft.ifft2(IM)
+    np.testing.assert_array_equal(dftups(spectrum, np.ceil(2.5), 4.0, 2), dftups(spectrum, 3, 4, 2))
+    np.testing.assert_array_equal(zoomnd(IM, outshape=np.array([3.0, 4.0])), zoomnd(IM, outshape=(3, 4)))
+    np.testing.assert_array_equal(zoom1d(IM[0], outsize=2.0), zoom1d(IM[0], outsize=2))
+    np.testing.assert_array_equal(upsample_image(IM, 2, np.float32(5)), upsample_image(IM, 2, 5))
 
 
 def test_upsample_keeps_samples_and_rounds_size_up(dtype):
@@ -401,6 +426,16 @@ IM = np.ones((4, 5))
         (lambda: zoom_on_pixel(IM, 3.0), ValueError, "coordinates must hold one value per axis"),
         (lambda: dftups(IM[0]), ValueError, "inp must be 2-dimensional"),
         (lambda: dftups(IM, noc=0), ValueError, "noc must be 1 positive static integers, not 0"),
+        (lambda: zoomnd(IM, (1, 2, 3)), ValueError, "offsets must hold 2 numbers"),
+        (lambda: zoomnd(IM, outshape=(3, 3, 3)), ValueError, "outshape must be 2 static whole numbers"),
+        (lambda: zoomnd(IM, outshape=(3, 0)), ValueError, "outshape must be 2 static whole numbers"),
+        (lambda: zoomnd(IM, outshape=(3, 2.5)), ValueError, "outshape must be 2 static whole numbers"),
+        (lambda: zoomnd(IM, usfac=(2, 2)), ValueError, "usfac must be a scalar"),
+        (lambda: zoom1d(IM[0], outsize=True), ValueError, "outsize must be a static whole number of at"),
+        (lambda: zoom_on_pixel(IM, 3.0), ValueError, "coordinates must hold 2 numbers"),
+        (lambda: dftups(IM, noc=0), ValueError, "noc must be a static whole number of at least 1, got 0"),
+        (lambda: dftups(IM, np.inf), ValueError, "nor must be a static whole number of at least 1, got inf"),
+        (lambda: dftups1d(IM), ValueError, "inp must be 1-dimensional"),
         (lambda: jax.jit(lambda u: upsample_image(IM, u))(2.0), ValueError, "output_size must be given"),
         (lambda: fourier_interp1d(IM[0], IM), ValueError, "out_x must be 1-dimensional"),
         (
@@ -479,6 +514,7 @@ def test_obsolete_keywords(name):
         "shiftnd": (IM, (1, 1)),
         "shift2d": (IM, 1, 1),
         "zoom1d": (IM[0],),
+        "dftups1d": (IM[0],),
         "zoom_on_pixel": (IM, (1, 1)),
         "fourier_interp1d": (IM[0], [1.0]),
         "fourier_interp2d": (IM, ([1.0], [1.0])),

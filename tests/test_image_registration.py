@@ -721,6 +721,20 @@ def test_inputs_are_not_modified(function, shape, options, x64):
         np.testing.assert_array_equal(array, copy)
 
 
+@pytest.mark.parametrize(("function", "case", "options", "dead"), SCRIPTS)
+def test_sign_of_errors_is_ignored(function, case, options, dead, reference, x64):
+    """As in image_registration, which squares them: of each pixel's error for itself."""
+    *images, err = pair(reference, case)
+    expected = function(*images, err, **options)
+    same(function(*images, -err, **options), expected)
+
+
+def test_sign_of_errors_is_ignored_pixel_by_pixel(reference, x64):
+    *images, err = pair(reference, "chi2n_map_errmap_oddxeven")
+    signed = np.where(np.indices(err.shape).sum(0) % 2, err, -err)
+    same(chi2n_map(*images, signed), chi2n_map(*images, err))
+
+
 def test_zoom_and_errors_do_not_modify(reference, x64):
     for function, name in [
         (iterative_zoom, "iterative_zoom_odd/map"),
@@ -940,7 +954,7 @@ def test_leastsq_bounds_and_crops():
 
 def test_leastsq_prints_its_steps(capsys):
     im1, im2 = windows((-1.3, 0.6))
-    chi2_shift_leastsq(im1, im2, 0.1, verbose=True, guessx=-1.0)
+    chi2_shift_leastsq(im1, im2, -0.1, verbose=True, guessx=-1.0)  # of an error the sign is ignored
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 2
     assert lines[0].startswith("  0  x = -1.0")

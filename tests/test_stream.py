@@ -541,7 +541,7 @@ def test_killed_and_run_again(tmp_path):
         return process
 
     with start(whole) as process:
-        assert process.wait(60) == 0
+        assert process.wait(240) == 0
     rng, lengths = random.Random(), [0]
     for _ in range(4):
         target = lengths[-1] + rng.randrange(os.path.getsize(whole["table"]) // 6)
@@ -554,7 +554,7 @@ def test_killed_and_run_again(tmp_path):
         lengths.append(size(killed["table"]))
     assert any(0 < length < size(whole["table"]) for length in lengths)
     with start(killed) as process:
-        assert process.wait(60) == 0
+        assert process.wait(240) == 0
     with open(whole["table"], "rb") as a, open(killed["table"], "rb") as b:
         assert a.read() == b.read()
     np.testing.assert_array_equal(zarr.open(killed["aligned"])[:], zarr.open(whole["aligned"])[:])

@@ -1,43 +1,39 @@
-"""The functions of the package ``image_registration``, by their names, on the exact χ² surface.
+"""χ² maps and the shifts and errors read off them, on the exact χ² surface.
 
-Arguments, units, signs and return order are that package's: x before y, errors as half the extent of the
-joint Δχ² region, χ² grids in its coordinates. Shifts and errors are continuous; the arguments that set its
-resolution (``upsample_factor``, ``max_auto_size``, the zoom shapes) shape the returned χ² grid alone.
-Everything runs under ``jit`` and ``vmap`` with the options static.
-
-Where that package goes wrong, these functions do not; each docstring says what differs.
+Shifts and errors are continuous; the arguments that set the resolution in `image_registration`
+(``upsample_factor``, ``max_auto_size``, the zoom shapes) shape the returned χ² grid alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .checks import array_of, choice, flag, integer, positive, real_number, refuse, sizes
-from .errors import delta_chi2
-from .fourier import accept_obsolete, correlate2d, zoomnd
-from .layout import grid_minimum, lay_out, prepare
-from .leastsq import fit
-from .minimum import best_pixel
-from .pair import BOUNDARIES, Model, Pair, check_images, check_model
-from .registration import Registration, Status, solve
-from .sampling import MODES
-from .spectrum import harmonics
-from .terms import Chi2Terms, is_quick, with_terms
-
-MAX_LEVELS = 60
+from .. import checks
+from ..checks import array_of, choice, flag, integer, real_number, refuse
+from ..errors import delta_chi2
+from ..fourier import accept_obsolete, correlate2d, static_sizes
+from ..layout import lay_out, prepare
+from ..leastsq import fit
+from ..minimum import best_pixel
+from ..pair import BOUNDARIES, Model, Pair, check_images, check_model
+from ..registration import Registration, Status, solve
+from ..sampling import MODES
+from ..spectrum import harmonics
+from ..terms import Chi2Terms, is_quick, with_terms
+from .iterative_zoom import above_one, positive, zoom_in
 
 Chi2Grid = tuple[Array, Array, Array]
-Levels = tuple[Array, Array, Array, Array, Array]
 
 
 @accept_obsolete(nthreads=4, use_numpy_fft=6, allow_huge=9)
@@ -58,8 +54,8 @@ def chi2n_map(
     im1, im2 : array_like, shape (ny, nx)
         The reference, which is moved, and the image. A pixel that is not finite has weight zero.
     err : array_like, scalar or shape (ny, nx), optional
-        Standard deviation of each pixel of ``im2``; weight zero where it is not a positive finite number.
-        None means 1.
+        Standard deviation of each pixel of ``im2``, its sign ignored; weight zero where it is zero or not
+        finite. None means 1.
     boundary : {"wrap", "fill"}
         ``im1`` is periodic, or zero outside its frame, which None means too; static under jit.
     zeromean : bool
@@ -154,8 +150,9 @@ def chi2_shift(
     im1, im2 : array_like, shape (ny, nx)
         The reference and the image. A pixel that is not finite has weight zero.
     err : array_like, scalar or shape (ny, nx), optional
-        Standard deviation of each pixel of ``im2``; weight zero where it is not a positive finite number.
-        None means 1, and the errors are then in the units of the images: see `register` for another way.
+        Standard deviation of each pixel of ``im2``, its sign ignored; weight zero where it is zero or not
+        finite. None means 1, and the errors are then in the units of the images: see `register` for another
+        way.
     upsample_factor : float or "auto"
         Samples per pixel of the returned χ² grid; "auto" fits its window to the region within
         ``max_nsig``; static under jit.
@@ -209,9 +206,9 @@ def chi2_shift(
     """
     pair, model = _pair(im1, im2, err, boundary, zeromean)
     if not isinstance(upsample_factor, str) or upsample_factor != "auto":
-        upsample_factor = _positive(upsample_factor, "upsample_factor")
-    max_auto_size, max_nsig = integer(max_auto_size, "max_auto_size"), _positive(max_nsig, "max_nsig")
-    nfitted = integer(nfitted, "nfitted")
+        upsample_factor = positive(upsample_factor, "upsample_factor")
+    (max_auto_size,) = static_sizes(max_auto_size, "max_auto_size", 1)
+    max_nsig, nfitted = positive(max_nsig, "max_nsig"), integer(nfitted, "nfitted")
     return_error, verbose = flag(return_error, "return_error"), flag(verbose, "verbose")
     wants_grid = flag(return_chi2array, "return_chi2array")
     window = UpsampledGrid(upsample_factor, max_auto_size, max_nsig, nfitted) if wants_grid else None
@@ -287,11 +284,11 @@ def chi2_shift_iterzoom(
     del upsample_factor
     pair, model = _pair(im1, im2, err, boundary, zeromean)
     levels = (
-        sizes(zoom_shape, "zoom_shape", 2, 2),
-        sizes(rezoom_shape, "rezoom_shape", 2, 2),
-        _positive(rezoom_factor, "rezoom_factor"),
-        _positive(mindiff, "mindiff"),
-        _above_one(zoomstep),
+        static_sizes(zoom_shape, "zoom_shape", 2, 2),
+        static_sizes(rezoom_shape, "rezoom_shape", 2, 2),
+        positive(rezoom_factor, "rezoom_factor"),
+        positive(mindiff, "mindiff"),
+        above_one(zoomstep),
     )
     return_error, verbose = flag(return_error, "return_error"), flag(verbose, "verbose")
     window = RezoomedGrid(*levels) if flag(return_chi2array, "return_chi2array") else None
@@ -319,8 +316,8 @@ def chi2_shift_leastsq(
         The reference and the image; a constant between them is fitted. A pixel that is not finite has weight
         zero.
     err : array_like, scalar or shape (ny, nx), optional
-        Standard deviation of each pixel of ``im2``; weight zero where it is not a positive finite number.
-        None: the errors are scaled by the reduced χ².
+        Standard deviation of each pixel of ``im2``, its sign ignored; weight zero where it is zero or not
+        finite. None: the errors are scaled by the reduced χ².
     mode : {"wrap", "constant", "reflect", "nearest"}
         What ``im1`` is outside its frame, if that is asked for, as in ``scipy.ndimage.map_coordinates``,
         "wrap" being its "grid-wrap"; static under jit.
@@ -368,14 +365,14 @@ def chi2_shift_leastsq(
     -2.995 ± 0.002, 1.998 ± 0.002
     """
     mode = choice(mode, "mode", MODES)
-    pair = _images(im1, im2, err)
+    pair = check_planes(im1, im2, err)
     return_error, verbose = flag(return_error, "return_error"), flag(verbose, "verbose")
     use_fft, ignore_outside = flag(use_fft, "use_fft"), flag(ignore_outside, "ignore_outside")
     start = [real_number(x, name, "a finite number") for x, name in ((guessy, "guessy"), (guessx, "guessx"))]
     guess = np.array(start) if any(start) else None
     mask = None
     if maxoff is not None:
-        maxoff = _positive(maxoff, "maxoff")
+        maxoff = positive(maxoff, "maxoff")
         smallest = min(pair.image.shape)
         margin = ceil(min(maxoff, smallest))
         if 2 * margin >= smallest:
@@ -401,6 +398,43 @@ def chi2_shift_leastsq(
     return (dx, dy, errx, erry) if return_error else (dx, dy)
 
 
+def per_iteration(pars: Mapping[str, Any], i: int, resid: ArrayLike, *args: Any, **kws: Any) -> None:
+    """Print the parameters and χ² of a step: a callback for ``lmfit.minimize``.
+
+    `chi2_shift_leastsq` has no use for it, and prints its steps if ``verbose``.
+
+    Parameters
+    ----------
+    pars : mapping
+        Parameters with a ``name`` and a ``value`` each.
+    i : int
+        The step: the first hundred are printed, then every tenth.
+    resid : array_like
+        Residuals in standard deviations.
+    *args, **kws
+        Ignored.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> per_iteration({"x": SimpleNamespace(name="x", value=1.5)}, 3, [3.0, 4.0])
+    step 3: x = 1.5, chi2 = 25
+    """
+    if i < 100 or i % 10 == 0:
+        values = "".join(f"{par.name} = {par.value:.6g}, " for par in pars.values())
+        print(f"step {i}: {values}chi2 = {np.sum(np.square(resid)):.6g}")
+
+
+def check_planes(
+    im1: ArrayLike, im2: ArrayLike, err: ArrayLike | None = None, names: tuple[str, str] = ("im1", "im2")
+) -> Pair:
+    """Convert and check a pair of two-dimensional images. Of errors only the size counts, not the sign."""
+    for image, name in zip((im1, im2), names, strict=True):
+        array_of(image, name, 2, 2)
+    pair = check_images(im1, im2, err, names=names)
+    return pair._replace(err=jnp.abs(pair.err))
+
+
 def _pair(
     im1: ArrayLike,
     im2: ArrayLike,
@@ -409,25 +443,12 @@ def _pair(
     zeromean: bool,
     boundaries: tuple[str, ...] = BOUNDARIES,
 ) -> tuple[Pair, Model]:
-    pair = _images(im1, im2, err)
+    pair = check_planes(im1, im2, err)
     boundary = "fill" if boundary is None else choice(boundary, "boundary", boundaries)
     if flag(zeromean, "zeromean"):
         reference, image = (x - jnp.mean(x, where=jnp.isfinite(x)) for x in pair[:2])
         pair = pair._replace(reference=reference, image=image)
     return pair, check_model(pair.reference.shape, pair.image.shape, boundary)
-
-
-def _images(im1: ArrayLike, im2: ArrayLike, err: ArrayLike | None) -> Pair:
-    pair = (array_of(im1, "im1", 2, 2), array_of(im2, "im2", 2, 2))
-    return check_images(*pair, err, names=("im1", "im2"))
-
-
-def _positive(value: float | str, name: str) -> float:
-    return real_number(value, name, "a positive number", lambda x: x > 0)
-
-
-def _above_one(zoomstep: float) -> float:
-    return real_number(zoomstep, "zoomstep", "above one", lambda x: x > 1)
 
 
 def _shift_and_grid(
@@ -540,7 +561,7 @@ class RezoomedGrid:
             steps = [jnp.asarray(np.arange(m) - (m - 1) / 2, center.dtype) / factor for m in self.zoom_shape]
             return terms.differences(whole, center, steps)
 
-        factor = _zoom_in(level, terms.grid, start, self.zoom_shape, self.mindiff, self.zoomstep)[0]
+        factor = zoom_in(level, terms.grid, start, self.zoom_shape, self.mindiff, self.zoomstep)[0]
         fraction = result.shift - whole - _turns(terms, result.shift - whole)
         steps, chi2 = _grid_around(
             terms, whole, fraction, 1 / (factor * self.rezoom_factor), self.rezoom_shape
@@ -548,171 +569,6 @@ class RezoomedGrid:
         y, x = (result.shift[a] + steps[a] for a in (0, 1))
         y, x = jnp.meshgrid(y, x, indexing="ij")
         return x, y, chi2
-
-
-def _zoom_in(
-    level: Callable[[Array, Array], Array],
-    values: Array,
-    center: Array,
-    shape: tuple[int, ...],
-    mindiff: float,
-    zoomstep: float,
-) -> tuple[Array, Array, Array]:
-    """Zoom on a minimum until the two lowest values of a level differ by less than ``mindiff``.
-
-    ``level(center, factor)`` gives a grid of the given shape at spacing ``1/factor`` around ``center``.
-    Returns the factor, the centre of the last level, and the minimum within it.
-    """
-
-    def gap(values: Array) -> Array:
-        lowest = jnp.min(values)
-        return jnp.min(jnp.where(values > lowest, values, jnp.inf)) - lowest
-
-    middle = jnp.asarray([(m - 1) / 2 for m in shape], center.dtype)
-
-    def zoom(state: Levels) -> Levels:
-        factor, _, best, _, count = state
-        factor = factor * zoomstep
-        grid = level(best, factor)
-        found = best + (grid_minimum(grid).astype(best.dtype) - middle) / factor
-        return factor, best, found, gap(grid), count + 1
-
-    def unresolved(state: Levels) -> Array:
-        # A plateau has no second value: its gap is infinite, and zooming on would not end.
-        return (state[3] > mindiff) & jnp.isfinite(state[3]) & (state[4] < MAX_LEVELS)
-
-    state = (jnp.ones_like(center[0]), center, center, gap(values), jnp.zeros((), jnp.int32))
-    factor, center, position, _, _ = lax.while_loop(unresolved, zoom, state)
-    return factor, center, position
-
-
-@accept_obsolete(ploteach=7)
-def iterative_zoom(
-    image: ArrayLike,
-    mindiff: float = 1.0,
-    zoomshape: Sequence[int] = (10, 10),
-    return_zoomed: bool = False,
-    zoomstep: float = 2,
-    verbose: bool = False,
-    minmax: Callable | str = "min",
-    *,
-    return_center: bool = True,
-) -> Array | tuple[Array, Array, Array]:
-    """Zoom in on the minimum of an image by Fourier interpolation until its neighbours differ too little.
-
-    The zoom factor grows by ``zoomstep`` from one until the two lowest points of a ``zoomshape`` grid
-    around the minimum differ by less than ``mindiff``. The image is read as periodic.
-
-    Parameters
-    ----------
-    image : array_like, shape (n,), (ny, nx) or (nz, ny, nx)
-        An array with one minimum to zoom in on.
-    mindiff : float
-        Difference at which zooming stops, positive; static under jit.
-    zoomshape : sequence of int
-        Shape of the zoomed grids; static under jit.
-    return_zoomed : bool
-        Also return the last grid and its zoom factor; static under jit.
-    zoomstep : float
-        Factor between levels, above one; static under jit.
-    verbose : bool
-        Print the result (outside ``jit`` only).
-    minmax : "min", "max", numpy.min or numpy.max
-        Which extremum to zoom in on; static under jit.
-    return_center : bool
-        Return the position in pixels of the image, or else its offset from the pixel ``(n − 1) // 2``
-        of each axis, the zero of `chi2n_map`; static under jit.
-
-    Returns
-    -------
-    position : Array, shape (D,)
-        Where the extremum of the last grid lies, in axis order. Good to the spacing of that grid.
-    zoomed, factor, position : Array
-        With ``return_zoomed``: the last grid, of shape ``zoomshape``, its points per pixel, the position.
-
-    Raises
-    ------
-    ValueError
-        For a ``mindiff`` that is not positive, a ``zoomstep`` not above one, unfit shapes.
-
-    Notes
-    -----
-    Unlike `image_registration`: the position belongs to the returned grid, not to the level before it; it
-    works if no zoom is needed, on a constant, and in any number of dimensions; it stops after at most 60
-    levels.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> y, x = np.indices((20, 23))
-    >>> bowl = -100 * np.cos(2 * np.pi * (y - 8.34) / 20) - 100 * np.cos(2 * np.pi * (x - 12.77) / 23)
-    >>> print(iterative_zoom(bowl, mindiff=1e-3))
-    [ 8.3359375 12.7734375]
-    """
-    image = array_of(image, "image", 1, 3)
-    # One size stands for a vector's.
-    single = isinstance(zoomshape, int | np.integer)
-    shape = sizes((zoomshape,) if single else zoomshape, "zoomshape", image.ndim, 2)
-    return_zoomed, verbose = flag(return_zoomed, "return_zoomed"), flag(verbose, "verbose")
-    return_center = flag(return_center, "return_center")
-    mindiff, zoomstep = _positive(mindiff, "mindiff"), _above_one(zoomstep)
-    named = isinstance(minmax, str) or callable(minmax)
-    if not named or minmax not in ("min", "max", np.min, np.max):
-        refuse("minmax", "'min', 'max', numpy.min or numpy.max", minmax)
-    sign = -1 if minmax in ("max", np.max) else 1
-    zoomed, factor, position = _iterative_zoom(image, shape, mindiff, zoomstep, sign)
-    if verbose and not isinstance(position, Tracer):
-        print(f"zoom factor {factor:.6g}, extremum at {position}")
-    if not return_center:
-        position = position - np.asarray([(n - 1) // 2 for n in image.shape], position.dtype)
-    return (zoomed, factor, position) if return_zoomed else position
-
-
-@partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _iterative_zoom(
-    image: Array, shape: tuple[int, ...], mindiff: float, zoomstep: float, sign: int
-) -> tuple[Array, Array, Array]:
-    middle = jnp.asarray([(n - 1) / 2 for n in image.shape], image.dtype)
-
-    def level(center: Array, factor: Array) -> Array:
-        return zoomnd(image, offsets=center - middle, usfac=factor, outshape=shape) * sign
-
-    start = grid_minimum(image * sign).astype(image.dtype)
-    factor, center, position = _zoom_in(level, image * sign, start, shape, mindiff, zoomstep)
-    return level(center, factor) * sign, factor, position
-
-
-@accept_obsolete()
-def iterative_zoom_1d(
-    data: ArrayLike,
-    mindiff: float = 1.0,
-    zoomshape: Sequence[int] = (10,),
-    return_zoomed: bool = False,
-    zoomstep: float = 2,
-    verbose: bool = False,
-    minmax: Callable | str = "min",
-    return_center: bool = True,
-) -> Array | tuple[Array, Array, Array]:
-    """Zoom in on the minimum of a one-dimensional array: `iterative_zoom`, with a scalar position.
-
-    Parameters, errors and options as for `iterative_zoom`.
-
-    Returns
-    -------
-    position : Array
-        A scalar; with ``return_zoomed`` after the last grid and its points per pixel.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> print(iterative_zoom_1d(-100 * np.cos(2 * np.pi * (np.arange(20) - 8.34) / 20), mindiff=1e-3))
-    8.3359375
-    """
-    data, return_zoomed = array_of(data, "data", 1, 1), flag(return_zoomed, "return_zoomed")
-    zoomed, factor, position = iterative_zoom(
-        data, mindiff, zoomshape, True, zoomstep, verbose, minmax=minmax, return_center=return_center
-    )
-    return (zoomed, factor, position[0]) if return_zoomed else position[0]
 
 
 def chi2map_to_errors(
@@ -757,8 +613,8 @@ def chi2map_to_errors(
     chi2map = array_of(chi2map, "chi2map", 2, 2)
     if min(chi2map.shape) < 3:
         raise ValueError(f"chi2map must have two axes of at least 3 samples, not shape {chi2map.shape}")
-    zoomfactor = positive(zoomfactor, "zoomfactor", chi2map.dtype)
-    threshold = delta_chi2(positive(nsigma, "nsigma"), nfitted).astype(chi2map.dtype)
+    zoomfactor = checks.positive(zoomfactor, "zoomfactor", chi2map.dtype)
+    threshold = delta_chi2(checks.positive(nsigma, "nsigma"), nfitted).astype(chi2map.dtype)
     x, y = (_extent_of_profile(jnp.min(chi2map, axis), threshold) / zoomfactor for axis in (0, 1))
     return x[0], x[1], y[0], y[1]
 
