@@ -93,7 +93,7 @@ MIN_REDUCED_CHI2 = 0.5
 MAX_IMPROVEMENT = 1.5
 """By how much a gain or a background that is held may make χ² larger before `Status.BRIGHTNESS` is set."""
 MAX_CLIPPED = 0.1
-"""Share of the scene's energy, beyond twice that of its pixels, from which `Status.CLIPPED` is set."""
+"""Share of bright pixels clipped, beyond twice that of all pixels, from which `Status.CLIPPED` is set."""
 
 
 class Registration(NamedTuple):
@@ -292,9 +292,11 @@ def register(
         loses up to 60 % of its peak at half-pixel shifts; the refinement finds it nevertheless: near the
         limit of detection, 1 and 2 found as many of 150 such shifts. No difference for "overlap" and masks.
     clip : float, optional
-        Leave out pixels more than this many standard deviations from the best model (cosmic rays, dead
-        columns): three rounds of fit and judgement, each of all pixels anew; static under jit. 5 leaves
-        Gaussian noise alone. Without ``err`` a standard deviation is taken from the median residual.
+        Leave out pixels more than this many standard deviations from the best model (cosmic rays, columns dead
+        in the image alone): three rounds of fit and judgement, each of all pixels anew; static under jit. 5
+        leaves Gaussian noise alone. Without ``err`` a standard deviation is taken from the median residual.
+        Defects of the camera (hot pixels, dead columns) are in both images and fit at shift zero, where it is
+        the scene that does not: they want masks, and `Status.CLIPPED` warns.
     nsigma : array_like
         Confidence of ``interval`` in standard deviations, a scalar; Δχ² is ``nsigma²``.
     verdict : bool
@@ -421,17 +423,19 @@ def clipped(pair: Pair, known_err: bool, model: Model, clip: float) -> tuple[Pai
         terms = weighted_terms(pair._replace(image=state[0]), model)
         minimum = find_minimum(terms)
         expected, counted = terms.expected_image(minimum.whole, minimum.fraction)
-        residual = jnp.abs(pair.image - expected) / pair.err
+        residual, scale = jnp.abs(pair.image - expected) / pair.err, pair.err
         if not known_err:
-            residual = residual / (1.4826 * jnp.nanmedian(jnp.where(counted, residual, jnp.nan)))
-        return jnp.where(residual <= clip, pair.image, jnp.nan), expected
+            usual = 1.4826 * jnp.nanmedian(jnp.where(counted, residual, jnp.nan))
+            residual, scale = residual / usual, scale * usual
+        bright = jnp.abs(expected - jnp.nanmedian(expected)) / scale > clip
+        return jnp.where(residual <= clip, pair.image, jnp.nan), bright & jnp.isfinite(expected)
 
     image = lax.stop_gradient(pair.image)
-    left, expected = lax.fori_loop(0, CLIP_ROUNDS, judge, (image, image))
-    kept, valid = jnp.isfinite(left), jnp.isfinite(image) & jnp.isfinite(expected)
-    scene = jnp.where(valid, expected - jnp.nanmedian(expected), 0.0) ** 2
+    valid = jnp.isfinite(image)
+    left, bright = lax.fori_loop(0, CLIP_ROUNDS, judge, (image, jnp.zeros_like(valid)))
+    kept = jnp.isfinite(left)
     of_pixels = jnp.mean(~kept, where=valid)
-    of_scene = jnp.sum(jnp.where(kept, 0.0, scene)) / jnp.maximum(jnp.sum(scene), jnp.finfo(scene.dtype).tiny)
+    of_scene = jnp.sum(bright & valid & ~kept) / jnp.maximum(jnp.sum(bright & valid), 1)
     return pair._replace(image=jnp.where(kept, pair.image, jnp.nan)), of_scene > MAX_CLIPPED + 2 * of_pixels
 
 
