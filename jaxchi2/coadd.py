@@ -170,7 +170,7 @@ def align_frame(image: Array, shift: Array, variance: Array, kernel: str, period
     sides = [(guard, m - n - guard) for m, n in zip(shape, frame, strict=True)]
 
     def filled(x: Array) -> Array:
-        return fill_smoothly(jnp.pad(jnp.where(known, x, 0.0), sides), jnp.pad(known, sides).astype(x.dtype))
+        return fill_smoothly(jnp.pad(jnp.where(known, x, 0.0), sides), jnp.pad(known, sides))
 
     def back(x: Array) -> Array:
         return jnp.roll(x, -whole, range(ndim))[tuple(slice(guard, guard + n) for n in frame)]

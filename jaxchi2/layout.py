@@ -6,8 +6,10 @@ depends on the shift. Two steps settle that:
 
 1. For every whole shift the correlation over the pixels known in both images; the shift with the best score,
    see `overlap`, is the origin of the second step.
-2. The reference, moved there, is continued smoothly where it is unknown, and image pixels within `MARGIN` of
-   an unknown one get weight zero. From there on χ² is that of fixed weights: smooth, exact, differentiable.
+2. The reference, moved there, is continued smoothly where it is unknown (`fill_smoothly`). Image pixels that
+   fall on an unknown one, or lie within `MARGIN` of an edge or a patch of them, get weight zero; all others
+   are given the variance of what the continuation cannot know and the interpolant carries to them
+   (`unknown_variance`). From there on χ² is that of fixed weights: smooth, exact, differentiable.
 """
 
 from __future__ import annotations
@@ -28,10 +30,20 @@ from .pair import Boundary, Model, Pair
 from .spectrum import Shape, along, harmonics, scaled
 
 MARGIN = 2
-"""Pixels around unknown ones that do not count: the interpolant rings there. At S/N 50 to 100 the error of
-128² crops was 2.3 to 2.7 times the Cramér–Rao bound with one pixel, 1.06 to 1.11 with two."""
+"""Pixels around patches of unknown ones that do not count: there the reference is extrapolated, while a hole
+of one pixel is interpolated. Also how far a shift may stray from the whole shift its weights belong to."""
 GUARD = 8
 """Pixels around the image's frame where the reference fades out, so that its edges do not meet."""
+PLATE_STEPS = 12
+"""Conjugate-gradient steps of the continuation. What matters is next to known pixels and settles first: on
+crops of smooth scenes four steps leave 1.5 to 3 times the error of any number, twelve 1.1 to 1.5 times."""
+DETAIL, RIM_SLOPE, HOLE_SLOPE, HIDDEN = 4.7, 0.2, 0.005, 0.15
+"""Variance of the error of an unknown pixel, as far as it rings, in units of the mean square of fourth
+differences nearby, and of first differences: at the rim of a patch, and in a hole. Both kinds have gain one
+at the Nyquist frequency. Measured on 64² crops and with 10 % of holes: the first holds to 20 % for scenes of
+amplitude k⁰ to k⁻², the others within a factor of three for what is smoother. The last is in units of the
+square of the height to which the continuation rises in a mask; for stars with saturated cores, no less than
+the error at any distance."""
 
 
 @custom_vmap
@@ -88,6 +100,10 @@ class Layout(NamedTuple):
     image: Array
     weights: Array
     variance: Array | None
+    known: Array
+    """Whether a pixel of the reference has a value, or was filled in."""
+    masked: Array
+    """Whether it was filled in although it is inside the frame."""
     origin: Array
     """Whole shift at which the reference has been put: that of the series is counted from here."""
     settled: Array
@@ -175,6 +191,8 @@ def as_it_is(prepared: Prepared) -> Layout:
         prepared.image,
         prepared.weights,
         prepared.variance,
+        known=prepared.known,
+        masked=~prepared.known,
         origin=jnp.zeros_like(prepared.unit, shape=(ndim,), dtype=jnp.int32),
         settled=jnp.zeros_like(prepared.flat),
         score=jnp.zeros_like(prepared.reference),
@@ -300,12 +318,23 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     moved = lax.optimization_barrier(here(unknown, outside=jnp.nan))
     known = jnp.isfinite(moved)
     variance = prepared.variance
-    weights = jnp.where(eroded(known, MARGIN), padded(prepared.weights), 0.0)
+    weights = jnp.where(known & eroded(~in_patches(known), MARGIN), padded(prepared.weights), 0.0)
+    reference = fill_smoothly(jnp.where(known, moved, 0.0), known)
+    masked = ~known & (here(jnp.ones_like(prepared.reference), outside=0.0) > 0)
+    image = jnp.where(weights > 0, padded(prepared.image), 0.0)
+    if variance is None:
+        missing = unknown_variance(reference, known, masked)
+        missing = missing * brightness(reference, image, weights, model)
+        weights = with_variance(weights, missing)
+    elif variance.ndim:
+        variance = here(variance, outside=0.0)
     return Layout(
-        reference=fill_smoothly(jnp.where(known, moved, 0.0), known.astype(moved.dtype)),
-        image=jnp.where(weights > 0, padded(prepared.image), 0.0),
+        reference=reference,
+        image=image,
         weights=weights,
-        variance=variance if variance is None or not variance.ndim else here(variance, outside=0.0),
+        variance=variance,
+        known=known,
+        masked=masked,
         origin=origin,
         settled=jnp.ones_like(prepared.flat),
         score=score,
@@ -382,6 +411,36 @@ def _least_overlap(prepared: Prepared, model: Model) -> Array:
     return jnp.maximum(model.boundary.min_overlap * counted.astype(prepared.weights.dtype), 1.0)
 
 
+def with_variance(weights: Array, variance: Array) -> Array:
+    """Weights of pixels that have more variance than the inverse of these."""
+    counted = weights > 0
+    return jnp.where(counted, 1 / (1 / jnp.where(counted, weights, 1.0) + variance), 0.0)
+
+
+def brightness(reference: Array, image: Array, weights: Array, model: Model) -> Array:
+    """Square of the gain, roughly: the power of the image without its noise over that of the reference."""
+    if not model.gain:
+        return jnp.ones_like(weights, shape=())
+
+    def power(x: Array) -> Array:
+        if model.background:
+            x = x - jnp.sum(weights * x) / jnp.maximum(jnp.sum(weights), jnp.finfo(x.dtype).tiny)
+        return jnp.sum(weights * x**2)
+
+    here, there = power(image) - jnp.sum(weights > 0, dtype=weights.dtype), power(reference)
+    return jnp.maximum(here, 0.0) / jnp.where(there > 0, there, 1.0)
+
+
+def in_patches(known: Array) -> Array:
+    """Unknown pixels that fill a block of two along every axis: edges and patches, not holes or lines."""
+    block = ~known
+    for axis in range(known.ndim):
+        block = block & jnp.roll(block, -1, axis)
+    for axis in range(known.ndim):
+        block = block | jnp.roll(block, 1, axis)
+    return block
+
+
 def eroded(known: Array, margin: int, outside: str = "wrap") -> Array:
     """Whether all pixels within ``margin`` along every axis are known; ``outside`` as in ``jnp.pad``."""
     for axis, length in enumerate(known.shape):
@@ -393,23 +452,131 @@ def eroded(known: Array, margin: int, outside: str = "wrap") -> Array:
 
 
 def fill_smoothly(reference: Array, known: Array) -> Array:
-    """Replace unknown pixels by an average of the others with weights that fall as a power of distance.
+    """Continue an array into its unknown pixels with the least curvature, ``Σ (∇² M)²``, near known ones.
+
+    A jump or a kink anywhere would ring through the whole frame. From `average_nearby` on, conjugate
+    gradients work on the thin plate through the known pixels, for so many steps that value and slope are
+    those next to them; farther off the average stays, and the sides of the periodic grid blend.
+    """
+    unknown = ~known
+    filled = jnp.where(known, reference, average_nearby(reference, known))
+    tiny = jnp.finfo(filled.dtype).tiny
+
+    def curvature(x: Array) -> Array:
+        return jnp.where(unknown, _laplacian(_laplacian(x)), 0.0)
+
+    def step(state: tuple, _: None) -> tuple[tuple, None]:
+        x, residual, direction, size = state
+        product = curvature(direction)
+        length = size / jnp.maximum(jnp.sum(direction * product), tiny)
+        x, residual = x + length * direction, residual - length * product
+        new = jnp.sum(residual**2)
+        return (x, residual, residual + new / jnp.maximum(size, tiny) * direction, new), None
+
+    # In units of their size, whose squares cannot underflow.
+    unit = lax.stop_gradient(jnp.max(jnp.abs(filled)))
+    unit = jnp.where(unit > 0, unit, 1.0)
+    start = filled / unit
+    residual = -curvature(start)
+    state = start, residual, residual, jnp.sum(residual**2)
+    return jnp.where(known, reference, lax.scan(step, state, None, PLATE_STEPS)[0][0] * unit)
+
+
+def _laplacian(x: Array) -> Array:
+    around = [jnp.roll(x, step, axis) for axis in range(x.ndim) for step in (1, -1)]
+    return 2 * x.ndim * x - reduce(jnp.add, around)
+
+
+def average_nearby(values: Array, known: Array) -> Array:
+    """An average of the known values around every pixel, with weights that fall as a power of distance.
 
     The kernel ``exp(−2π · 0.7 |k|)`` in frequency is the half-space Poisson kernel: the nearest pixels decide
-    at an edge, and far from any the sides blend. A jump anywhere would ring through the whole frame.
+    at an edge, and far from any the sides blend.
     """
-    shape, ndim = reference.shape, reference.ndim
-    columns = [*shape[:-1], shape[-1] // 2 + 1]
+    shape, ndim = values.shape, values.ndim
     squares = [
-        along(jnp.asarray((harmonics(n)[:m] / n) ** 2, reference.dtype), a, ndim)
-        for a, (n, m) in enumerate(zip(shape, columns, strict=True))
+        along(jnp.asarray((harmonics(n)[:m] / n) ** 2, values.dtype), a, ndim)
+        for a, (n, m) in enumerate(zip(shape, [*shape[:-1], shape[-1] // 2 + 1], strict=True))
     ]
     smooth = jnp.exp(-2 * jnp.pi * 0.7 * jnp.sqrt(reduce(jnp.add, squares)))
-    average = jnp.fft.irfftn(scaled(jnp.fft.rfftn(reference), smooth), shape)
-    share = jnp.fft.irfftn(scaled(jnp.fft.rfftn(known), smooth), shape)
+
+    def blurred(x: Array) -> Array:
+        return jnp.fft.irfftn(scaled(jnp.fft.rfftn(x), smooth), shape)
+
+    average, share = blurred(jnp.where(known, values, 0.0)), blurred(known.astype(values.dtype))
     reached = share > 10 * jnp.finfo(share.dtype).eps
-    filled = jnp.where(reached, average / jnp.where(reached, share, 1.0), 0.0)
-    return jnp.where(known > 0, reference, filled)
+    return jnp.where(reached, average / jnp.where(reached, share, 1.0), 0.0)
+
+
+def unknown_variance(
+    reference: Array,
+    known: Array,
+    masked: Array,
+    ringing: Array | None = None,
+    noise: Array | float = 0.0,
+) -> Array:
+    """Variance that unknown pixels, filled in, bring to the others when the reference moves by a fraction.
+
+    The continuation is wrong by what the scene does there by chance, of which differences between known
+    pixels nearby tell the size: detail adds up over all unknown pixels, a wrong slope only tells at the rim.
+    Of a peak hidden by a mask all that is known is how far the continuation rises above its surroundings;
+    ``masked`` says which unknown pixels are inside the frame. The square of the interpolant's kernel,
+    ``ringing`` in frequency, carries all that over. ``noise`` is the variance of the white noise in the
+    reference, whose differences say nothing about the scene.
+    """
+    ndim, zero = reference.ndim, jnp.zeros_like(reference)
+    # Mean squares over the axes: of details, of details with filled pixels in them, and of slopes.
+    totals, counts = [zero, zero, zero], [zero, jnp.full_like(zero, ndim), zero]
+    for axis in range(ndim):
+        (x, *around), (here, *beside) = (
+            [jnp.roll(a, k, axis) for k in (0, 1, -1, 2, -2)] for a in (reference, known)
+        )
+        fourth = ((around[2] + around[3] - 4 * (around[0] + around[1]) + 6 * x) / 16) ** 2
+        first = ((x - around[0]) / 2) ** 2
+        whole, pair = reduce(jnp.logical_and, beside, here), here & beside[0]
+        totals = [
+            totals[0] + jnp.where(whole, fourth, 0.0),
+            totals[1] + fourth,
+            totals[2] + jnp.where(pair, first, 0.0),
+        ]
+        counts = [counts[0] + whole, counts[1], counts[2] + pair]
+    number = jnp.stack(counts)
+    means = jax.vmap(average_nearby)(jnp.stack(totals) / jnp.maximum(number, 1.0), number > 0)
+    # Where a peak is hidden, its flanks have less detail than what has been put in its place.
+    detail = jnp.maximum(jnp.maximum(means[0], means[1]) - 70 / 256 * noise, 0.0)
+    slope = jnp.maximum(means[2] - 1 / 2 * noise, 0.0)
+    patches = in_patches(known)
+    rim = patches & ~eroded(~known, 1)
+    hidden = jnp.where(masked, _above(reference, known), 0.0) ** 2
+    source = DETAIL * detail + HIDDEN * hidden
+    source += jnp.where(patches, jnp.where(rim, RIM_SLOPE, 0.0), HOLE_SLOPE) * slope
+    source = jnp.fft.rfftn(jnp.where(known, 0.0, source))
+    if ringing is None:
+        ringing = reduce(jnp.multiply, _kernel_power(reference))
+    return jnp.maximum(jnp.fft.irfftn(scaled(source, ringing), reference.shape), 0.0)
+
+
+def _above(filled: Array, known: Array) -> Array:
+    """How far values lie outside the range of the known pixels within `MARGIN` of them."""
+    highest, lowest = jnp.where(known, filled, -jnp.inf), jnp.where(known, filled, jnp.inf)
+    for axis in range(filled.ndim):
+        steps = range(-MARGIN, MARGIN + 1)
+        highest = reduce(jnp.maximum, [jnp.roll(highest, k, axis) for k in steps])
+        lowest = reduce(jnp.minimum, [jnp.roll(lowest, k, axis) for k in steps])
+    seen = jnp.isfinite(highest)
+    above = jnp.maximum(filled - jnp.where(seen, highest, 0.0), jnp.where(seen, lowest, 0.0) - filled)
+    return jnp.where(seen, jnp.maximum(above, 0.0), 0.0)
+
+
+def _kernel_power(like: Array) -> list[Array]:
+    """Transform of the interpolant's squared kernel along every axis, on average up to half a pixel."""
+    vectors = []
+    for axis, n in enumerate(like.shape):
+        phases = np.exp(-2j * np.pi * np.outer(np.linspace(-0.5, 0.5, 65), np.fft.fftfreq(n)))
+        power = np.mean(np.fft.ifft(phases).real ** 2, axis=0)
+        spectrum = np.fft.fft(power).real[: n // 2 + 1 if axis == like.ndim - 1 else n]
+        vectors.append(along(jnp.asarray(spectrum, like.dtype), axis, like.ndim))
+    return vectors
 
 
 def grid_minimum(values: Array) -> Array:

@@ -668,8 +668,7 @@ def _scene(prepared: Prepared, pair: Pair, choices: Model, problem: Problem, vec
     boundary = choices.boundary
     mode = {"fill": "constant", "overlap": "nearest"}.get(boundary.name, boundary.name)
     outside = (boundary.value - prepared.pedestal) / prepared.unit
-    known = prepared.known.astype(prepared.reference.dtype)
-    filled = fill_smoothly(prepared.reference, known)
+    filled = fill_smoothly(prepared.reference, prepared.known)
     beyond = {"wrap": "wrap", "overlap": "constant"}.get(boundary.name, "edge")
     safe = eroded(prepared.known, MARGIN, beyond).astype(filled.dtype)
     if boundary.name == "overlap":

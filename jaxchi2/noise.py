@@ -9,6 +9,7 @@ estimation: Knapp & Carter 1976, doi:10.1109/TASSP.1976.1162830), and its Δχ²
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -19,13 +20,17 @@ from jax.typing import ArrayLike
 
 from .checks import array_of
 from .sharding import any_sharding
-from .spectrum import Shape, along, half_weights, harmonics
+from .spectrum import Shape, along, contract, half_weights, harmonics
 
 BINS = 64
 LARGEST_BLOCK = 32
 """Pixels along each axis that are summed at most where single ones do not tell the noise."""
 LEAST_BLOCKS = 6
 """Blocks along each axis of which the median is still one of many values."""
+STEEPEST = 6
+"""Power of frequency at which a filter's spectrum may fall where pixels are unknown."""
+DEGREE = 4
+"""Of the trend that is taken out before a filter and put back behind it."""
 
 
 @any_sharding()
@@ -149,19 +154,88 @@ def whitening(
     observed = (reference_power + image_power) / 2
     noise = (reference_noise + image_noise) / 2
     signal = signal_power(observed, noise, shape)
-    present = signal > 0
-    gain = jnp.where(present, signal / jnp.where(present, signal + reference_noise, 1.0), 0.0)
-    # A wave at the Nyquist frequency has no sense of direction: it could only favour one of the images.
-    for axis, n in enumerate(shape):
-        if n % 2 == 0:
-            keep = np.ones(signal.shape[axis])
-            keep[n // 2] = 0.0
-            gain = gain * along(jnp.asarray(keep, signal.dtype), axis, signal.ndim)
-    residual = image_noise + signal * (1 - gain)
+    gain = wiener_gain(signal, reference_noise, shape)
+    # S (1 − G) is N₁ G but at the Nyquist frequency; as it stands it would be rounding at high S/N.
+    lost = jnp.where(directed(gain, shape), reference_noise * gain, signal)
+    residual = image_noise + lost
     # Of the mean no spectrum is known: the reference's is the best guess.
-    gain, residual = gain.at[mean].set(1.0), residual.at[mean].set(image_noise + reference_noise)
+    residual = residual.at[mean].set(image_noise + reference_noise)
     amplitude = lax.rsqrt(residual)
     return Whitening(gain * amplitude, amplitude, signal, brightness)
+
+
+def wiener_gain(signal: Array, noise: Array, shape: Shape) -> Array:
+    """``S / (S + N)`` on the half plane, one for the mean."""
+    present = signal > 0
+    gain = jnp.where(present, signal / jnp.where(present, signal + noise, 1.0), 0.0)
+    gain = jnp.where(directed(gain, shape), gain, 0.0)
+    return gain.at[(0,) * len(shape)].set(1.0)
+
+
+def directed(like: Array, shape: Shape) -> Array:
+    """Whether a wave has a sense of direction.
+
+    At the Nyquist frequency it has none: it could only favour one of the images.
+    """
+    result = jnp.ones((1,) * len(shape), bool)
+    for axis, (n, m) in enumerate(zip(shape, like.shape, strict=True)):
+        result = result & along(2 * np.arange(m) != n, axis, len(shape))
+    return result
+
+
+def gentle(signal: Array, shape: Shape) -> Array:
+    """The least spectrum above the given one that falls no faster than ``|k|^−STEEPEST``.
+
+    A filter that cuts off more sharply rings through the frame from any pixel that is not known.
+    """
+    frequency = _frequency(shape, signal.shape)
+    frequency.flat[0] = 1 / max(shape)
+    order = np.argsort(frequency, axis=None)
+    back = np.argsort(order)
+    law = jnp.asarray((frequency / frequency.max()) ** -STEEPEST, signal.dtype)
+    return lax.cummax((signal / law).ravel()[order])[back].reshape(signal.shape) * law
+
+
+def box_coordinates(counted: Array, dtype: jnp.dtype) -> list[Array]:
+    """Place along each axis in the smallest box around the pixels that count: −1 to 1 inside it."""
+    places = []
+    for axis, n in enumerate(counted.shape):
+        line = jnp.any(counted, axis=tuple(a for a in range(counted.ndim) if a != axis))
+        index = jnp.arange(n)
+        low, high = jnp.min(jnp.where(line, index, n - 1)), jnp.max(jnp.where(line, index, 0))
+        size = jnp.maximum(high - low + 1, 1)
+        places.append((2 * index - low - high).astype(dtype) / size.astype(dtype))
+    return places
+
+
+def hann(places: list[Array]) -> Array:
+    """Hann's taper over the box, zero outside, whose leakage falls as ``k⁻⁶`` in power."""
+    tapers = [jnp.where(jnp.abs(x) < 1, jnp.cos(jnp.pi / 2 * x) ** 2, 0.0) for x in places]
+    return reduce(jnp.multiply, [along(x, axis, len(places)) for axis, x in enumerate(tapers)])
+
+
+def fitted_trend(values: Array, known: Array, places: list[Array]) -> Array:
+    """The polynomial of `DEGREE`, in all coordinates together, that fits the known pixels best."""
+    ndim, dtype = values.ndim, values.dtype
+    columns = []
+    for x in places:
+        legendre = [jnp.ones_like(x), x]
+        for n in range(1, DEGREE):
+            legendre.append(((2 * n + 1) * x * legendre[n] - n * legendre[n - 1]) / (n + 1))
+        columns.append(jnp.stack(legendre, axis=1))
+    products = [(c[:, :, None] * c[:, None, :]).reshape(len(c), -1) for c in columns]
+    powers = np.array([p for p in np.ndindex((DEGREE + 1,) * ndim) if sum(p) <= DEGREE])
+    at = tuple(powers.T)
+    pairs = tuple((DEGREE + 1) * powers.T[:, :, None] + powers.T[:, None, :])
+    number = known.astype(dtype)
+    gram = contract(number, products)[pairs]
+    # With fewer pixels than coefficients the smallest of many solutions.
+    ridge = 1e2 * jnp.finfo(dtype).eps * jnp.maximum(jnp.sum(number), 1.0)
+    found = jnp.linalg.solve(
+        gram + ridge * jnp.eye(len(powers), dtype=dtype), contract(number * values, columns)[at]
+    )
+    coefficients = jnp.zeros_like(found, shape=(DEGREE + 1,) * ndim).at[at].set(found)
+    return contract(coefficients, [c.T for c in columns])
 
 
 def signal_power(observed: Array, noise: Array, shape: Shape) -> Array:
@@ -171,27 +245,52 @@ def signal_power(observed: Array, noise: Array, shape: Shape) -> Array:
     regression, less the noise. The regression pools the rings where the scene is lost in the noise, so that
     what is left of the fluctuations there is small.
     """
-    frequency = np.sqrt(
-        sum(
-            np.square(harmonics(n)[:m] / n).reshape([-1 if a == b else 1 for b in range(len(shape))])
-            for a, (n, m) in enumerate(zip(shape, observed.shape, strict=True))
-        )
-    )
+    means, modes, ring = _ring_means(observed, shape)
+    return jnp.maximum(falling(means, modes) - noise, 0.0)[ring]
+
+
+def _ring_means(power: Array, shape: Shape) -> tuple[Array, np.ndarray, np.ndarray]:
+    """Means over rings, the number of modes in each, and the ring of every mode."""
+    frequency = _frequency(shape, power.shape)
     # Rings one harmonic of the longest axis wide, at most so many.
     count = min(BINS, int(np.ceil(frequency.max() * max(shape))) + 1)
     ring = np.minimum((frequency / frequency.max() * count).astype(int), count - 1)
-    weight = np.broadcast_to(half_weights(shape[-1]), observed.shape).copy()
+    weight = np.broadcast_to(half_weights(shape[-1]), power.shape).copy()
     weight.flat[0] = 0.0  # The mean says nothing about the shift.
     modes = np.bincount(ring.ravel(), weight.ravel(), count)
     occupied = modes > 0
     ring = (np.cumsum(occupied) - 1)[ring]
     ring.flat[0] = 0
     modes = modes[occupied]
-    total = jax.ops.segment_sum(
-        (observed * jnp.asarray(weight, observed.dtype)).ravel(), ring.ravel(), len(modes)
-    )
-    profile = falling(total / jnp.asarray(modes, observed.dtype), modes)
-    return jnp.maximum(profile - noise, 0.0)[ring]
+    total = jax.ops.segment_sum((power * jnp.asarray(weight, power.dtype)).ravel(), ring.ravel(), len(modes))
+    return total / jnp.asarray(modes, power.dtype), modes, ring
+
+
+def lower(first: Array, second: Array, shape: Shape) -> Array:
+    """Of two observed spectra the one that is lower, ring by ring."""
+    (one, _, ring), (two, _, _) = _ring_means(first, shape), _ring_means(second, shape)
+    return jnp.where((one <= two)[ring], first, second)
+
+
+def significant(signal: Array, noise: Array, freedom: Array, shape: Shape) -> Array:
+    """A spectrum without what chance leaves of the noise in it, where the scene is lost.
+
+    There `signal_power` has pooled about all modes of higher frequency; ``freedom`` is how many independent
+    values each of the two images has.
+    """
+    frequency = _frequency(shape, signal.shape)
+    order = np.argsort(-frequency, axis=None, kind="stable")
+    share = np.empty(frequency.size)
+    weight = np.broadcast_to(half_weights(shape[-1]), signal.shape).ravel()[order]
+    share[order] = np.cumsum(weight) / np.sum(weight)
+    chance = jnp.asarray(1.5 / np.sqrt(share).reshape(signal.shape), signal.dtype) * lax.rsqrt(freedom)
+    return jnp.maximum(signal - noise * chance, 0.0)
+
+
+def _frequency(shape: Shape, columns: Shape) -> np.ndarray:
+    """Length of every wave vector of the half plane, in cycles per pixel."""
+    squares = [np.square(harmonics(n)[:m] / n) for n, m in zip(shape, columns, strict=True)]
+    return np.sqrt(reduce(np.add.outer, squares))
 
 
 def falling(values: Array, weights: np.ndarray) -> Array:

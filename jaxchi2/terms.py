@@ -33,14 +33,18 @@ from .layout import (
     Spread,
     any_in_batch,
     as_it_is,
+    average_nearby,
+    fill_smoothly,
     is_flat,
     is_valid_error,
     lay_out,
     prepare,
     prior_chi2,
+    unknown_variance,
     with_prior,
+    with_variance,
 )
-from .noise import whitening
+from .noise import box_coordinates, fitted_trend, gentle, hann, lower, significant, whitening, wiener_gain
 from .overlap import Correlation, profiled
 from .pair import Model, Pair
 from .spectrum import (
@@ -552,7 +556,7 @@ def weighted_terms(pair: Pair, model: Model) -> Chi2Terms:
     prepared = prepare(pair, model)
     layout = lay_out(prepared, pair, model)
     if layout.variance is not None:
-        layout = _wiener(layout, model.gain)
+        layout = _wiener(layout, model)
     side = weighted_side(layout, prepared, model)
     # Where its weights may be settled for one shift, the search looks at the score of the whole period.
     return _weighted(layout, side, prepared.flat, pair, replace(model, compact=False))
@@ -685,13 +689,14 @@ def halfway(grid: Array) -> Array:
     return grid
 
 
-def _wiener(layout: Layout, fit_gain: bool) -> Layout:
+def _wiener(layout: Layout, model: Model) -> Layout:
     """Filter a noisy reference, and give every pixel the variance that is left of the reference's noise.
 
     What is left is taken as white, of the size that makes the curvature of χ² the inverse variance of the
-    shift; see `noise` for the spectra.
+    shift; see `noise` for the spectra. Where pixels of the reference are unknown, fewer take part in the
+    filter's average and leave more; and what is not known of the scene there reaches as far as the filter.
     """
-    shape, weights = layout.reference.shape, layout.weights
+    shape, weights, periodic = layout.reference.shape, layout.weights, model.boundary.name == "wrap"
     counted = weights > 0
     number = jnp.maximum(jnp.sum(counted), 1).astype(weights.dtype)
     assert layout.variance is not None
@@ -700,26 +705,111 @@ def _wiener(layout: Layout, fit_gain: bool) -> Layout:
     image_noise = jnp.sum(jnp.where(counted, 1 / jnp.where(counted, weights, 1.0), 0.0)) / number
     # A spectrum of nothing is not to be divided by.
     image_noise = jnp.where(jnp.any(counted), image_noise, 1.0)
+    places = box_coordinates(counted, weights.dtype)
+    taper = jnp.ones_like(weights) if periodic else hann(places)
 
     def mean_of(x: Array) -> Array:
         return jnp.sum(jnp.where(counted, x, 0.0)) / number
 
-    def power_of(x: Array) -> Array:
-        return _periodogram(jnp.fft.rfftn(jnp.where(counted, x, 0.0)), number)
+    def power_of(x: Array, seen: Array) -> Array:
+        mass = jnp.maximum(jnp.sum(jnp.where(seen, taper**2, 0.0)), 1e-3)
 
-    # The step of a mean at the edge of what counts is no detail of the scene; nor is the mean filtered.
+        def of(x: Array) -> Array:
+            return _periodogram(jnp.fft.rfftn(taper * x), mass)
+
+        def with_holes(x: Array) -> Array:
+            # Empty, they scatter the scene's power into all frequencies; filled, with averages of the noise,
+            # that of the noise into the low ones. Either is too much.
+            filled = jnp.where(seen, x, average_nearby(x, seen))
+            return lower(of(filled), of(jnp.where(seen, x, 0.0)), shape)
+
+        return lax.cond(any_in_batch(~jnp.all(seen | (taper == 0))), with_holes, of, x)
+
     mean = mean_of(layout.reference)
     reference, image = layout.reference - mean, layout.image - mean_of(layout.image)
-    filters = whitening(power_of(reference), power_of(image), noise, image_noise, shape, fit_gain=fit_gain)
-    gain, signal = filters.reference / filters.image, filters.signal
-    reference = mean + jnp.fft.irfftn(scaled(jnp.fft.rfftn(reference), gain), shape)
-    noise, variance = noise * filters.brightness, variance * filters.brightness
-    # Curvature-weighted mean of the variance of the cross-spectrum, over that of the signal.
+    filters = whitening(
+        power_of(reference, layout.known),
+        power_of(image, counted),
+        noise,
+        image_noise,
+        shape,
+        fit_gain=model.gain,
+    )
+    signal, noise = filters.signal, noise * filters.brightness
+    if model.boundary.name == "overlap":
+        freedom = jnp.maximum(jnp.sum(taper**2) ** 2 / jnp.maximum(jnp.sum(taper**4), 1e-3), 1.0)
+        signal = significant(signal, (noise + image_noise) / 2, freedom, shape)
+        gain = wiener_gain(gentle(signal, shape), noise, shape)
+        # A trend is no matter for a periodic filter, nor is the mean for any.
+        trend = mean + fitted_trend(reference, layout.known, places)
+        detail = fill_smoothly(layout.reference - trend, layout.known)
+        filtered = trend + jnp.fft.irfftn(scaled(jnp.fft.rfftn(detail), gain), shape)
+        filtered = fill_smoothly(jnp.where(layout.known, filtered, 0.0), layout.known)
+        if model.gain:
+            filtered = filtered * _calibration(filtered, layout, noise / filters.brightness * gain, model)
+    else:
+        gain = filters.reference / filters.image
+        filtered = mean + jnp.fft.irfftn(scaled(jnp.fft.rfftn(reference), gain), shape)
+
+    def left(weight: np.ndarray) -> Array:
+        """Variance of the cross-spectrum over the signal, each with these weights, less the image's noise."""
+        modes = jnp.asarray(weight * half_weights(shape[-1]), gain.dtype)
+        spread = jnp.sum(modes * gain**2 * (signal * (noise + image_noise) + noise * image_noise))
+        seen = jnp.sum(modes * gain * signal)
+        return jnp.where(seen > 0, spread / jnp.where(seen > 0, seen, 1.0) - image_noise, 0.0)
+
+    # A shift is seen in the slopes, a gain in the values.
     squared = [np.square(2 * np.pi * np.fft.fftfreq(n)[:m]) for n, m in zip(shape, gain.shape, strict=True)]
-    k2 = jnp.asarray(reduce(np.add.outer, squared) * half_weights(shape[-1]), gain.dtype)
-    spread = jnp.sum(k2 * gain**2 * (signal * (noise + image_noise) + noise * image_noise))
-    seen = jnp.sum(k2 * gain * signal)
-    left = jnp.where(seen > 0, spread / jnp.where(seen > 0, seen, 1.0) - image_noise, 0.0)
-    share = jnp.clip(left / jnp.where(noise > 0, noise, 1.0), 0.0, 1.0)
-    weights = jnp.where(counted, 1 / (1 / jnp.where(counted, weights, 1.0) + share * variance), 0.0)
-    return layout._replace(reference=reference, weights=weights)
+    rest = left(reduce(np.add.outer, squared))
+    if model.gain and not periodic:
+        rest = jnp.maximum(rest, left(np.ones(gain.shape)))
+    share = jnp.clip(rest / jnp.where(noise > 0, noise, 1.0), 0.0, 1.0)
+
+    def around_unknown(variance: Array) -> Array:
+        ringing = _squared_kernel(gain, shape)
+        whole = jnp.maximum(ringing.reshape(-1)[0], jnp.finfo(gain.dtype).tiny)
+        taking_part = jnp.fft.rfftn(layout.known.astype(gain.dtype))
+        part = jnp.fft.irfftn(scaled(taking_part, ringing / whole), shape)
+        missing = unknown_variance(
+            layout.reference, layout.known, layout.masked, ringing, noise / filters.brightness
+        )
+        return variance / jnp.clip(part, 0.05, 1.0) + filters.brightness * missing
+
+    variance = lax.cond(
+        any_in_batch(~jnp.all(layout.known)),
+        around_unknown,
+        lambda x: x,
+        share * filters.brightness * variance,
+    )
+    return layout._replace(reference=filtered, weights=with_variance(weights, variance))
+
+
+def _calibration(filtered: Array, layout: Layout, kept: Array, model: Model) -> Array:
+    """Factor that makes a filtered reference as bright as the scene, for the gain's sake.
+
+    Its product with the observed reference is that with the scene and, for every pixel, what is ``kept`` of
+    the noise there, in frequency.
+    """
+    counted = layout.weights > 0
+    number = jnp.sum(counted, dtype=filtered.dtype)
+
+    def centred(x: Array) -> Array:
+        mean = jnp.sum(jnp.where(counted, x, 0.0)) / jnp.maximum(number, 1.0) if model.background else 0.0
+        return jnp.where(counted, x - mean, 0.0)
+
+    weights = jnp.asarray(half_weights(filtered.shape[-1]), kept.dtype)
+    noise = jnp.sum(jnp.dot(kept, weights, precision=lax.Precision.HIGHEST)) / filtered.size
+    power, product = jnp.sum(centred(filtered) ** 2), jnp.sum(centred(filtered) * centred(layout.reference))
+    factor = (product - number * noise) / jnp.where(power > 0, power, 1.0)
+    return jnp.where((power > 0) & (factor > 0), factor, 1.0)
+
+
+def _squared_kernel(gain: Array, shape: Shape) -> Array:
+    """Transform of the square of what a filter and the interpolant make of one pixel.
+
+    At a quarter of a pixel on every axis the squares are what they are on average over all fractions.
+    """
+    whole = jnp.zeros_like(gain, shape=(len(shape),), dtype=jnp.int32)
+    quarter = jnp.full_like(gain, 0.25, shape=(len(shape),))
+    kernel = shift_spectrum(lax.complex(gain, jnp.zeros_like(gain)), shape, whole, quarter)
+    return jnp.fft.rfftn(jnp.fft.irfftn(kernel, shape) ** 2).real

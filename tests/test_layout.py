@@ -107,14 +107,86 @@ def test_chi2_counts_the_unmasked_pixels(x64):
 
 def test_mask_of_the_reference_takes_out_what_it_covers():
     reference, image = pair()
-    hole = np.zeros(SHAPE, bool)
-    hole[20, 18] = True
-    found = register(reference, image, 0.05, boundary="wrap", reference_mask=hole)
-    assert found.dof == image.size - (1 + 2 * MARGIN) ** 2 - 2
-    image[20 + 2, 18 - 2] = 1e5
-    again = register(reference, image, 0.05, boundary="wrap", reference_mask=hole)
-    np.testing.assert_array_equal(again.shift, found.shift)
-    np.testing.assert_array_equal(again.chi2, found.chi2)
+    for size, taken in ((1, 1), (3, (3 + 2 * MARGIN) ** 2)):
+        hole = np.zeros(SHAPE, bool)
+        hole[20 : 20 + size, 18 : 18 + size] = True
+        found = register(reference, image, 0.05, boundary="wrap", reference_mask=hole)
+        assert found.dof == image.size - taken - 2
+        spoiled = image.copy()
+        spoiled[20 + 2, 18 - 2] = 1e5
+        again = register(reference, spoiled, 0.05, boundary="wrap", reference_mask=hole)
+        np.testing.assert_array_equal(again.shift, found.shift)
+        np.testing.assert_array_equal(again.chi2, found.chi2)
+
+
+def plate(shape):
+    """Matrix of the squared Laplacian on a periodic grid."""
+    n = int(np.prod(shape))
+    laplacian = 2 * len(shape) * np.eye(n)
+    index = np.arange(n).reshape(shape)
+    for axis in range(len(shape)):
+        for step in (1, -1):
+            laplacian[index.ravel(), np.roll(index, step, axis).ravel()] -= 1
+    return laplacian @ laplacian
+
+
+@pytest.mark.parametrize("shape", [(40,), (16, 15), (8, 7, 9)])
+def test_continuation_is_the_thin_plate(shape, dtype):
+    """Against the dense solution, for holes; a slope goes on where a frame ends."""
+    rng = np.random.default_rng(1)
+    known = rng.random(shape) > 0.1
+    values = 1e3 + 50 * scene(shape, 3.0, seed=2)
+    matrix, inside = plate(shape), ~known.ravel()
+    expected = values.ravel().copy()
+    expected[inside] = np.linalg.solve(
+        matrix[np.ix_(inside, inside)], -matrix[np.ix_(inside, ~inside)] @ expected[~inside]
+    )
+    given = jnp.asarray(np.where(known, values, -1e9), dtype)
+    found = layout.fill_smoothly(given, jnp.asarray(known))
+    np.testing.assert_array_equal(np.asarray(found)[known], np.asarray(given)[known])
+    error = (np.asarray(found, float).ravel() - expected)[inside]
+    assert np.sqrt(np.mean(error**2)) < 0.01 * 50
+    nearest = np.asarray(layout.average_nearby(given, jnp.asarray(known)), float).ravel()
+    assert np.sqrt(np.mean((nearest - expected)[inside] ** 2)) > 0.1 * 50
+
+
+def test_continuation_goes_on_with_the_slope(dtype):
+    ramp = np.zeros((40, 40))
+    ramp[10:30, 10:30] = 5.0 * np.arange(20)[:, None]
+    known = np.zeros(ramp.shape, bool)
+    known[10:30, 10:30] = True
+    found = np.asarray(layout.fill_smoothly(jnp.asarray(ramp, dtype), jnp.asarray(known)))
+    np.testing.assert_allclose(found[30, 15:25], 100.0, atol=1.5)
+    np.testing.assert_allclose(found[9, 15:25], -5.0, atol=1.5)
+    assert np.all(np.isfinite(layout.fill_smoothly(jnp.zeros((8, 8), dtype), jnp.zeros((8, 8), bool))))
+
+
+@pytest.mark.parametrize(
+    ("slope", "holes", "low", "high"),
+    [(2.0, 0.0, 0.75, 1.5), (2.0, 0.1, 0.75, 1.5), (4.0, 0.0, 0.4, 1.5), (4.0, 0.1, 0.4, 1.5)],
+)
+def test_variance_of_what_is_unknown_is_that_of_many_scenes(slope, holes, low, high):
+    """Predicted from each scene alone; the truth is the mean square error of the moved continuation."""
+    shape, n, count = (33, 33), 22, 60
+    rng = np.random.default_rng(5)
+    known = np.zeros(shape, bool)
+    known[:n, :n] = rng.random((n, n)) >= holes
+    shifts = rng.uniform(-0.5, 0.5, (count, 2))
+    scenes = np.stack([scene((66, 66), slope, seed=k) for k in range(count)])
+    truth = np.stack([moved(s, d)[:33, :33] for s, d in zip(scenes, shifts, strict=True)])
+
+    def one(values):
+        filled = layout.fill_smoothly(jnp.where(known, values, 0.0), jnp.asarray(known))
+        return filled, layout.unknown_variance(filled, jnp.asarray(known), jnp.zeros(shape, bool))
+
+    filled, predicted = jax.vmap(one)(jnp.asarray(scenes[:, :33, :33], np.float32))
+    error = np.stack([moved(f, d) for f, d in zip(np.asarray(filled, float), shifts, strict=True)]) - truth
+    judged = np.asarray(known & layout.eroded(~layout.in_patches(jnp.asarray(known)), MARGIN))
+    ratio = np.mean(predicted[:, judged]) / np.mean(error[:, judged] ** 2)
+    assert low < ratio < high
+    # Next to what is unknown it is largest, as the error is.
+    profile = [np.mean(error[:, 5:15, n - d] ** 2) / np.mean(predicted[:, 5:15, n - d]) for d in (3, 6, 9)]
+    assert max(profile) < 3 * min(profile)
 
 
 def test_masks_under_vmap_and_jit():

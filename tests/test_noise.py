@@ -8,7 +8,18 @@ from direct import scene
 from scipy.optimize import isotonic_regression
 
 from jaxchi2 import estimate_noise
-from jaxchi2.noise import falling, signal_power, whitening
+from jaxchi2.noise import (
+    DEGREE,
+    box_coordinates,
+    falling,
+    fitted_trend,
+    gentle,
+    hann,
+    lower,
+    signal_power,
+    significant,
+    whitening,
+)
 from jaxchi2.spectrum import half_weights
 
 
@@ -108,3 +119,74 @@ def test_whitening_is_the_optimal_weight():
     np.testing.assert_allclose(faint.brightness, 4, rtol=1e-5)
     for one, two in zip(faint[:3], bright[:3], strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_whitening_in_single_precision_at_high_signal(x64):
+    """What of the scene the noise hides is N₁ at every frequency, not a difference of large numbers."""
+    shape = (32, 31)
+    for amplitude in (3e2, 3e3, 1e5):
+        observed = np.abs(np.fft.rfftn(amplitude * scene(shape, 4.0))) ** 2 / 992 + 1
+        one = jnp.ones(())
+        exact = whitening(jnp.asarray(observed), jnp.asarray(observed), one, one, shape)
+        single = jnp.ones((), np.float32)
+        observed = jnp.asarray(observed, np.float32)
+        found = whitening(observed, observed, single, single, shape)
+        assert found.image.dtype == np.float32
+        np.testing.assert_allclose(found.image, exact.image, rtol=1e-3)
+
+
+def test_box_and_taper_are_those_of_the_pixels_that_count(dtype):
+    counted = np.zeros((20, 13), bool)
+    counted[4:15, 2:12] = np.random.default_rng(0).random((11, 10)) < 0.8
+    counted[[4, 14], [2, 11]] = True
+    places = box_coordinates(jnp.asarray(counted), dtype)
+    np.testing.assert_allclose(places[0][4:15], (2 * np.arange(11) - 10) / 11, rtol=1e-6)
+    taper = np.asarray(hann(places))
+    np.testing.assert_allclose(
+        taper[4:15, 2:12],
+        np.outer(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in (11, 10))),
+        atol=1e-6,
+    )
+    assert np.sum(taper) == pytest.approx(np.sum(taper[4:15, 2:12]))
+    assert np.all(np.isfinite(hann(box_coordinates(jnp.zeros((5, 6), bool), dtype))))
+
+
+@pytest.mark.parametrize("shape", [(30,), (17, 14), (9, 10, 11)])
+def test_trend_is_the_least_squares_polynomial(shape, dtype):
+    rng = np.random.default_rng(1)
+    values, known = 100 * rng.normal(size=shape), rng.random(shape) < 0.8
+    grid = [x / n for x, n in zip(np.indices(shape), shape, strict=True)]
+    powers = [p for p in np.ndindex((DEGREE + 1,) * len(shape)) if sum(p) <= DEGREE]
+    basis = np.stack([np.prod([g**k for g, k in zip(grid, p, strict=True)], axis=0) for p in powers])
+    solution = np.linalg.lstsq(basis[:, known].T, values[known], rcond=None)[0]
+    places = box_coordinates(jnp.asarray(known), dtype)
+    found = fitted_trend(jnp.asarray(values, dtype), jnp.asarray(known), places)
+    np.testing.assert_allclose(
+        found, np.tensordot(solution, basis, 1), atol=0.3 if dtype == np.float32 else 0.1
+    )
+
+
+def test_spectra_are_bounded_and_cleaned_ring_by_ring():
+    shape = (64, 63)
+    k = np.hypot(np.fft.fftfreq(64)[:, None], np.fft.rfftfreq(63))
+    k[0, 0] = 1 / 64
+    sharp = jnp.asarray(1e6 * np.exp(-((k / 0.05) ** 2)), np.float32)
+    soft = np.asarray(gentle(sharp, shape))
+    assert np.all(soft >= np.asarray(sharp) * (1 - 1e-5))
+    order = np.argsort(k, axis=None)
+    law = (soft * k**6).ravel()[order]
+    assert np.all(np.diff(law) >= -1e-4 * law[1:])
+    power = jnp.asarray(k**-2.0, np.float32)
+    np.testing.assert_allclose(gentle(power, shape), power, rtol=1e-5)
+    # Of noise alone nothing is left, of a scene above it nearly all.
+    noise = np.random.default_rng(2).normal(size=(40, *shape))
+    observed = jnp.asarray(np.abs(np.fft.rfftn(noise, axes=(1, 2))) ** 2 / noise[0].size, np.float32)
+    one, freedom = jnp.float32(1.0), jnp.float32(noise[0].size / 2)
+    left = np.stack([significant(signal_power(x, one, shape), one, freedom, shape) for x in observed])
+    assert np.mean(left[:, k > 0.2] > 0) < 0.2
+    np.testing.assert_allclose(
+        significant(100 * power, one, freedom, shape)[k < 0.2], 100 * power[k < 0.2], rtol=0.01
+    )
+    first, second = observed[0], jnp.where(jnp.asarray(k) < 0.2, 2.0, 0.5) * observed[0]
+    np.testing.assert_array_equal(lower(first, second, shape)[k < 0.18], first[k < 0.18])
+    np.testing.assert_array_equal(lower(first, second, shape)[k > 0.22], second[k > 0.22])

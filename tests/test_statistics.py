@@ -195,3 +195,180 @@ def test_gain_and_background_are_calibrated_at_any_gain_on_a_background_of_many_
         for pull in pulls:
             assert abs(np.std(pull) - 1) < 5 / np.sqrt(2 * count)
             assert abs(np.mean(pull)) < 5 / np.sqrt(count)
+
+
+# --- what the interpolant cannot know: edges, masks, and both with noise in the reference -------------------
+
+CROP = 36
+
+
+def crops(slope, contrast, count, seed, *, holes=0.0, image_holes=0.0, both=False, gain=1.0, background=0.0):
+    """Windows of random scenes of amplitude ``k^−slope``, full band, in units of the noise; and the bound.
+
+    The bound is the Cramér–Rao bound of the pixels that both windows show, every mode of the scene weighted
+    by its coherence where the reference is noisy, times the share of it that is known.
+    """
+    rng, n = np.random.default_rng(seed), CROP
+    big = 2 * n + 5
+    f = np.meshgrid(np.fft.fftfreq(big), np.fft.fftfreq(big), indexing="ij")
+    k = np.hypot(*f)
+    k[0, 0] = np.inf
+    amplitude = np.where(np.isfinite(k), np.where(np.isfinite(k), k, 1.0) ** -float(slope), 0.0)
+    amplitude *= contrast / np.sqrt(np.mean(amplitude**2))
+    window = (slice(n // 2, n // 2 + n),) * 2
+    at, rows = np.indices((n, n)), []
+    first, second = (gain**2 if both else 0.0), 1.0
+    power = (gain * amplitude) ** 2
+    weight = np.sqrt(power / np.maximum(power * (first + second) + first * second, 1e-300))
+    for _ in range(count):
+        spectrum = np.fft.fft2(rng.normal(size=(big, big))) * amplitude
+        shift = np.array([3.0, -2.0]) + rng.uniform(-0.5, 0.5, 2)
+        there = spectrum * np.exp(-2j * np.pi * (f[0] * shift[0] + f[1] * shift[1]))
+        reference = np.fft.ifft2(spectrum).real[window] + both * rng.normal(size=(n, n))
+        image = gain * np.fft.ifft2(there).real[window] + background + rng.normal(size=(n, n))
+        masks = rng.random((n, n)) < image_holes, rng.random((n, n)) < holes
+        inside = [(a - s >= 0) & (a - s <= n - 1) for a, s in zip(at, shift, strict=True)]
+        shown = inside[0] & inside[1] & ~masks[0]
+        columns = [np.fft.ifft2(2j * np.pi * q * gain * there * weight).real[window][shown] for q in f]
+        if gain != 1:
+            columns += [np.fft.ifft2(gain * there * weight).real[window][shown], np.ones(np.sum(shown))]
+        bound = np.linalg.inv(np.stack(columns) @ np.stack(columns).T) / np.mean(~masks[1])
+        rows.append((reference, image, *masks, shift, np.sqrt(np.diag(bound)[:2])))
+    return [np.stack(column) for column in zip(*rows, strict=True)]
+
+
+@partial(jax.jit, static_argnames=("both", "fitted"))
+def solve_crops(frames, both, fitted):
+    def one(frame):
+        reference, image, mask, reference_mask, start = frame
+        found = jaxchi2.register(
+            reference,
+            image,
+            1.0,
+            reference_err=1.0 if both else None,
+            mask=mask,
+            reference_mask=reference_mask,
+            fit_gain=fitted,
+            fit_background=fitted,
+            search=jaxchi2.Search(initial=start),
+            verdict=False,
+        )
+        return found.shift, found.stderr, found.gain, found.gain_err, found.chi2 / found.dof
+
+    return jax.lax.map(one, frames)
+
+
+def judge_crops(slope, contrast, count, seed=3, fitted=False, **options):
+    """Robust pull, rms over the bound, pull of the gain, reduced χ²."""
+    gain, background = (1.5, 30.0) if fitted else (1.0, 0.0)
+    *frames, shift, bound = crops(slope, contrast, count, seed, gain=gain, background=background, **options)
+    sent = tuple(a if a.dtype == bool else a.astype(np.float32) for a in (*frames, np.round(shift)))
+    found = solve_crops(sent, both=options.get("both", False), fitted=fitted)
+    position, stderr, found_gain, gain_err, reduced = (np.asarray(a, float) for a in found)
+    error = position - shift
+    return (
+        np.sqrt(np.mean((error / stderr) ** 2)),
+        np.sqrt(np.mean((error / bound) ** 2)),
+        np.sqrt(np.mean(((found_gain - gain) / gain_err) ** 2)),
+        np.mean(reduced),
+    )
+
+
+FEW = 400  # Five standard deviations of the spread of 800 pulls are 0.125.
+
+
+@pytest.mark.parametrize(
+    ("slope", "contrast", "worst"), [(1.0, 20.0, 1.35), (1.0, 100.0, 4.5), (2.0, 100.0, 1.2)]
+)
+def test_errors_cover_what_the_interpolant_cannot_know_at_edges(slope, contrast, worst):
+    pull, rms, _, reduced = judge_crops(slope, contrast, FEW)
+    assert 0.85 < pull < 1.15
+    assert rms < worst
+    assert 0.8 < reduced < 1.15
+
+
+@pytest.mark.parametrize(("slope", "contrast", "worst"), [(1.0, 5.0, 1.35), (2.0, 30.0, 1.25)])
+def test_holes_of_the_reference_cost_little_more_than_themselves(slope, contrast, worst):
+    """Of every pixel within two of a hole, with one in ten, a fifth of the information would be left."""
+    pull, rms, _, _ = judge_crops(slope, contrast, FEW, holes=0.1)
+    assert 0.85 < pull < 1.15
+    assert rms < worst
+
+
+@pytest.mark.parametrize(
+    ("slope", "contrast", "masks"),
+    [
+        (2.0, 5.0, {}),
+        (2.0, 5.0, {"image_holes": 0.1}),
+        (3.0, 30.0, {"holes": 0.005}),
+        (2.0, 2.0, {"holes": 0.1}),
+        (1.0, 5.0, {"holes": 0.1}),
+    ],
+)
+def test_noise_in_both_images_is_calibrated_where_scenes_end_at_edges_and_holes(slope, contrast, masks):
+    pull, rms, _, _ = judge_crops(slope, contrast, FEW, both=True, **masks)
+    assert 0.85 < pull < 1.15
+    assert rms < 1.3
+
+
+@pytest.mark.parametrize(("slope", "contrast"), [(2.0, 5.0), (3.0, 30.0)])
+def test_gain_and_background_are_calibrated_with_noise_in_both_images_at_edges(slope, contrast):
+    pull, rms, gain_pull, _ = judge_crops(slope, contrast, FEW, both=True, fitted=True)
+    assert 0.85 < pull < 1.2
+    assert rms < 1.3
+    assert 0.85 < gain_pull < 1.25
+
+
+def stars(catalogue, shift, n=48):
+    """Gaussian stars, full width at half maximum of three pixels."""
+    y, x = np.indices((n, n))
+    return sum(
+        p * np.exp(-((y - a - shift[0]) ** 2 + (x - b - shift[1]) ** 2) / 3.2) for a, b, p in catalogue
+    )
+
+
+@pytest.mark.parametrize("case", ["edge", "cores"])
+def test_steep_stars_at_edges_and_masks(case):
+    """One cut by the frame at S/N 1000; and cores masked in both images, the slope a hundred errors."""
+    rng, rows = np.random.default_rng(17), []
+    err = 3.0 if case == "edge" else 10.0
+    for _ in range(300):
+        shift = rng.uniform(-2.5, 2.5, 2)
+        if case == "edge":
+            catalogue = [(*rng.uniform(8, 40, 2), 300.0) for _ in range(8)] + [(1.0, 20.0, 3000.0)]
+        else:
+            catalogue = [(*rng.uniform(6, 42, 2), 10 ** rng.uniform(2.5, 4.5)) for _ in range(10)]
+        first, second = (stars(catalogue, s) for s in (np.zeros(2), shift))
+        first, second = (
+            first + (case == "cores") * rng.normal(0, err, first.shape),
+            second + rng.normal(0, err, first.shape),
+        )
+        limit = np.inf if case == "edge" else 3000.0
+        masks = second > limit, first > limit
+        rows.append((np.minimum(first, limit), np.minimum(second, limit), *masks, shift))
+    *frames, shift = [np.stack(column) for column in zip(*rows, strict=True)]
+
+    @jax.jit
+    def solve(frames):
+        def one(frame):
+            reference, image, mask, reference_mask, start = frame
+            found = jaxchi2.register(
+                reference,
+                image,
+                err,
+                reference_err=err if case == "cores" else None,
+                mask=mask,
+                reference_mask=reference_mask,
+                search=jaxchi2.Search(initial=start),
+                verdict=False,
+            )
+            return found.shift, found.stderr, found.status
+
+        return jax.lax.map(one, frames)
+
+    sent = tuple(a if a.dtype == bool else a.astype(np.float32) for a in (*frames, np.round(shift)))
+    found, stderr, status = (np.asarray(a, float) for a in solve(sent))
+    pull = np.abs(found - shift) / stderr
+    assert np.mean(status != 0) < 0.03
+    assert 0.8 < np.median(pull) / 0.6745 < 1.25
+    assert np.mean(pull > 5) < 0.01
