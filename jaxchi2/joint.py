@@ -84,9 +84,10 @@ class JointRegistration(NamedTuple):
 
     def covariance_with(self, frame: int) -> Array:
         """Covariance of every frame's shift with that of one frame, shape ``(N, D, D)``."""
-        frame = integer(frame, "frame", -self.shift.shape[0])
-        if frame >= self.shift.shape[0]:
-            refuse("frame", f"below {self.shift.shape[0]}", frame)
+        count = self.information.shape[0]
+        frame = integer(frame, "frame", -count)
+        if frame >= count:
+            refuse("frame", f"below {count}", frame)
         return _covariance_with(self.information, self.stiffness, self.accepted, frame)
 
 
@@ -349,7 +350,7 @@ def _with_prior(found: Registration, shift: Array, step: Array) -> Registration:
     """The odds of the runner-up with what the neighbours of a frame say about it."""
     away = found.runner_up.shift - shift
     # Between two neighbours a walk has half the variance of a step.
-    variance = step**2 / 2 + jnp.diagonal(found.covariance, axis1=1, axis2=2)
+    variance = step[None] ** 2 / 2 + jnp.diagonal(found.covariance, axis1=1, axis2=2)
     penalty = jnp.sum(away**2 / variance, 1)
     odds = jax.scipy.special.logit(found.runner_up.probability) + penalty / 2
     probability = jax.nn.sigmoid(odds)

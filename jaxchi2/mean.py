@@ -119,7 +119,8 @@ def _mean_rounds(
     shifts, _ = number_of_shifts(frames.image.shape[1:], options.boundary, options.max_shift)
 
     def one_round(state: tuple, _: None) -> tuple:
-        place, accepted = state
+        # Near the solution a round's result does not depend on where it began: a Newton step.
+        place, accepted = lax.stop_gradient(state[0]), state[1]
         aligned = align_stack(
             frames.image,
             place,

@@ -69,7 +69,10 @@ def register_and_align(
     [1. 2. 3.] noise left: 0.10
     """
     unit = unit_of(reference, images)
-    reference, images = as_real_array(reference, "reference", unit), array_of(images, "images")
+    reference, images = (
+        as_real_array(x, name, unit) for x, name in ((reference, "reference"), (images, "images"))
+    )
+    array_of(images, "images")
     err = None if err is None else as_real_array(err, "err", unit)
     order, mode = check_order(order, mode)
     if not 1 <= reference.ndim <= 3:

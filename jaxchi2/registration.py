@@ -292,11 +292,11 @@ def register(
         loses up to 60 % of its peak at half-pixel shifts; the refinement finds it nevertheless: near the
         limit of detection, 1 and 2 found as many of 150 such shifts. No difference for "overlap" and masks.
     clip : float, optional
-        Leave out pixels more than this many standard deviations from the best model, as cosmic rays or columns
-        dead in the image alone: three rounds of fit and judgement, each of all pixels anew; static under jit. 5
-        leaves Gaussian noise alone. Without ``err`` a standard deviation is taken from the median residual.
-        Defects of the camera (hot pixels, dead columns) are in both images and fit at shift zero, where it is
-        the scene that does not: they want masks, and `Status.CLIPPED` warns.
+        Leave out pixels more than this many standard deviations from the best model, as cosmic rays or
+        columns dead in the image alone: three rounds of fit and judgement, each of all pixels anew; static
+        under jit. 5 leaves Gaussian noise alone. Without ``err`` a standard deviation is taken from the
+        median residual. Defects of the camera (hot pixels, dead columns) are in both images and fit at shift
+        zero, where it is the scene that does not: they want masks, and `Status.CLIPPED` warns.
     nsigma : array_like
         Confidence of ``interval`` in standard deviations, a scalar; Δχ² is ``nsigma²``.
     verdict : bool
@@ -484,13 +484,12 @@ def solve(
         (chance > MAX_CHANCE, Status.UNRELATED),
         (second.probability < MIN_PROBABILITY, Status.AMBIGUOUS),
         (is_bad_fit(found.chi2, dof) & known_err, Status.BAD_FIT),
-        (is_too_good(found.chi2, dof) & known_err, Status.LARGE_ERRORS),
+        (is_too_good(found.chi2, dof) & known_err & ~_is_same(searched, found.chi2), Status.LARGE_ERRORS),
         (unequal, Status.BRIGHTNESS),
     ]
     doubt = sum(jnp.where(c, np.int32(flag), np.int32(0)) for c, flag in doubts)
-    why = unequal & (
-        (fatal == Status.NOT_CONVERGED) | (fatal == Status.FLAT) | (fatal == Status.OUT_OF_WINDOW)
-    )
+    why = unequal & ~searched.flat
+    why &= (fatal == Status.NOT_CONVERGED) | (fatal == Status.FLAT) | (fatal == Status.OUT_OF_WINDOW)
     fatal |= jnp.where(why, np.int32(Status.BRIGHTNESS), np.int32(0))
 
     def unless_failed(x: Array) -> Array:
@@ -573,6 +572,11 @@ def _measured_jvp(known_err: bool, primals: tuple, tangents: tuple) -> tuple[_Me
 
 def _dof(terms: Chi2Terms) -> Array:
     return terms.n_valid - (sum(terms.model.free) + terms.model.gain + terms.model.background)
+
+
+def _is_same(terms: Chi2Terms, chi2: Array) -> Array:
+    """Whether the image is its reference to rounding, as a frame that is the reference of its stack."""
+    return lax.stop_gradient(chi2) <= jnp.finfo(chi2.dtype).eps * terms.contrast
 
 
 def _fatal(terms: Chi2Terms, minimum: Minimum, dof: Array) -> Array:

@@ -6,7 +6,7 @@ spread, which the compiler knows as well: so it is asked to.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -28,7 +28,8 @@ def any_sharding(by_frame: bool = False) -> Callable[[Callable[Given, Result]], 
     def decorate(function: Callable[Given, Result]) -> Callable[Given, Result]:
         @wraps(function)
         def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-            leaves, tree = jax.tree.flatten((args, kwargs))
+            # An iterator would be used up, and none holds arrays that are taken.
+            leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Iterator))
             there = {i: x for i, x in enumerate(leaves) if _explicit_mesh(x) is not None}
             if not there:
                 return function(*args, **kwargs)

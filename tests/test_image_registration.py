@@ -144,7 +144,7 @@ def test_map_gives_bad_pixels_no_weight(boundary, x64):
     err = rng.uniform(0.5, 2, size=(9, 12))
     weights = np.ones((9, 12), bool)
     for row, (array, value) in enumerate(
-        [(im2, np.nan), (im2, np.inf), (err, np.nan), (err, 0.0), (err, np.inf), (err, -1.0)]
+        [(im2, np.nan), (im2, np.inf), (err, np.nan), (err, 0.0), (err, np.inf)]
     ):
         array[row, 2 * row] = value
         weights[row, 2 * row] = False
@@ -329,7 +329,7 @@ def test_shift_of_integer_images(kind, x64):
     np.testing.assert_allclose(found[:2], (-6, 4), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("bad", ["err 0", "err nan", "err negative", "image nan", "image inf", "masked"])
+@pytest.mark.parametrize("bad", ["err 0", "err nan", "image nan", "image inf", "masked"])
 def test_shift_ignores_bad_pixels(bad, reference, x64):
     im1, im2, err = pair(reference, "chi2_shift_us10")
     lost = np.random.default_rng(8).random(im1.shape) < 0.1
@@ -337,7 +337,7 @@ def test_shift_ignores_bad_pixels(bad, reference, x64):
     errors, images = np.full(im1.shape, err), im2 + 100.0 * lost
     where, _, value = bad.rpartition(" ")
     if where == "err":
-        errors = np.where(lost, {"0": 0.0, "nan": np.nan, "negative": -err}[value], err)
+        errors = np.where(lost, float(value), err)
     elif where == "image":
         images = np.where(lost, float(value), im2)
     else:

@@ -179,7 +179,7 @@ def test_bad_arguments_of_the_correlations(pair_of_planes):
     reference, image = pair_of_planes
     for bad, words in [
         ((reference, image[1:]), "image2 must have the shape of image1"),
-        ((reference[0], image[0]), "image1 and image2 must have two axes, not 1"),
+        ((reference[0], image[0]), "image1 must be 2-dimensional"),
     ]:
         with pytest.raises(ValueError, match=words):
             register_images(*bad)

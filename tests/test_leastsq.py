@@ -15,8 +15,8 @@ from scipy import optimize
 from scipy.ndimage import map_coordinates
 
 from jaxchi2 import Affine, Descent, GaussNewton, Rigid, Shift, Similarity, Status, fit, register
-from jaxchi2.joint import FATAL
 from jaxchi2.leastsq import LOSSES
+from jaxchi2.template import FATAL
 
 SHAPE = (24, 22)
 SHIFT = np.array([1.3, -2.6])
