@@ -534,12 +534,14 @@ def unknown_variance(
         fourth = ((around[2] + around[3] - 4 * (around[0] + around[1]) + 6 * x) / 16) ** 2
         first = ((x - around[0]) / 2) ** 2
         whole, pair = reduce(jnp.logical_and, beside, here), here & beside[0]
+        # Half of a difference belongs to either pixel, so that no direction is another.
+        slopes = jnp.where(pair, first, 0.0)
         totals = [
             totals[0] + jnp.where(whole, fourth, 0.0),
             totals[1] + fourth,
-            totals[2] + jnp.where(pair, first, 0.0),
+            totals[2] + slopes + jnp.roll(slopes, -1, axis),
         ]
-        counts = [counts[0] + whole, counts[1], counts[2] + pair]
+        counts = [counts[0] + whole, counts[1], counts[2] + pair + jnp.roll(pair, -1, axis)]
     number = jnp.stack(counts)
     means = jax.vmap(average_nearby)(jnp.stack(totals) / jnp.maximum(number, 1.0), number > 0)
     # Where a peak is hidden, its flanks have less detail than what has been put in its place.

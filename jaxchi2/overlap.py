@@ -14,6 +14,7 @@ the −2 log-likelihood ratio of a Gaussian model, and so on the scale of χ².
 from __future__ import annotations
 
 from functools import reduce
+from math import sqrt
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ def correlate(frames: Frames, shape: Shape, *, whole: bool, uniform: bool) -> Co
     cross = sums.cross - sums.model * sums.data / mass
     power, energy = sums.power - sums.model**2 / mass, sums.energy - sums.data**2 / mass
     # Sums over a blank overlap are the rounding of bright sources elsewhere: to be added, not divided by.
-    rounding = jnp.finfo(cross.dtype).eps * (LEAST_SHARE + 2 * np.sqrt(reference.size))
+    rounding = jnp.finfo(cross.dtype).eps * (LEAST_SHARE + 2 * sqrt(reference.size))
     # A frame of zeros has none; any number stands for it.
     power, energy = (
         jnp.maximum(x, 0.0) + rounding * jnp.where(total > 0, total, 1.0)

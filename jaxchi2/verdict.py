@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial, reduce
+from math import log
 from typing import NamedTuple
 
 import jax
@@ -269,11 +270,11 @@ def evidence(terms: Chi2Terms, whole: Array, fraction: Array) -> Evidence:
     cross = jnp.maximum(jnp.sum(model * data), 0.0)
     coefficient = cross / (jnp.sqrt(jnp.maximum(explained, tiny)) * jnp.sqrt(jnp.maximum(energy, tiny)))
     ratio = jnp.clip((1 - coefficient) * (1 + coefficient), 4 * eps, 1.0)
-    single = np.log(0.5) + (nu - 1) / 2 * jnp.log(ratio)
+    single = log(0.5) + (nu - 1) / 2 * jnp.log(ratio)
     shifts = 1.0
     for axis, length in enumerate(terms.grid.shape):
         inside = grid_shifts(length, terms.model.window[axis], terms.oversample)[1]
-        shifts *= inside.sum() / terms.oversample if terms.model.free[axis] else 1
+        shifts *= int(inside.sum()) / terms.oversample if terms.model.free[axis] else 1
     trials = jnp.maximum(shifts * independent(d), 1.0)
     log_chance = jnp.log(trials) + single
     # What agrees are some details of the reference, to the share of the image that is unexplained in them.
@@ -342,7 +343,7 @@ def _log_chance_of_few(
     details = jnp.maximum(few - model.ndim, 0.0) * unexplained
     # A source says one thing, its brightness, in many modes.
     single = unexplained - jnp.log1p(sparse / 2)
-    return jnp.log(places + SINGLE) + jnp.minimum(details, single + 2 * np.log(LIKE) * (sources - 1)) / 2
+    return jnp.log(places + SINGLE) + jnp.minimum(details, single + 2 * log(LIKE) * (sources - 1)) / 2
 
 
 def _sources(model: Array, level: Array) -> Array:

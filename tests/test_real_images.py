@@ -69,8 +69,9 @@ def test_the_sun_in_two_colours_an_hour_apart():
     """
     reference, image = photograph("sun, 195 A"), photograph("sun, 171 A")
     found = register(reference, image, fit_gain=True, fit_background=True)
-    assert found.status == Status.OK
     np.testing.assert_allclose(found.shift, 0, atol=0.2)
+    # What differs is more than what they share, so it may be doubted; but it is an answer.
+    assert not int(found.status) & ~(Status.UNRELATED | Status.AMBIGUOUS)
     peer = -phase_cross_correlation(reference, image, upsample_factor=100, normalization=None)[0]
     np.testing.assert_allclose(found.shift, peer, atol=0.05)
 

@@ -270,7 +270,8 @@ def test_hopeless_values_in_an_empty_surrounding_are_a_status(name):
 def test_open_interval_is_a_status_that_keeps_the_shift():
     reference, image = noisy(err=0.0)
     found = register(reference, image + 0.01 * scene(SHAPE, seed=9), 1.0, nsigma=1000.0)
-    assert found.status == Status.OPEN_INTERVAL
+    # An error a hundred times that of the images is another thing to say.
+    assert found.status == Status.OPEN_INTERVAL | Status.LARGE_ERRORS
     assert jnp.all(jnp.isfinite(found.shift))
     assert jnp.all(jnp.isfinite(found.covariance))
     assert jnp.any(jnp.isnan(found.interval))
