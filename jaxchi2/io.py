@@ -5,11 +5,13 @@ into a file of the same kind. The packages that know the formats (astropy, tifff
 when a file of that format is met and not before.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from importlib import import_module
+from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -228,7 +230,28 @@ def luminance(data: np.ndarray) -> np.ndarray:
     return data[..., :3] @ np.asarray(LUMINANCE, dtype=np.float32)
 
 
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype of an open NPY file, which is then read up to the first value."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        return read_header(file)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"cannot read {file.name!r} as an NPY file of numbers: {error}") from error
+
+
 def _read_npy(name: str) -> np.ndarray:
+    with open(name, "rb") as file:
+        shape, _, dtype = npy_header(file)
+        # NumPy makes room for what the header tells of before it looks for it.
+        there, wanted = os.path.getsize(name) - file.tell(), dtype.itemsize * prod(shape)
+    if there < wanted and not dtype.hasobject:
+        raise ValueError(
+            f"{name!r} is not complete: its header tells of {wanted} bytes, of which {there} are there"
+        )
     try:
         return np.load(name, allow_pickle=False)
     except (EOFError, ValueError) as error:

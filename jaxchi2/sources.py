@@ -13,20 +13,24 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from .io import find_hdu, known_format, luminance, optional, read_image, split_extension
+from .io import find_hdu, known_format, luminance, npy_header, optional, read_image, split_extension
+from .outputs import files_of
 
 __all__ = ["Chunk", "Frames", "open_frames", "read_array"]
 
 # Frames of a source, or for each that cannot be read the reason why.
 Fetch = Callable[[int, int], Any]
+MOST_TRIED = 1000
+"""Frames that are tried before a source is given up none of whose frames can be read."""
 _HDF5 = (".h5", ".hdf5", ".hdf", ".he5")
 
 
@@ -78,6 +82,8 @@ class Frames:
     """File without which no frame can be read."""
     close: Callable[[], None] = lambda: None
     """Close the file."""
+    files: tuple[str, ...] = ()
+    """The files that they are read from, as far as that is known."""
 
     def read(self, start: int, stop: int) -> Chunk:
         """Read frames ``start`` to ``stop``, without the last.
@@ -151,6 +157,10 @@ def open_frames(source: Any) -> Frames:
     """
     if isinstance(source, Frames):
         return source
+    return replace(_open(source), files=tuple(files_of(source)))
+
+
+def _open(source: Any) -> Frames:
     if isinstance(source, str | Path):
         text = str(source)
         if ("*" in text or "?" in text) and not os.path.exists(text):
@@ -207,7 +217,7 @@ def _with_first(
 ) -> Frames:
     """The source with the first of its frames that can be read."""
     problem, i = "there is none", 0
-    while length is None or i < length:
+    while i < MOST_TRIED if length is None else i < min(length, MOST_TRIED):
         # What comes but once is asked for from its beginning, so that none of it is passed over.
         fetched = fetch(0, i + 1) if length is None else _fetched(fetch, path, i, i + 1)
         if length is None and len(fetched) <= i:
@@ -227,7 +237,7 @@ def _with_first(
         _convert(raw, first)
         return Frames(name, length, first.shape, first.dtype, first, one_shot, fetch, path, close)
     close()
-    raise ValueError(f"{name}: none of {i} frames can be read: {problem}")
+    raise ValueError(f"{name}: none of {'the first ' * (i == MOST_TRIED)}{i} frames can be read: {problem}")
 
 
 def _fetched(fetch: Fetch, path: str | None, start: int, stop: int) -> Any:
@@ -363,6 +373,19 @@ def _open_file(text: str) -> Frames:
     raise ValueError(f"{name!r} holds one image: of one image per file give a list of files or a pattern")
 
 
+def _check_complete(name: str, offset: int, itemsize: int, layout: _Layout) -> None:
+    """Refuse a file that lacks most of the frames that its header tells of, all of which would be looked for.
+
+    Of a copy that broke off at the end the frames before it are of use.
+    """
+    there = max(0, os.path.getsize(name) - offset) // (itemsize * prod(layout.raw) or 1)
+    if 2 * there < layout.length:
+        raise ValueError(
+            f"{name!r} is not complete: its header tells of {layout.length} frames of shape {layout.shape}, "
+            f"of which {there} are there"
+        )
+
+
 def _raw_frames(path: str, offset: int, dtype: np.dtype, frame: tuple[int, ...]) -> Fetch:
     """Frames one after the other in a file, read by a plain read."""
     size = int(np.prod(frame))
@@ -382,15 +405,7 @@ def _raw_frames(path: str, offset: int, dtype: np.dtype, frame: tuple[int, ...])
 
 def _open_npy(name: str, label: str) -> Frames:
     with open(name, "rb") as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, fortran, dtype = read_header(file)
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"cannot read {name!r} as an NPY file of numbers: {error}") from error
+        shape, fortran, dtype = npy_header(file)
         offset = file.tell()
     if fortran:
         raise ValueError(
@@ -398,6 +413,7 @@ def _open_npy(name: str, label: str) -> Frames:
             "numpy.save(path, numpy.ascontiguousarray(stack))"
         )
     layout = _layout(label, shape)
+    _check_complete(name, offset, dtype.itemsize, layout)
     return _with_first(label, layout.length, _raw_frames(name, offset, dtype, layout.raw), dtype, path=name)
 
 
@@ -409,6 +425,8 @@ def _open_fits(name: str, inside: str | None, label: str) -> Frames:
         hdus = opened.enter_context(fits.open(name, memmap=False))
         hdu = hdus[find_hdu(hdus, name, inside)]
         layout = _layout(label, hdu.shape)
+        if not isinstance(hdu, fits.CompImageHDU) and not name.lower().endswith(".gz"):
+            _check_complete(name, hdu.fileinfo()["datLoc"], abs(hdu.header["BITPIX"]) // 8, layout)
         opened.pop_all()
 
     def fetch(start: int, stop: int) -> Any:
@@ -444,6 +462,8 @@ def _open_tiff(name: str, inside: str | None, label: str) -> Frames:
             raise ValueError(f"{label} has {channels} channels (axes {axes}): choose one, {label}[C=0]")
         if channel is not None and not ("C" in inner and channel < channels):
             raise ValueError(f"{label}: there is no such channel (axes {axes}, shape {shape})")
+        if offset is not None:
+            _check_complete(name, offset, np.dtype(dtype).itemsize, layout)
         opened.pop_all()
 
     def picked(frame: Any) -> Any:
