@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from .batch import default_batch_size, in_chunks
 from .fourier import as_real_array
 from .layout import GUARD, fill_smoothly, odd_fast_len
+from .motion import plain_shift
 from .spectrum import Shape, along, conj_product, harmonics
 
 KERNELS = ("fourier", "cubic", "linear", "nearest")
@@ -117,7 +118,7 @@ def align_stack(
     if stack.ndim not in (3, 4) or not stack.shape[0]:
         raise ValueError(f"stack must have shape (N, ny, nx) or (N, nz, ny, nx), not {stack.shape}")
     count, frame = len(stack), stack.shape[1:]
-    shift = jnp.asarray(shift, stack.dtype)
+    shift = jnp.asarray(plain_shift(shift), stack.dtype)
     if shift.shape != (count, len(frame)):
         raise ValueError(
             f"shift must have one row per frame, shape ({count}, {len(frame)}), not {shift.shape}"

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from .align import align
 from .fourier import as_real_array
+from .pair import as_boundary
 from .registration import Registration, register
 
 
@@ -20,14 +21,14 @@ def register_and_align(
     err: ArrayLike | None = None,
     *,
     order: str | int = "fourier",
-    mode: str = "wrap",
+    mode: str | None = None,
     fill: float = float("nan"),
     **options: Any,
 ) -> tuple[Array, Registration]:
     """Register images to one reference and bring each back onto it: `register`, then `align`.
 
     Differentiable in all arrays, through the shifts too. An image that cannot be registered comes out as
-    ``fill`` and has no part in any gradient.
+    ``fill`` and has no part in any gradient; so does what lies outside an image.
 
     Parameters
     ----------
@@ -38,16 +39,18 @@ def register_and_align(
     err : array_like, optional
         A scalar, one map for all images, or one map per image, of the shape of ``images``; see `register`.
     order, mode : str or int, str
-        Interpolation and what lies outside the frame, as of `align`; static under jit.
+        Interpolation and what lies outside the frame, as of `align`; static under jit. None for ``mode``:
+        "wrap" where that is the boundary, else "nan".
     fill : float
-        Value of all pixels of an image that has no shift; see its ``status``.
+        Value of pixels for which there are no data, and of all in an image that has no shift; see its
+        ``status``. With NaN, take ``jax.numpy.nanmean`` and the like behind it.
     **options
         Of `register`, the same for all images.
 
     Returns
     -------
     aligned : Array
-        The images on the reference's grid, of the shape of ``images``.
+        The images on the reference's grid, shape ``(..., ny, nx)`` with the sizes of the reference.
     registration : Registration
         With the leading axes of ``images`` in every field.
 
@@ -79,12 +82,16 @@ def register_and_align(
     if per_image and err_shape != images.shape:
         raise ValueError(f"err must be for one image or of images' shape {images.shape}, not {err_shape}")
 
+    periodic = as_boundary(options.get("boundary", "overlap")).name == "wrap"
+    outside = mode or ("wrap" if periodic else "nan")
+
     def one(image: Array, err: ArrayLike | None) -> tuple[Array, Registration]:
         found = register(reference, image, err, **options)
         known = jnp.all(jnp.isfinite(found.shift))
         # The shift of a failed image is kept from the interpolation, where NaN would enter all gradients.
-        aligned = align(image, jnp.where(known, found.shift, 0.0), order=order, mode=mode)
-        return jnp.where(known, aligned, fill), found
+        shift = jnp.where(known, found.shift, 0.0)
+        aligned = align(image, shift, order=order, mode=outside, shape=reference.shape)
+        return jnp.where(known & ~jnp.isnan(aligned), aligned, fill), found
 
     function = one
     for _ in range(batch):
