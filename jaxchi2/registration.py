@@ -292,11 +292,11 @@ def register(
         loses up to 60 % of its peak at half-pixel shifts; the refinement finds it nevertheless: near the
         limit of detection, 1 and 2 found as many of 150 such shifts. No difference for "overlap" and masks.
     clip : float, optional
-        Leave out pixels more than this many standard deviations from the best model, as cosmic rays or columns
-        dead in the image alone: three rounds of fit and judgement, each of all pixels anew; static under jit. 5
-        leaves Gaussian noise alone. Without ``err`` a standard deviation is taken from the median residual.
-        Defects of the camera (hot pixels, dead columns) are in both images and fit at shift zero, where it is
-        the scene that does not: they want masks, and `Status.CLIPPED` warns.
+        Leave out pixels more than this many standard deviations from the best model, as cosmic rays or
+        columns dead in the image alone: three rounds of fit and judgement, each of all pixels anew; static
+        under jit. 5 leaves Gaussian noise alone. Without ``err`` a standard deviation is taken from the
+        median residual. Defects of the camera (hot pixels, dead columns) are in both images and fit at shift
+        zero, where it is the scene that does not: they want masks, and `Status.CLIPPED` warns.
     nsigma : array_like
         Confidence of ``interval`` in standard deviations, a scalar; Δχ² is ``nsigma²``.
     verdict : bool
