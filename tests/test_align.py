@@ -231,8 +231,8 @@ def test_dtypes(order, dtype):
         ((np.ones((3, 4)), [1, 1]), {"order": "linear"}, ValueError, ("order", "linear")),
         ((np.ones((3, 4)), [1, 1]), {"order": 1, "mode": "fill"}, ValueError, ("mode", "fill", "nearest")),
         ((np.ones((3, 4)), [1, 1]), {"mode": "nearest"}, ValueError, ("mode", "nearest", "wrap")),
-        ((np.ones((3, 4)), [1, 1]), {"shape": (3,)}, ValueError, ("shape must hold 2",)),
-        ((np.ones((3, 4)), [1, 1]), {"shape": (3, 0)}, ValueError, ("shape must hold 2",)),
+        ((np.ones((3, 4)), [1, 1]), {"shape": (3,)}, ValueError, ("shape must be 2 static integers",)),
+        ((np.ones((3, 4)), [1, 1]), {"shape": (3, 0)}, ValueError, ("shape must be 2 static integers",)),
         ((np.ones((3, 4)), [1, 1]), {"shape": (3, 5), "mode": "wrap"}, ValueError, ("keeps the shape",)),
     ],
 )
