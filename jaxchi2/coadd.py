@@ -21,6 +21,7 @@ from .arrays import unit_of
 from .batch import default_batch_size, in_chunks
 from .checks import array_of, boolean_array, choice, flag, integer, numbers, positive, stack_of
 from .layout import GUARD, fill_smoothly, odd_fast_len
+from .motion import plain_shift
 from .sharding import any_sharding
 from .spectrum import Shape, along, conj_product, harmonics
 
@@ -120,7 +121,9 @@ def align_stack(
     stack = stack_of(stack, unit=unit)
     count, frame = len(stack), stack.shape[1:]
     rows = (count, len(frame))
-    shift = numbers(shift, "shift", (rows,), f"have one row per frame, shape {rows}", stack.dtype)
+    shift = numbers(
+        plain_shift(shift), "shift", (rows,), f"have one row per frame, shape {rows}", stack.dtype
+    )
     kernel, periodic = choice(kernel, "kernel", KERNELS), flag(periodic, "periodic")
     words = "be a scalar, one per frame, or have the shape of a frame or of stack"
     variance = numbers(

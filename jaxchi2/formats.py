@@ -1,10 +1,12 @@
 """Image files: the formats of their names, what stands in brackets behind, packages, plain reads."""
 
+import os
 import re
 from collections.abc import Callable
 from importlib import import_module
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -72,6 +74,33 @@ def optional(
         package = package or module.partition(".")[0]
         message = f'{needs} needs {package}, which is not installed: pip install "jaxchi2[{extra}]"'
         raise ImportError(message) from error
+
+
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype of an open NPY file, which is then read up to the first value."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        return read_header(file)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"cannot read {file.name!r} as an NPY file of numbers: {error}") from error
+
+
+def check_complete(name: str, offset: int, itemsize: int, length: int, frame: tuple[int, ...]) -> None:
+    """Refuse a file that lacks most of the frames that its header tells of, all of which would be looked for.
+
+    Of a copy that broke off at the end the frames before it are of use.
+    """
+    there = max(0, os.path.getsize(name) - offset) // (itemsize * prod(frame) or 1)
+    if 2 * there < length:
+        shape = tuple(n for n in frame if n != 1)
+        raise ValueError(
+            f"{name!r} is not complete: its header tells of {length} frames of shape {shape}, of which "
+            f"{there} are there"
+        )
 
 
 def raw_frames(path: str, offset: int, dtype: np.dtype, frame: tuple[int, ...]) -> Callable[[int, int], Any]:

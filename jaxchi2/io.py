@@ -5,8 +5,10 @@ into a file of the same kind. The packages that know the formats (astropy, tifff
 when a file of that format is met and not before.
 """
 
+import os
 import re
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from .arrays import Measured, as_plain
 from .axes import LUMINANCE, luminance, split_choices
-from .formats import known_format, optional, split_extension
+from .formats import known_format, npy_header, optional, split_extension
 from .tiff import PixelSize, open_tiff, tiff_options
 
 __all__ = ["LUMINANCE", "ImageMeta", "LoadedImage", "known_format", "read_image", "write_image"]
@@ -193,6 +195,14 @@ def _plain(data: np.ndarray, name: str) -> np.ndarray:
 
 
 def _read_npy(name: str) -> np.ndarray:
+    with open(name, "rb") as file:
+        shape, _, dtype = npy_header(file)
+        # NumPy makes room for what the header tells of before it looks for it.
+        there, wanted = os.path.getsize(name) - file.tell(), dtype.itemsize * prod(shape)
+    if there < wanted and not dtype.hasobject:
+        raise ValueError(
+            f"{name!r} is not complete: its header tells of {wanted} bytes, of which {there} are there"
+        )
     try:
         return np.load(name, allow_pickle=False)
     except (EOFError, ValueError) as error:

@@ -7,7 +7,7 @@ image's frame, positions in pixels in axis order. Its parameters are a pytree, w
 from __future__ import annotations
 
 from functools import reduce
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +136,14 @@ def check_motion(motion: Motion, ndim: int, name: str, dtype: jnp.dtype) -> Moti
     if given != wanted:
         raise ValueError(f"{name} must have fields of shapes {wanted}, not {given}")
     return arrays
+
+
+def plain_shift(shift: Any) -> Any:
+    """What was given, unless it is a whole result."""
+    for name in ("motion", "shift"):
+        if name in getattr(shift, "_fields", ()):
+            raise TypeError(f"shift must be numbers: of this {type(shift).__name__} pass its .{name}")
+    return shift
 
 
 def sources(motion: Motion, shape: Shape) -> Array:

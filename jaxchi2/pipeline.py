@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from .align import align, check_order
 from .arrays import unit_of
 from .checks import array_of, as_real_array, numbers, scalar
+from .pair import as_boundary
 from .registration import Registration, register
 
 
@@ -21,14 +22,14 @@ def register_and_align(
     err: ArrayLike | None = None,
     *,
     order: str | int = "fourier",
-    mode: str = "wrap",
+    mode: str | None = None,
     fill: float = float("nan"),
     **options: Any,
 ) -> tuple[Array, Registration]:
     """Register images to one reference and bring each back onto it: `register`, then `align`.
 
     Differentiable in all arrays, through the shifts too. An image that cannot be registered comes out as
-    ``fill`` and has no part in any gradient.
+    ``fill`` and has no part in any gradient; so does what lies outside an image.
 
     Parameters
     ----------
@@ -39,16 +40,18 @@ def register_and_align(
     err : array_like, optional
         A scalar, one map for all images, or one map per image, of the shape of ``images``; see `register`.
     order, mode : str or int, str
-        Interpolation and what lies outside the frame, as of `align`; static under jit.
+        Interpolation and what lies outside the frame, as of `align`; static under jit. None for ``mode``:
+        "wrap" where that is the boundary, else "nan".
     fill : float
-        Value of all pixels of an image that has no shift; see its ``status``.
+        Value of pixels for which there are no data, and of all in an image that has no shift; see its
+        ``status``. With NaN, take ``jax.numpy.nanmean`` and the like behind it.
     **options
         Of `register`, the same for all images.
 
     Returns
     -------
     aligned : Array
-        The images on the reference's grid, of the shape of ``images``.
+        The images on the reference's grid, shape ``(..., ny, nx)`` with the sizes of the reference.
     registration : Registration
         With the leading axes of ``images`` in every field.
 
@@ -74,10 +77,12 @@ def register_and_align(
     )
     array_of(images, "images")
     err = None if err is None else as_real_array(err, "err", unit)
-    order, mode = check_order(order, mode)
+    if mode is None:
+        mode = "wrap" if as_boundary(options.get("boundary", "overlap")).name == "wrap" else "nan"
+    order, outside = check_order(order, mode)
     if not 1 <= reference.ndim <= 3:
         raise ValueError(f"reference must have 1, 2 or 3 axes, not {reference.ndim}")
-    outside = scalar(fill, "fill", images.dtype)
+    empty = scalar(fill, "fill", images.dtype)
     batch = images.ndim - reference.ndim
     if batch < 0:
         raise ValueError(
@@ -95,8 +100,9 @@ def register_and_align(
         found = register(reference, image, err, **options)
         known = jnp.all(jnp.isfinite(found.shift))
         # The shift of a failed image is kept from the interpolation, where NaN would enter all gradients.
-        aligned = align(image, jnp.where(known, found.shift, 0.0), order=order, mode=mode)
-        return jnp.where(known, aligned, outside), found
+        shift = jnp.where(known, found.shift, 0.0)
+        aligned = align(image, shift, order=order, mode=outside, shape=reference.shape)
+        return jnp.where(known & ~jnp.isnan(aligned), aligned, empty), found
 
     function = one
     for _ in range(batch):

@@ -56,17 +56,21 @@ def plot_registration(
     boundary: str | Boundary = "overlap",
     labels: tuple[str, str] = ("reference", "image"),
     origin: Literal["lower", "upper"] = "lower",
+    clip: float | None = None,
+    **options: Any,
 ) -> Figure:
     """Show how well a shift aligns two images, and how well it is known.
 
     Five panels: the two images; image minus reference before and after the shift is undone, on one colour
-    scale; and Δχ² = χ² − χ²_min around the minimum with the joint 1, 2 and 3σ regions of both shifts
-    (68.3, 95.4 and 99.7 %) and a cross for the shift with its marginal errors.
+    scale and the reference's grid, of the pixels that count; and Δχ² = χ² − χ²_min around the minimum with
+    the joint 1, 2 and 3σ regions of both shifts (68.3, 95.4 and 99.7 %) and a cross for the shift with its
+    marginal errors. From the image the background that was fitted is subtracted, and from that the reference
+    times the gain.
 
     Parameters
     ----------
     reference, image : array_like, shape (ny, nx)
-        The two images.
+        The two images; of unlike shapes where the boundary is "overlap".
     err : array_like, scalar or shape (ny, nx), optional
         Standard deviation of each pixel, as given to `register`. Without it χ² is scaled so that its minimum
         equals the degrees of freedom, as the errors in ``result`` are.
@@ -78,6 +82,8 @@ def plot_registration(
         Titles of the two images, such as their file names.
     origin : {"lower", "upper"}
         Where row 0 of the images is drawn: ``"lower"`` as astronomers do, ``"upper"`` for photographs.
+    clip, **options
+        The other options of `register` that ``result`` was found with, such as ``fit_gain`` and ``mask``.
 
     Returns
     -------
@@ -86,8 +92,8 @@ def plot_registration(
 
     Raises
     ------
-    ValueError
-        If the images do not have two axes.
+    ValueError, TypeError
+        If the images do not have two axes; for unfit shapes and options, as of `register`.
     ImportError
         If matplotlib is not installed.
     """
@@ -97,19 +103,30 @@ def plot_registration(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(_NEEDED) from error
-    from . import register
+    import jax.numpy as jnp
+
+    from .align import undo_shift
+    from .pair import as_boundary
+    from .registration import register
 
     first, second = _float(reference), _float(image)
-    if first.ndim != 2 or first.shape != second.shape:
+    periodic = as_boundary(boundary).name == "wrap"
+    if (first.ndim, second.ndim) != (2, 2):
         raise ValueError(
-            f"reference and image must have two axes and one shape to be drawn, not "
-            f"{first.shape} and {second.shape}"
+            f"reference and image must have two axes to be drawn, not shapes {first.shape} and {second.shape}"
         )
     if result is None:
-        result = register(reference, image, err, boundary=boundary)
-    shift = np.asarray(result.shift, dtype=float)
-    found = bool(np.all(np.isfinite(shift)))
-    aligned = undo_shift(second, shift) if found else np.full_like(second, np.nan)
+        result = register(reference, image, err, boundary=boundary, clip=clip, **options)
+    options = _with_clipped(reference, image, err, boundary, clip, options)
+    gain, background = (np.nan_to_num(float(x), nan=n) for x, n in ((result.gain, 1), (result.background, 0)))
+    model = gain * np.where(_mask(options, "reference_mask"), np.nan, first)
+    counted = np.where(_mask(options, "mask"), np.nan, second) - background
+
+    before = np.full(first.shape, np.nan)
+    common = tuple(slice(min(sizes)) for sizes in zip(first.shape, second.shape, strict=True))
+    before[common] = counted[common]
+    shift = jnp.asarray(result.shift)
+    aligned = np.asarray(undo_shift(jnp.asarray(counted), shift, first.shape, periodic), dtype=float)
 
     with rc_context(_STYLE):
         rows, columns = first.shape
@@ -125,9 +142,11 @@ def plot_registration(
             axes[key].imshow(pixels, origin=origin, cmap="magma", vmin=low, vmax=high)
             axes[key].set_title(_shortened(label))
 
-        before, after = second - first, aligned - first
+        before, after = before - model, aligned - model
         limit = _symmetric_limit(before)
         for key, pixels, label in (("B", before, "before"), ("A", after, "after")):
+            # What is white is zero, not unknown.
+            axes[key].set_facecolor("0.8")
             drawn = axes[key].imshow(pixels, origin=origin, cmap="RdBu_r", vmin=-limit, vmax=limit)
             good = np.isfinite(pixels)
             spread = f"rms {np.sqrt(np.mean(pixels[good] ** 2)):.3g}" if good.any() else "no shift to undo"
@@ -137,12 +156,13 @@ def plot_registration(
             axes[key].set_ylabel("y (pixels)")
         for key in "BA":
             axes[key].set_xlabel("x (pixels)")
-        for key in "RI":
-            axes[key].tick_params(labelbottom=False)
-        for key in "IA":
-            axes[key].tick_params(labelleft=False)
+        if first.shape == second.shape:
+            for key in "RI":
+                axes[key].tick_params(labelbottom=False)
+            axes["I"].tick_params(labelleft=False)
+        axes["A"].tick_params(labelleft=False)
 
-        _draw_chi2(figure, axes["C"], reference, image, err, result, boundary)
+        _draw_chi2(figure, axes["C"], reference, image, err, result, {"boundary": boundary, **options})
     return figure
 
 
@@ -332,33 +352,35 @@ def known_pictures() -> tuple[str, ...]:
     return tuple(sorted(FigureCanvasAgg.get_supported_filetypes()))
 
 
-def undo_shift(image: ArrayLike, shift: ArrayLike) -> np.ndarray:
-    """Align an image that may have bad pixels.
+def _mask(options: dict[str, Any], name: str) -> np.ndarray:
+    return np.zeros((), bool) if options.get(name) is None else np.asarray(options[name])
 
-    Pixels that are not finite are replaced by the median for the Fourier transform, which they would fill
-    with NaN altogether, and are NaN again at their new places, to the nearest pixel.
 
-    Parameters
-    ----------
-    image : array_like
-        The image.
-    shift : array_like, shape (D,)
-        Its displacement in pixels, in axis order.
+def _with_clipped(
+    reference: Any,
+    image: Any,
+    err: Any,
+    boundary: str | Boundary,
+    clip: float | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Options of the surface: those of `register`, with the pixels that ``clip`` leaves out masked."""
+    from .pair import ANYWHERE, check
+    from .registration import clipped, with_unit
 
-    Returns
-    -------
-    numpy.ndarray
-        The image moved by ``-shift``.
-    """
-    from . import align
-
-    image, shift = np.asarray(image), np.asarray(shift)
-    bad = ~np.isfinite(image)
-    if not bad.any():
-        return np.asarray(align(image, shift))
-    filled = np.where(bad, 0.0 if bad.all() else np.median(image[~bad]), image)
-    moved = np.roll(bad, tuple(-np.rint(shift).astype(int)), axis=tuple(range(image.ndim)))
-    return np.where(moved, np.nan, np.asarray(align(filled.astype(image.dtype), shift)))
+    options = {name: value for name, value in options.items() if name not in ("nsigma", "verdict")}
+    if clip is None:
+        return options
+    names = ("reference_err", "weights", "mask", "reference_mask", "max_shift")
+    given: dict[str, Any] = dict.fromkeys(names) | {
+        "fit_gain": False,
+        "fit_background": False,
+        "oversample": 1,
+    }
+    pair, model = check(reference, image, err, **given | {"search": ANYWHERE, "boundary": boundary} | options)
+    known = err is not None or options.get("weights") is not None
+    left, _ = clipped(with_unit(pair, known)[0], known, model, clip)
+    return options | {"mask": ~np.isfinite(left.image)}
 
 
 def _float(pixels: ArrayLike) -> np.ndarray:
@@ -400,12 +422,13 @@ def _draw_chi2(
     image: Any,
     err: Any,
     result: Registration,
-    boundary: str | Boundary,
+    options: dict[str, Any],
 ) -> None:
     import jax
     from matplotlib.colors import PowerNorm
 
-    from . import chi2_surface, delta_chi2
+    from .errors import delta_chi2
+    from .surface import chi2_surface
 
     shift, sigma = (np.asarray(values, dtype=float) for values in (result.shift, result.stderr))
     axes.set_title("Δχ² around the minimum, joint 1, 2 and 3σ regions")
@@ -415,8 +438,9 @@ def _draw_chi2(
         axes.text(0.5, 0.5, "no minimum with error bars", ha="center", va="center", transform=axes.transAxes)
         axes.set(xticks=[], yticks=[], box_aspect=1)
         return
-    unit = 1.0 if err is not None else float(np.sqrt(result.reduced_chi2))
-    surface = chi2_surface(reference, image, unit if err is None else err, boundary=boundary)
+    if not result.noise_known:
+        err = float(np.sqrt(result.reduced_chi2))
+    surface = chi2_surface(reference, image, err, **options)
     half = _HALF_WIDTH * sigma
     # Nearly equal errors share one scale, so that the ellipse is seen in its true shape.
     if max(half) < 3 * min(half):

@@ -10,7 +10,7 @@ import numpy as np
 
 from .registration import Registration, Status
 
-__all__ = ["StreamResult", "column_types", "columns_of", "result_of", "shift_of"]
+__all__ = ["StreamResult", "believed_shift", "column_types", "columns_of", "result_of", "shift_of"]
 
 Columns = dict[str, np.ndarray]
 _AXES = "zyx"
@@ -47,6 +47,11 @@ class StreamResult(NamedTuple):
     def stderr(self) -> np.ndarray:
         """Marginal standard error of each axis in pixels, shape ``(N, D)``."""
         return np.sqrt(np.diagonal(self.covariance, axis1=-2, axis2=-1))
+
+    @property
+    def believed(self) -> np.ndarray:
+        """Whether each frame has a shift and is not called unrelated, shape ``(N,)``."""
+        return np.isfinite(self.shift).all(-1) & ((self.status & int(Status.UNRELATED)) == 0)
 
     @property
     def flagged(self) -> np.ndarray:
@@ -105,6 +110,12 @@ def columns_of(
 def shift_of(columns: Columns) -> np.ndarray:
     """The shifts in axis order, shape ``(N, D)``."""
     return np.stack([columns[f"d{a}"] for a in _AXES if f"d{a}" in columns], -1)
+
+
+def believed_shift(columns: Columns) -> np.ndarray:
+    """The shifts, NaN for frames that are called unrelated: chance has put them anywhere in the window."""
+    unrelated = (columns["status"] & int(Status.UNRELATED)) != 0
+    return np.where(unrelated[:, None], np.nan, shift_of(columns))
 
 
 def result_of(

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-__all__ = ["check_same", "describe", "fingerprint"]
+from .outputs import REPLACES
+
+__all__ = ["check_same", "describe", "describe_files", "describe_run", "fingerprint"]
+
+MOST_FILES = 4096
+"""Of a folder, so many files are asked for their size and time."""
 
 
 def describe(value: Any) -> Any:
@@ -35,6 +44,28 @@ def fingerprint(array: np.ndarray) -> str:
     return f"{array.dtype} {'x'.join(map(str, array.shape))} sha256 {digest[:16]}"
 
 
+def describe_files(names: Iterable[str]) -> str:
+    """How many files there are, their bytes, and a digest of each one's size and time of the last change."""
+    digest, count, size = hashlib.sha256(), 0, 0
+    for name in names:
+        parts = islice(sorted(Path(name).rglob("*")), MOST_FILES) if os.path.isdir(name) else [name]
+        for part in parts:
+            try:
+                found = os.stat(part)
+            except OSError:
+                continue
+            # A folder's own size and time say nothing that its files do not.
+            if not os.path.isdir(part):
+                count, size = count + 1, size + found.st_size
+                digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
+    return f"{count} files, {size} bytes, times sha256 {digest.hexdigest()[:16]}"
+
+
+def describe_run(settings: dict[str, Any]) -> str:
+    """What tells a run from one with other settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def check_same(path: str, there: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise a ValueError that says what differs, if something does."""
     differing = [
@@ -43,4 +74,4 @@ def check_same(path: str, there: dict[str, Any], now: dict[str, Any]) -> None:
         if there.get(name) != now.get(name)
     ]
     if differing:
-        raise ValueError(f"{path} was begun otherwise: {'; '.join(differing)}. resume=False replaces it")
+        raise ValueError(f"{path} was begun otherwise: {'; '.join(differing)}. {REPLACES}")

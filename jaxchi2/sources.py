@@ -23,14 +23,17 @@ import numpy as np
 
 from .arrays import Measured, as_plain, unit_of
 from .axes import Selection, ngff_axes, select, split_choices, suggestion
-from .formats import known_format, optional, raw_frames, split_extension
+from .formats import check_complete, known_format, npy_header, optional, raw_frames, split_extension
 from .io import ImageMeta, Origin, move_coordinates, open_fits, read_image, stack_header
+from .outputs import files_of
 from .tiff import open_tiff
 
 __all__ = ["Chunk", "Frames", "open_frames", "read_array"]
 
 # Frames of a source, or for each that cannot be read the reason why.
 Fetch = Callable[[int, int], Any]
+MOST_TRIED = 1000
+"""Frames that are tried before a source is given up none of whose frames can be read."""
 _NO_ORIGIN = Origin()
 _HDF5 = (".h5", ".hdf5", ".hdf", ".he5")
 
@@ -87,6 +90,8 @@ class Frames:
     """What else is in a file of the frames, for that of the aligned ones."""
     unit: Any = None
     """Unit of the pixels, where it is known."""
+    files: tuple[str, ...] = ()
+    """The files that they are read from, as far as that is known."""
 
     def read(self, start: int, stop: int) -> Chunk:
         """Read frames ``start`` to ``stop``, without the last.
@@ -163,6 +168,10 @@ def open_frames(source: Any) -> Frames:
     """
     if isinstance(source, Frames):
         return source
+    return replace(_open(source), files=tuple(files_of(source)))
+
+
+def _open(source: Any) -> Frames:
     if isinstance(source, str | Path):
         text = str(source)
         if ("*" in text or "?" in text) and not os.path.exists(text):
@@ -224,7 +233,7 @@ def _with_first(
 ) -> Frames:
     """The source with the first of its frames that can be read."""
     problem, i = "there is none", 0
-    while length is None or i < length:
+    while i < MOST_TRIED if length is None else i < min(length, MOST_TRIED):
         # What comes but once is asked for from its beginning, so that none of it is passed over.
         fetched = fetch(0, i + 1) if length is None else _fetched(fetch, path, i, i + 1)
         if length is None and len(fetched) <= i:
@@ -245,7 +254,7 @@ def _with_first(
         _convert(raw, first, unit)
         return Frames(name, length, first.shape, first.dtype, first, one_shot, fetch, path, close, unit=unit)
     close()
-    raise ValueError(f"{name}: none of {i} frames can be read: {problem}")
+    raise ValueError(f"{name}: none of {'the first ' * (i == MOST_TRIED)}{i} frames can be read: {problem}")
 
 
 def _fetched(fetch: Fetch, path: str | None, start: int, stop: int) -> Any:
@@ -389,15 +398,7 @@ def _open_file(text: str) -> Frames:
 
 def _open_npy(name: str, label: str) -> Frames:
     with open(name, "rb") as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, fortran, dtype = read_header(file)
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"cannot read {name!r} as an NPY file of numbers: {error}") from error
+        shape, fortran, dtype = npy_header(file)
         offset = file.tell()
     if fortran:
         raise ValueError(
@@ -405,6 +406,7 @@ def _open_npy(name: str, label: str) -> Frames:
             "numpy.save(path, numpy.ascontiguousarray(stack))"
         )
     layout = _layout(label, shape)
+    check_complete(name, offset, dtype.itemsize, layout.length, layout.raw)
     return _with_first(label, layout.length, raw_frames(name, offset, dtype, layout.raw), dtype, path=name)
 
 
@@ -419,6 +421,10 @@ def _open_fits(name: str, inside: str | None, label: str) -> Frames:
         meta = ImageMeta(name, "FITS", np.dtype(float), hdu.shape, hdu.header.copy())
         if index:
             meta = meta._replace(primary=hdus[0].header.copy())
+        fits = optional("astropy.io.fits", "astropy")
+        if not isinstance(hdu, fits.CompImageHDU) and not name.lower().endswith(".gz"):
+            offset, itemsize = hdu.fileinfo()["datLoc"], abs(hdu.header["BITPIX"]) // 8
+            check_complete(name, offset, itemsize, layout.length, layout.raw)
         opened.pop_all()
 
     def fetch(start: int, stop: int) -> Any:

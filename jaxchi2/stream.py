@@ -22,19 +22,22 @@ from .arrays import as_plain
 from .coadd import align_stack
 from .io import optional
 from .mean import MeanTemplate, most_of_mean
+from .outputs import REPLACES, Output, check_outputs, files_of, locked
 from .pair import as_boundary
 from .registration import Registration, Status
-from .rows import StreamResult, column_types, columns_of, result_of, shift_of
-from .settings import check_same, describe, fingerprint
+from .rows import StreamResult, believed_shift, column_types, columns_of, result_of
+from .settings import check_same, describe, describe_files, describe_run, fingerprint
 from .sources import Frames, aligned_origin, open_frames, read_array
 from .stack import REFERENCES, mean_template, register_stack
-from .stackfile import known_stack_format, open_stack_file
-from .tables import known_table_format, open_table
+from .stackfile import StackFile, known_stack_format, open_stack_file
+from .tables import ParquetTable, TextTable, known_table_format, open_table
 
 __all__ = ["StreamResult", "register_file"]
 
 CHUNK_BYTES = 2**26
 """Of the frames that are read at once by default; at most three times as many are held."""
+SAMPLES = 16
+"""Frames by which a source is told from one that was changed."""
 MAX_CHUNK = 1024
 """Frames of a chunk by default, however small they are: what an interruption costs at most."""
 
@@ -48,7 +51,8 @@ def register_file(
     aligned: str | os.PathLike | None = None,
     chunk: int | None = None,
     resume: bool = True,
-    progress: bool = True,
+    overwrite: bool = False,
+    progress: bool | None = None,
     **options: Any,
 ) -> StreamResult:
     """Measure the displacement of every frame of a stack of any length, in bounded memory.
@@ -76,14 +80,18 @@ def register_file(
         also those of z.
     aligned : path, optional
         Where the frames are written with their shift undone (for "previous" the sum of the steps), NaN where
-        there is nothing: ``.npy``, ``.tif``, ``.fits``, or ``.zarr``, which alone takes an iterable of
-        unknown length.
+        there is nothing, and all NaN for a frame without a shift or one that is called unrelated, whose step
+        counts as none: ``.npy``, ``.tif``, ``.fits``, or ``.zarr``, which alone takes an iterable of unknown
+        length. It is in its place when all frames are done.
     chunk : int, optional
         Frames read and registered at once. None: about 64 MB, at most 1024 frames.
     resume : bool
-        Go on behind the last complete chunk of ``table``. False replaces it.
-    progress : bool
-        Show frames per second and the time left on standard error, by tqdm.
+        Go on behind the last complete chunk of ``table``. False begins it anew, if ``overwrite`` allows that.
+    overwrite : bool
+        Whether ``aligned``, and a ``table`` that cannot be gone on with, may be replaced. Only what this
+        function wrote before is; what is read from never is.
+    progress : bool, optional
+        Show frames per second and the time left on standard error, by tqdm. None: if that is installed.
     **options
         Those of `register_stack`, for all frames alike: ``boundary``, ``max_shift``, ``fit_gain``,
         ``mask``, ``mesh``, ….
@@ -97,10 +105,11 @@ def register_file(
     ------
     ValueError
         For unfit shapes and options; if ``table`` was begun with other settings or from another source,
-        saying what differs; for "mean" of an iterator, whose frames come but once.
+        saying what differs; for "mean" of an iterator, whose frames come but once; if an output is an input,
+        or another process is writing it.
     OSError
-        If there is no such file. A single frame that cannot be read, or is of another shape, does not raise:
-        its row is NaN with ``Status.UNREADABLE``.
+        If there is no such file, or an output exists that may not be replaced. A single frame that cannot be
+        read, or is of another shape, does not raise: its row is NaN with ``Status.UNREADABLE``.
     ImportError
         If a package is missing: ``pip install "jaxchi2[stream]"`` has them all.
 
@@ -110,7 +119,8 @@ def register_file(
     byte as without interruption, on the same machine: chunks begin where they would have begun, an incomplete
     one is cut off and done again, and a chunk's aligned frames are written before its rows. An iterator must
     begin at frame 0 again. A finished table is returned as it is. A frame that could not be read is not tried
-    again.
+    again. That the source is the same is told by its settings, by size and time of its files and by sixteen
+    of its frames; of an iterator by the first.
 
     *Memory.* Some three chunks, the reference, and what `register_stack` needs for its batch; not more for a
     longer stack. A mean takes some eight times the frames that it is made of before.
@@ -129,7 +139,20 @@ def register_file(
         known_table_format(table)
     if aligned is not None:
         known_stack_format(aligned)
+    outputs = [
+        Output(path, content, overwrite)
+        for path, content in ((table, "a table"), (aligned, "aligned frames"))
+        if path is not None
+    ]
+    image_file = None if isinstance(reference, str) and reference in REFERENCES else reference
+    check_outputs(outputs, files_of(source, image_file, err, list(options.values())))
     with ExitStack() as cleanup:
+        barred = None
+        try:
+            cleanup.enter_context(locked(outputs))
+        except OSError as error:
+            # A table that is finished can be returned all the same.
+            barred = error
         bar = _Bar(progress)
         cleanup.callback(bar.close)
         frames = open_frames(source)
@@ -152,25 +175,29 @@ def register_file(
         settings = _settings(frames, reference, errors, size, options)
         settings["aligned"] = None if aligned is None else Path(aligned).name
         types = column_types(len(frames.shape), frames.dtype, options)
+        stack = None
+        if aligned is not None:
+            run = "" if table is None else describe_run(settings)
+            stack = _Aligned(Output(aligned, "aligned frames", overwrite, run), frames, size, given)
+            cleanup.callback(stack.close, keep=table is not None)
 
-        done = {name: np.empty(0, dtype) for name, dtype in types.items()}
         rows, mean = None, None
         if table is not None:
-            rows = open_table(table, types, size, frames.length, resume=resume)
+            rows = open_table(table, types, size, frames.length)
             cleanup.callback(rows.close)
-            done = rows.columns
-        start = len(done["frame"])
-        finished = start > 0 and start == frames.length
-        if rows is not None and rows.settings is not None:
-            there = dict(rows.settings)
-            mean = there.pop("mean", None)
-            if finished and aligned is None:
-                there["aligned"] = None
-            check_same(str(table), there, settings)
-            if aligned is not None and not os.path.exists(aligned):
-                raise ValueError(f"{table} has rows of frames of which {aligned} is missing: resume=False")
-        if finished:
-            return result_of(done, {}, table, aligned)
+            mean = _go_on_or_forget(rows, settings, frames.length, resume, overwrite)
+        start = 0 if rows is None else len(rows)
+        if rows is not None and start and start == frames.length:
+            if aligned is None or os.path.exists(aligned):
+                return result_of(rows.columns, {}, table, aligned)
+            if not overwrite:
+                raise ValueError(f"{table} has rows of frames of which {aligned} is missing; {REPLACES}")
+            rows.forget()
+            start = 0
+        if barred is not None:
+            raise barred
+        if stack is not None:
+            stack.check(start)
 
         image, own = frames.first, None
         if not isinstance(reference, str):
@@ -178,14 +205,18 @@ def register_file(
         elif reference == "mean":
             image, own = _mean(frames, errors, size, options, bar)
             settings["mean"] = fingerprint(image.image if own else image)
-            if start:
-                check_same(str(table), {"mean": mean}, {"mean": settings["mean"]})
+            if rows is not None and start and mean != settings["mean"]:
+                if not overwrite:
+                    check_same(str(table), {"mean": mean}, {"mean": settings["mean"]})
+                rows.forget()
+                start = 0
         steps = isinstance(reference, str) and reference == "previous"
         registrar = _Registrar(frames, errors, None if steps else image, size, options, types, own)
+        done = {name: np.empty(0, dtype) for name, dtype in types.items()} if rows is None else rows.columns
         if steps and start:
             registrar.go_on(done)
 
-        found, problems, stack = [done], dict[int, str](), None
+        found, problems = [done], dict[int, str]()
         bar.begin("registering", frames.length, start)
         both = _read_both(frames, errors)
         chunks = cleanup.enter_context(closing(_read_ahead(both, start, size, frames.length)))
@@ -194,28 +225,98 @@ def register_file(
             # Not before the options have been accepted: a table that is begun is bound to them.
             if rows is not None and len(found) == 1:
                 rows.begin(settings)
-            if aligned is not None:
-                if stack is None:
-                    readable = [i for i in range(len(shift)) if first + i not in wrong]
-                    moved = shift[readable[0]] if readable else np.full(shift.shape[1:], np.nan)
-                    stack = open_stack_file(
-                        aligned,
-                        frames.length,
-                        frames.shape,
-                        frames.dtype,
-                        size,
-                        create=first == 0,
-                        origin=aligned_origin(frames, given, moved) if first == 0 else None,
-                    )
-                    cleanup.callback(stack.close)
-                stack.write(first, registrar.align(first, pixels, shift))
+            if stack is not None:
+                readable = [i for i in range(len(shift)) if first + i not in wrong]
+                moved = shift[readable[0]] if readable else np.full(shift.shape[1:], np.nan)
+                stack.write(first, registrar.align(first, pixels, shift), moved)
             if rows is not None:
                 rows.append(columns)
             found.append(columns)
             problems |= wrong
             bar.update(len(pixels))
+        if stack is not None:
+            stack.finish()
     joined = {name: np.concatenate([part[name] for part in found]) for name in types}
     return result_of(joined, problems, table, aligned)
+
+
+def _go_on_or_forget(
+    rows: TextTable | ParquetTable,
+    settings: dict[str, Any],
+    length: int | None,
+    resume: bool,
+    overwrite: bool,
+) -> str | None:
+    """Leave a table the rows that can be gone on with; the fingerprint of the mean they were found by."""
+    if rows.settings is None:
+        return None
+    if not resume and not overwrite:
+        raise FileExistsError(f"{rows.path} exists and is to be begun anew: {REPLACES}")
+    there = dict(rows.settings)
+    mean = there.pop("mean", None)
+    if len(rows) == length and settings["aligned"] is None:
+        there["aligned"] = None
+    try:
+        check_same(str(rows.path), there, settings)
+    except ValueError:
+        if not overwrite:
+            raise
+        resume = False
+    if not resume:
+        rows.forget()
+    return mean
+
+
+class _Aligned:
+    """The aligned frames on disk, put in place with the last of them."""
+
+    def __init__(self, output: Output, frames: Frames, chunk: int, reference: Any) -> None:
+        self.output, self.frames, self.chunk, self.reference = output, frames, chunk, reference
+        self.file: StackFile | None = None
+        self.finished = False
+
+    def check(self, start: int) -> None:
+        """Raise if frames from number ``start`` could not be written."""
+        if start == 0:
+            self.output.check_free()
+        else:
+            self.output.check_going_on()
+
+    def write(self, first: int, pixels: np.ndarray, shift: np.ndarray) -> None:
+        """Put frames at their place; they are on disk when this returns.
+
+        ``shift`` is that of the first of them that could be read, by which the coordinates move.
+        """
+        frames = self.frames
+        if self.file is None:
+            new = first == 0
+            path = self.output.begin() if new else self.output.go_on()
+            origin = aligned_origin(frames, self.reference, shift) if new else None
+            self.file = open_stack_file(
+                path, frames.length, frames.shape, frames.dtype, self.chunk, create=new, origin=origin
+            )
+        self.file.write(first, pixels)
+        # Before the rows of these frames: a finished table has all its frames in place.
+        if first + len(pixels) == frames.length:
+            self.finish()
+
+    def finish(self) -> None:
+        """Put the file in place."""
+        if self.finished:
+            return
+        if self.file is not None:
+            self.file.close()
+        # Without a frame to write, an earlier run was killed just before this.
+        if self.output.unfinished.exists():
+            self.output.finish()
+        self.finished = True
+
+    def close(self, keep: bool) -> None:
+        """Close the file; ``keep`` says whether a later run can go on with what is not finished."""
+        if self.file is not None and not self.finished:
+            self.file.close()
+            if not keep:
+                self.output.discard()
 
 
 class _Errors:
@@ -270,7 +371,8 @@ class _Errors:
 
     def describe(self) -> Any:
         if self.frames is not None:
-            return f"{self.frames.name} {fingerprint(self.frames.first)}"
+            first, files = fingerprint(self.frames.first), describe_files(self.frames.files)
+            return f"{self.frames.name} {first}, samples {_samples(self.frames)}, {files}"
         return describe(self.value)
 
     def close(self) -> None:
@@ -305,7 +407,7 @@ class _Registrar:
 
     def go_on(self, done: dict[str, np.ndarray]) -> None:
         """Take over the last readable frame and the sum of the steps from rows that there are."""
-        self.position = _positions(self.position, shift_of(done))[-1]
+        self.position = _positions(self.position, believed_shift(done))[-1]
         readable = np.flatnonzero(done["status"] != Status.UNREADABLE)
         if len(readable):
             pixels, problems = self.frames.read(readable[-1], readable[-1] + 1)
@@ -329,13 +431,13 @@ class _Registrar:
                 rows = jax.tree.map(lambda *x: np.stack(x), *[self.own[first + i] for i in mine])
                 found = jax.tree.map(partial(_replaced, mine), found, rows)
             columns = columns_of(first, found, bad[:count], self.types)
-            return columns, shift_of(columns)
+            return columns, believed_shift(columns)
         if np.ndim(err) in (1, filled.ndim):
             err = np.concatenate([err[:1], err])
         chain = np.concatenate([self.last[None], filled])
         found = register_stack(chain, "previous", err, **self.options)
         columns = columns_of(first, jax.tree.map(lambda x: x[1:], found), bad[:count], self.types)
-        steps = shift_of(columns)
+        steps = believed_shift(columns)
         positions = _positions(self.position, steps)
         self.position, self.last = positions[-1], filled[count - 1]
         return columns, np.where(np.isnan(steps), np.nan, positions)
@@ -508,6 +610,8 @@ def _settings(
         "shape": list(frames.shape),
         "dtype": str(frames.dtype),
         "first": fingerprint(frames.first),
+        "samples": _samples(frames),
+        "files": describe_files(frames.files),
         "reference": describe(reference),
         "err": errors.describe(),
         "chunk": size,
@@ -515,12 +619,26 @@ def _settings(
     }
 
 
+def _samples(frames: Frames) -> str:
+    """Digest of frames from all over the source, if they can be asked for."""
+    if frames.length is None:
+        return fingerprint(frames.first)
+    which = np.unique(np.linspace(0, frames.length - 1, SAMPLES).astype(int))
+    return fingerprint(np.concatenate([frames.read(i, i + 1).pixels for i in which]))
+
+
 class _Bar:
     """Progress on standard error, or nothing."""
 
-    def __init__(self, shown: bool) -> None:
-        self.make = optional("tqdm", extra="stream", needs="progress=True").tqdm if shown else None
+    def __init__(self, shown: bool | None) -> None:
+        self.make: Any = None
         self.bar: Any = None
+        if shown or shown is None:
+            try:
+                self.make = optional("tqdm", extra="stream", needs="progress=True").tqdm
+            except ImportError:
+                if shown:
+                    raise
 
     def begin(self, label: str, total: int | None, done: int) -> None:
         self.close()

@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 
 from .io import optional
+from .outputs import replace_file
 
 __all__ = ["ParquetTable", "TextTable", "open_table"]
 
 Columns = dict[str, np.ndarray]
 _KEY = "jaxchi2"
 _NEEDS = "a table of this format"
-_FOREIGN = (
-    "{path} exists and is no table of registered frames: give another name, or resume=False to replace it"
-)
+_FOREIGN = "{path} exists and is no table of registered frames: give another name"
 
 
 def open_table(
@@ -33,8 +32,6 @@ def open_table(
     types: dict[str, np.dtype],
     chunk: int,
     length: int | None,
-    *,
-    resume: bool = True,
 ) -> TextTable | ParquetTable:
     """Open a table for appending, by its suffix: ``.ecsv``, ``.csv`` or ``.parquet``.
 
@@ -49,14 +46,12 @@ def open_table(
         Rows that are appended at once; the last time there may be fewer.
     length : int or None
         Rows of the finished table, if known.
-    resume : bool
-        False passes over what is there; it is replaced by the first `append`.
 
     Returns
     -------
     TextTable or ParquetTable
         With ``settings`` of the earlier run, a dict, or None if it left no row, and ``columns``, the rows of
-        its complete chunks.
+        its complete chunks. `forget` passes over them, so that the first `append` replaces them.
 
     Raises
     ------
@@ -65,11 +60,9 @@ def open_table(
     """
     path = Path(path)
     kind = known_table_format(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(2, "No such folder", str(path.parent))
     if kind == "PARQUET":
-        return ParquetTable(path, types, chunk, length, resume)
-    return TextTable(path, types, chunk, length, resume)
+        return ParquetTable(path, types, chunk, length)
+    return TextTable(path, types, chunk, length)
 
 
 def known_table_format(path: str | os.PathLike) -> str:
@@ -89,30 +82,33 @@ def known_table_format(path: str | os.PathLike) -> str:
 class TextTable:
     """A CSV file, with settings beside it, or an ECSV file, with settings in its header."""
 
-    def __init__(
-        self, path: Path, types: dict[str, np.dtype], chunk: int, length: int | None, resume: bool
-    ) -> None:
+    def __init__(self, path: Path, types: dict[str, np.dtype], chunk: int, length: int | None) -> None:
         self.path, self.types = path, types
         self.is_ecsv = path.suffix.lower() == ".ecsv"
         self.beside = path.with_name(path.name + ".json")
         self.settings: dict[str, Any] | None = None
-        self.columns: Columns = {name: np.empty(0, dtype) for name, dtype in types.items()}
+        self.columns: Columns = _no_rows(types)
         self.file: Any = None
         self.end = 0
         if self.is_ecsv:
             optional("astropy.table", "astropy", extra="stream", needs=_NEEDS)
-        if resume and path.exists():
+        if path.exists():
             self._find_rows(path.read_bytes(), chunk, length)
+        elif not self.is_ecsv and self.beside.exists() and not _is_settings(self.beside):
+            raise ValueError(f"{self.beside}, where the settings of {path} go, exists: give another name")
+
+    def forget(self) -> None:
+        """Pass over the rows that are there."""
+        self.settings, self.columns, self.end = None, _no_rows(self.types), 0
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """Make ready to append: lock the table, write its header if it has no rows."""
+        """Make ready to append: write the header if there are no rows."""
         self.file = open(self.path, "r+b" if self.path.exists() else "x+b")  # noqa: SIM115
-        _lock(self.file.fileno(), self.path)
         if not len(self):
             # Before its settings are replaced: old rows must not come under new ones.
             self.file.truncate(0)
             if not self.is_ecsv:
-                _replace(self.beside, (json.dumps(settings, indent=1) + "\n").encode())
+                replace_file(self.beside, (json.dumps(settings, indent=1) + "\n").encode())
             self.end = self.file.write(self._header(settings))
         self.file.truncate(self.end)
         self.file.seek(self.end)
@@ -177,45 +173,53 @@ class TextTable:
         if whole:
             parts = zip(*rows[:whole], strict=True)
             self.columns = {
-                name: np.array(part).astype(dtype)
+                name: self._numbers(name, part, dtype)
                 for (name, dtype), part in zip(self.types.items(), parts, strict=True)
             }
 
+    def _numbers(self, name: str, texts: tuple[str, ...], dtype: np.dtype) -> np.ndarray:
+        try:
+            return np.array(texts).astype(dtype)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{self.path}, column {name}: {error}. Mend or remove the table") from error
+
     def _settings_of(self, header: bytes) -> dict[str, Any]:
         try:
-            if not self.is_ecsv:
+            if self.is_ecsv:
+                table = optional("astropy.table", "astropy").Table
+                return dict(table.read(header.decode(), format="ascii.ecsv").meta[_KEY])
+            if _is_settings(self.beside):
                 return json.loads(self.beside.read_bytes())
-            table = optional("astropy.table", "astropy").Table
-            return table.read(header.decode(), format="ascii.ecsv").meta[_KEY]
         except Exception as error:
             raise ValueError(_FOREIGN.format(path=self.path)) from error
+        raise ValueError(_FOREIGN.format(path=self.path))
 
 
 class ParquetTable:
     """A folder of Parquet files, one for each chunk."""
 
-    def __init__(
-        self, path: Path, types: dict[str, np.dtype], chunk: int, length: int | None, resume: bool
-    ) -> None:
+    def __init__(self, path: Path, types: dict[str, np.dtype], chunk: int, length: int | None) -> None:
         self.path, self.types = path, types
         self.arrow = optional("pyarrow", extra="stream", needs=_NEEDS)
         self.parquet = optional("pyarrow.parquet", "pyarrow", extra="stream", needs=_NEEDS)
         self.settings: dict[str, Any] | None = None
-        self.columns: Columns = {name: np.empty(0, dtype) for name, dtype in types.items()}
+        self.columns: Columns = _no_rows(types)
         self.schema: Any = None
         self.parts = 0
         self.folder: int | None = None
         if path.exists():
             self._check_own()
-        if resume and path.exists():
             self._find_rows(chunk, length)
 
+    def forget(self) -> None:
+        """Pass over the rows that are there."""
+        self.settings, self.columns, self.parts = None, _no_rows(self.types), 0
+
     def begin(self, settings: dict[str, Any]) -> None:
-        """Make ready to append: lock the table against other processes, remove parts that are not whole."""
+        """Make ready to append: remove parts that are not whole."""
         self.path.mkdir(exist_ok=True)
         if os.name == "posix":
             self.folder = os.open(self.path, os.O_RDONLY)
-            _lock(self.folder, self.path)
         for item in self.path.iterdir():
             if item.suffix != ".parquet" or item.name >= self._part(self.parts).name:
                 item.unlink()
@@ -227,13 +231,13 @@ class ParquetTable:
         table = self.arrow.table([columns[name] for name in self.types], schema=self.schema)
         data = io.BytesIO()
         self.parquet.write_table(table, data)
-        _replace(self._part(self.parts), data.getvalue())
+        replace_file(self._part(self.parts), data.getvalue())
         if self.folder is not None:
             os.fsync(self.folder)
         self.parts += 1
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Close the folder."""
         if self.folder is not None:
             os.close(self.folder)
 
@@ -247,14 +251,16 @@ class ParquetTable:
         """Refuse a folder of other things, of which parts that are not whole would be removed."""
         name = re.compile(r"part-\d{6}\.parquet|\.part-\d{6}\.parquet\.new")
         own = self.path.is_dir() and all(name.fullmatch(item.name) for item in self.path.iterdir())
-        if own and self._part(0).exists():
-            try:
-                own = _KEY.encode() in (self.parquet.read_schema(self._part(0)).metadata or {})
-            except (OSError, ValueError):
-                # A part that is damaged is done again.
-                return
-        if not own:
-            raise ValueError(f"{self.path} exists and is no table of registered frames: give another name")
+        parts = list(self.path.glob("part-*")) if own else []
+        # One part that is damaged is done again; that all are cannot be told from another's.
+        if not own or (parts and not any(map(self._is_own, parts))):
+            raise ValueError(_FOREIGN.format(path=self.path))
+
+    def _is_own(self, part: Path) -> bool:
+        try:
+            return _KEY.encode() in (self.parquet.read_schema(part).metadata or {})
+        except (OSError, ValueError):
+            return False
 
     def _find_rows(self, chunk: int, length: int | None) -> None:
         found = [self.columns]
@@ -274,23 +280,14 @@ class ParquetTable:
         self.columns = {name: np.concatenate([part[name] for part in found]) for name in self.types}
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file that is there as a whole or not at all."""
-    beside = path.with_name(f".{path.name}.new")
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+def _no_rows(types: dict[str, np.dtype]) -> Columns:
+    return {name: np.empty(0, dtype) for name, dtype in types.items()}
 
 
-def _lock(descriptor: int, path: Path) -> None:
-    """Refuse a second process at one table; the lock goes with the process, however it ends."""
+def _is_settings(path: Path) -> bool:
+    """Whether a JSON file holds the settings of a table."""
     try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"another process is writing {path}") from error
+        settings = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and settings.keys() >= {"version", "source", "chunk"}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .axes import Selection, select, suggestion
-from .formats import optional, raw_frames
+from .formats import check_complete, optional, raw_frames
 
 # Units of length of ImageJ that OME has under another name, and those of OME.
 _LENGTHS = {"micron": "µm", "microns": "µm", "um": "µm", "μm": "µm", "inch": "in"}
@@ -55,6 +55,8 @@ def open_tiff(name: str, label: str, chosen: dict[str, int], *, frames: bool = T
         read = _page_reader(file, series, selection)
         if not alone and first.dataoffset is not None:
             dtype = np.dtype(first.dtype).newbyteorder(file.byteorder)
+            pieces = selection.length * int(np.prod(selection.shape[: selection.outer]))
+            check_complete(name, first.dataoffset, dtype.itemsize, pieces, selection.piece_shape)
             read = raw_frames(name, first.dataoffset, dtype, selection.piece_shape)
     except BaseException:
         file.close()

@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 
 import jaxchi2
 from jaxchi2 import Affine, Rigid, Shift, Similarity, align, fit
+from jaxchi2.align import undo_shift
 from jaxchi2.fourier import shiftnd
 
 register = partial(jaxchi2.register, boundary="wrap")
@@ -35,7 +36,7 @@ def scipy_align(image, shift, order, mode):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fourier_undoes_shift(shape, dtype):
     image = scene(shape, slope=1, smooth=True).astype(dtype)
-    aligned = align(shiftnd(image, SHAPES[shape]), SHAPES[shape])
+    aligned = align(shiftnd(image, SHAPES[shape]), SHAPES[shape], mode="wrap")
     assert aligned.dtype == dtype
     np.testing.assert_allclose(aligned, image, rtol=0, atol=20 * np.finfo(dtype).eps * abs(image).max())
 
@@ -43,9 +44,57 @@ def test_fourier_undoes_shift(shape, dtype):
 def test_whole_pixels_roll(x64):
     image = np.random.default_rng(0).normal(size=(8, 9))
     expected = np.roll(image, (-2, 3), (0, 1))
-    np.testing.assert_allclose(align(image, (2, -3)), expected, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(align(image, (2, -3), mode="wrap"), expected, rtol=0, atol=1e-13)
     for order in (0, 1):
-        np.testing.assert_array_equal(align(image, (2, -3), order=order), expected)
+        np.testing.assert_array_equal(align(image, (2, -3), order=order, mode="wrap"), expected)
+    expected[-2:], expected[:, :3] = np.nan, np.nan
+    for order in ("fourier", 0, 1, 3):
+        np.testing.assert_allclose(align(image, (2, -3), order=order), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("order", ["fourier", 0, 1, 3])
+@pytest.mark.parametrize("shape", [(15,), (14, 17), (7, 8, 9)])
+def test_what_lies_outside_is_unknown(order, shape, dtype):
+    """By default, whatever interpolates: NaN where a pixel beside the position lies outside."""
+    image = scene(shape, slope=2, smooth=True).astype(dtype)
+    shift = np.array([-2.3, 3.6, 1.2])[: len(shape)]
+    found = np.asarray(align(image, shift, order=order))
+    positions = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) + shift
+    low, high = (np.rint(positions),) * 2 if order == 0 else (np.floor(positions), np.ceil(positions))
+    known = np.all((low >= 0) & (high < np.array(shape)), -1)
+    np.testing.assert_array_equal(np.isfinite(found), known)
+    if order != "fourier":
+        continued = align(image, shift, order=order, mode="nearest")
+        tolerance = 20 * np.finfo(dtype).eps * abs(image).max()
+        np.testing.assert_allclose(found[known], np.asarray(continued)[known], rtol=0, atol=tolerance)
+    assert found.dtype == dtype
+    assert np.isnan(align(image, np.full(len(shape), np.nan), order="fourier")).all()
+
+
+@pytest.mark.parametrize("order", ["fourier", 0, 1, 3])
+def test_grid_of_a_reference_of_another_shape(order, x64):
+    """A small image that lies far from the reference's corner, and a large one."""
+    big = scene((60, 70), slope=3, smooth=True)
+    small = big[21:41, 33:51]
+    onto = np.asarray(align(small, (-21.0, -33.0), order=order, shape=big.shape))
+    expected = np.full(big.shape, np.nan)
+    expected[21:41, 33:51] = small
+    np.testing.assert_allclose(onto, expected, rtol=0, atol=1e-10)
+    back = align(big, (21.0, 33.0), order=order, shape=small.shape)
+    np.testing.assert_allclose(back, small, rtol=0, atol=1e-10)
+
+
+def test_whole_results_are_named(x64):
+    """What to pass of a result instead of the result, for each kind that there is."""
+    image = scene((12, 13), slope=2, smooth=True)
+    found = register(image, image, 1.0, verdict=False)
+    with pytest.raises(TypeError, match=r"of this Registration pass its \.shift"):
+        align(image, found)
+    with pytest.raises(TypeError, match=r"of this Registration pass its \.shift"):
+        jaxchi2.align_stack(image[None], found)
+    fitted = jaxchi2.Fit(*[None] * len(jaxchi2.Fit._fields))
+    with pytest.raises(TypeError, match=r"of this Fit pass its \.motion"):
+        align(image, fitted)
 
 
 def test_aligns_what_register_measured(x64):
@@ -54,7 +103,7 @@ def test_aligns_what_register_measured(x64):
     image = shiftnd(reference, (2.4, -3.7)) + noise
     result = register(reference, image, 1e-3)
     np.testing.assert_allclose(result.shift, (2.4, -3.7), rtol=0, atol=1e-2)
-    np.testing.assert_allclose(align(image, result.shift), reference, rtol=0, atol=0.01)
+    np.testing.assert_allclose(align(image, result.shift, mode="wrap"), reference, rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("mode", SCIPY_MODES)
@@ -129,14 +178,33 @@ def test_bad_pixels(x64):
     broken, zeroed = image.copy(), image.copy()
     broken[4, 5], zeroed[4, 5] = np.nan, 0.0
     shift = (1.3, -2.4)
-    np.testing.assert_allclose(align(broken, shift), align(zeroed, shift), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(
+        align(broken, shift, mode="wrap"), align(zeroed, shift, mode="wrap"), rtol=0, atol=1e-13
+    )
     # image(4, 5) is read at i = 4 − 1.3 and 5 + 2.4: the two pixels beside each for linear interpolation.
-    bad = np.isnan(align(broken, shift, order=1))
+    bad = np.isnan(align(broken, shift, order=1, mode="wrap"))
     assert np.array_equal(np.argwhere(bad), [[2, 7], [2, 8], [3, 7], [3, 8]])
     np.testing.assert_array_equal(
-        align(broken, shift, order=1)[~bad], np.asarray(align(image, shift, order=1))[~bad]
+        align(broken, shift, order=1, mode="wrap")[~bad],
+        np.asarray(align(image, shift, order=1, mode="wrap"))[~bad],
     )
-    assert np.array_equal(np.argwhere(np.isnan(align(broken, shift, order=0))), [[3, 7]])
+    assert np.array_equal(np.argwhere(np.isnan(align(broken, shift, order=0, mode="wrap"))), [[3, 7]])
+
+
+def test_bad_pixels_stay_bad(x64):
+    """By Fourier interpolation, where what lies outside is unknown or the image periodic."""
+    image = scene((32, 40), slope=3, smooth=True)
+    broken = image.copy()
+    broken[10:12, 20:23] = np.nan
+    away = np.ones(image.shape, bool)
+    away[5:13, 20:29] = False
+    for periodic in (False, True):
+        found = np.asarray(undo_shift(jnp.asarray(broken), jnp.array([2.0, -3.0]), image.shape, periodic))
+        expected = np.roll(broken, (-2, 3), (0, 1))
+        if not periodic:
+            expected[-2:], expected[:, :3] = np.nan, np.nan
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+        np.testing.assert_allclose(found[away], expected[away], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("order", ["fourier", 0, 1])
@@ -163,6 +231,9 @@ def test_dtypes(order, dtype):
         ((np.ones((3, 4)), [1, 1]), {"order": "linear"}, ValueError, ("order", "linear")),
         ((np.ones((3, 4)), [1, 1]), {"order": 1, "mode": "fill"}, ValueError, ("mode", "fill", "nearest")),
         ((np.ones((3, 4)), [1, 1]), {"mode": "nearest"}, ValueError, ("mode", "nearest", "wrap")),
+        ((np.ones((3, 4)), [1, 1]), {"shape": (3,)}, ValueError, ("shape must be 2 static integers",)),
+        ((np.ones((3, 4)), [1, 1]), {"shape": (3, 0)}, ValueError, ("shape must be 2 static integers",)),
+        ((np.ones((3, 4)), [1, 1]), {"shape": (3, 5), "mode": "wrap"}, ValueError, ("keeps the shape",)),
     ],
 )
 def test_bad_inputs_are_named(arguments, options, error, words):
@@ -188,4 +259,13 @@ def test_jit_and_vmap(order, x64):
 def test_gradients(order, x64):
     # Odd axes: an even one's Nyquist frequency is a cosine of the shift, no less differentiable.
     image = np.random.default_rng(6).normal(size=(5, 6))
-    check_grads(partial(align, order=order), (image, np.array([0.3, -1.2])), 1, ["fwd", "rev"])
+    shift = np.array([0.3, -1.2])
+    check_grads(partial(align, order=order, mode="wrap"), (image, shift), 1, ["fwd", "rev"])
+    known = np.isfinite(align(image, shift, order=order))
+    assert known.any()
+    assert not known.all()
+
+    def inside(image, shift):
+        return jnp.where(known, align(image, shift, order=order), 0.0)
+
+    check_grads(inside, (image, shift), 1, ["fwd", "rev"])

@@ -40,13 +40,16 @@ ORDER = [
     "errors",
     "verdict",
     "surface",
-    "align",
     "registration",
     "batch",
     "coadd",
+<<<<<<< HEAD
     "template",
     "chunks",
     "mean",
+=======
+    "align",
+>>>>>>> merge
     "stack",
     "joint",
     "pipeline",
@@ -57,6 +60,7 @@ ORDER = [
     "formats",
     "tiff",
     "io",
+    "outputs",
     "data",
     "sources",
     "settings",

@@ -159,7 +159,6 @@ def test_error_map_and_fits(capsys, tmp_path):
     assert meta.header["OBJECT"] == "XDF"
     assert meta.header["CRPIX1"] == pytest.approx(96.0 - shift[1])
     again = jaxchi2.register(reference, aligned, 8.0)
-    # What is aligned has been continued periodically where the overlap ends.
     np.testing.assert_allclose(again.shift, 0, atol=0.004)
 
 
@@ -174,7 +173,16 @@ def test_out_is_aligned(capsys, tmp_path, suffix):
     assert code == 0
     assert "aligned" in out
     aligned = read_image(tmp_path / f"aligned{suffix}").data
-    again = jaxchi2.register(demo_pair()[0], aligned)
+    # The image ends 3.05 pixels above the bottom of the reference, and begins 5.01 to the right of its left.
+    outside = np.ones(aligned.shape, bool)
+    outside[:188, 6:] = False
+    outside[188, :], outside[:, 5] = True, True
+    if suffix == ".png":
+        assert np.all(aligned[outside] == 0)
+    else:
+        np.testing.assert_array_equal(np.isnan(aligned), outside)
+    # Registered in one shape with the test above, so that no other program is compiled.
+    again = jaxchi2.register(demo_pair()[0], np.where(outside, np.nan, aligned).astype(np.float32), 8.0)
     # Eight-bit rounding and clipping at 0 and 255 move the centre of a PNG a little.
     np.testing.assert_allclose(again.shift, 0, atol=0.006 if suffix == ".png" else 0.004)
 
@@ -357,7 +365,8 @@ def test_stack(capsys, tmp_path, frames):
     assert np.nanmean(np.std(iio.imread(out), axis=0)) < 0.12
     # The same again with the table finished, as one object.
     whole = table.read_bytes()
-    code, text, err = run(capsys, *arguments, "--json", "--progress")
+    assert f"{plot} exists" in fails(capsys, *arguments)
+    code, text, err = run(capsys, *arguments, "--json", "--progress", "--overwrite")
     assert code == 0
     assert str(plot) in err
     fields = json.loads(text)
@@ -367,7 +376,9 @@ def test_stack(capsys, tmp_path, frames):
     assert fields["reference"] == "first"
     assert table.read_bytes() == whole
     assert "was begun otherwise: err was" in fails(capsys, *arguments[:-6], "--table", table, "--err", 1)
-    code, _, err = run(capsys, *arguments[:-6], "--table", table, "--err", 1, "--no-resume", "--progress")
+    again = (*arguments[:-6], "--table", table, "--err", 1, "--no-resume", "--progress")
+    assert "--overwrite" in fails(capsys, *again)
+    code, _, err = run(capsys, *again, "--overwrite")
     assert code == 0
     assert "frame/s" in err
     assert table.read_bytes() != whole
@@ -396,6 +407,92 @@ def test_unlike_shapes(capsys, tmp_path):
     options = "--boundary", "wrap"
     assert "(192, 191)" in fails(capsys, "register", REFERENCE, tmp_path / "a.npy", *options)
     assert "(192, 191)" in fails(capsys, "register", REFERENCE, IMAGE, "--err", tmp_path / "a.npy")
+
+
+def test_unlike_shapes_that_overlap(capsys, tmp_path, monkeypatch):
+    """A part of the reference, far from its corner: written and drawn on the reference's grid."""
+    reference, image = demo_pair()
+    np.save(tmp_path / "a.npy", image[80:144, 90:154])
+    nan = jnp.full((2, 2), jnp.nan)
+    found = jaxchi2.Registration(*[jnp.ones(())] * len(jaxchi2.Registration._fields))
+    found = found._replace(
+        shift=jnp.asarray(np.add(EXPECTED_SHIFT, (-80, -90))), covariance=nan, interval=nan
+    )
+    found = found._replace(status=jnp.asarray(0), dof=jnp.asarray(9), background=jnp.zeros(()))
+    monkeypatch.setattr(jaxchi2, "register", lambda *_, **__: found)
+    out, plot = tmp_path / "o.npy", tmp_path / "p.png"
+    code, _, _ = run(capsys, "register", REFERENCE, tmp_path / "a.npy", "--out", out, "--plot", plot)
+    assert code == 0
+    aligned = np.load(out)
+    assert aligned.shape == reference.shape
+    known = np.zeros(reference.shape, bool)
+    # The image's first pixel lies at 76.95 and 95.01 of the reference.
+    known[77:140, 96:159] = True
+    np.testing.assert_array_equal(np.isfinite(aligned), known)
+    assert np.std((aligned - reference)[known]) < 0.7 * np.std(reference[known])
+    assert iio.imread(plot).std() > 20
+
+
+@pytest.mark.usefixtures("calls")
+def test_the_picture_has_the_options_of_the_shift(capsys, tmp_path, monkeypatch):
+    drawn = []
+
+    def plot_registration(*images, **options):
+        drawn.append(options)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("jaxchi2.plot.plot_registration", plot_registration)
+    given = ("--fit-gain", "--fit-background", "--clip", 4, "--max-shift", 9, "--boundary", "wrap")
+    with pytest.raises(SystemExit):
+        main([str(a) for a in ("register", REFERENCE, IMAGE, "--plot", tmp_path / "a.png", *given)])
+    options = {"fit_gain": True, "fit_background": True, "clip": 4.0, "boundary": "wrap", "max_shift": 9.0}
+    assert options.items() <= drawn[0].items()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_summary_is_of_related_frames(capsys, frames, monkeypatch):
+    path, options = frames
+    found = jaxchi2.register_stack(np.load(path), "first", 0.14, boundary="wrap")
+    shift, status = np.array(found.shift), np.array(found.status)
+    shift[5], status[5] = 60, int(jaxchi2.Status.UNRELATED)
+
+    def register_stack(stack, *_, **__):
+        first = 0 if np.array_equal(stack[0], np.load(path)[0]) else 4
+        part = jax.tree.map(lambda x: np.asarray(x)[first : first + 4], found)
+        return part._replace(shift=shift[first : first + 4], status=status[first : first + 4])
+
+    monkeypatch.setattr("jaxchi2.stream.register_stack", register_stack)
+    code, text, _ = run(capsys, "stack", path, *options)
+    assert code == 1
+    assert "60" not in text
+    assert "without unrelated frames" in text
+    assert "chance: frame 5" in text
+
+
+def test_too_little_memory_takes_one_line(capsys, monkeypatch):
+    def register(*_, **__):
+        raise MemoryError("Unable to allocate 7 TiB")
+
+    monkeypatch.setattr(jaxchi2, "register", register)
+    assert "7 TiB" in fails(capsys, "register", REFERENCE, IMAGE)
+
+
+def test_a_header_that_promises_too_much_takes_one_line(capsys, tmp_path):
+    for name, shape in (
+        ("long.npy", (10**9, 8, 8)),
+        ("large.npy", (3, 10**6, 10**6)),
+        ("image.npy", (10**6,) * 2),
+    ):
+        with open(tmp_path / name, "wb") as file:
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+            )
+            file.write(bytes(1000))
+    for name in ("long.npy", "large.npy"):
+        assert "not complete" in fails(capsys, "stack", tmp_path / name)
+    for name in ("large.npy", "image.npy"):
+        assert "not complete" in fails(capsys, "register", REFERENCE, tmp_path / name)
+    assert "not complete" in fails(capsys, "stack", REFERENCE, IMAGE, "--reference", tmp_path / "image.npy")
 
 
 @pytest.mark.parametrize("name", ["a.fits", "a.tif", "a.npy", "a.png"])

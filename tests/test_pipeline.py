@@ -39,7 +39,7 @@ def test_is_register_and_align_one_by_one(order, dtype):
     for i in range(len(SHIFTS)):
         one = register(reference, images[i], err[i] if order == 1 else err, **OPTIONS)
         np.testing.assert_allclose(found.shift[i], one.shift, atol=tolerance)
-        expected = align(images[i], one.shift, order=order)
+        expected = align(images[i], one.shift, order=order, mode="wrap")
         np.testing.assert_allclose(aligned[i], expected, atol=10 * tolerance)
         assert np.std(aligned[i] - reference) < 1.2 * ERR
 
@@ -123,6 +123,41 @@ def test_loops_and_rematerialisation(x64):
         updates, state = optimizer.update(gradient, state)
         gain = optax.apply_updates(gain, updates)
     assert abs(gain - 1) < 0.1
+
+
+def test_what_the_images_do_not_show_is_filled():
+    """With the default boundary; no part of the opposite edge comes in, and gradients are finite."""
+    world = scene((40, 40), 3.0, smooth=True)
+    reference = world[8:32, 9:31].astype(np.float32)
+    image = moved(world, (0.4, -0.3))[5:29, 11:33].astype(np.float32)
+    image[20, 4] = np.nan
+
+    def loss(image):
+        aligned, found = register_and_align(reference, image, fill=-7.0, max_shift=6.0)
+        return jnp.sum(jnp.where(aligned == -7, 0.0, aligned) ** 2), (aligned, found.shift)
+
+    gradient, (aligned, shift) = jax.jit(jax.grad(loss, has_aux=True))(image)
+    np.testing.assert_allclose(shift, (3.4, -2.3), atol=0.05)
+    known = np.asarray(aligned != -7)
+    # 3.4 and 2.3 pixels hang over; the bad pixel falls between four.
+    expected = np.zeros(reference.shape, bool)
+    expected[:20, 3:] = True
+    expected[16:18, 6:8] = False
+    np.testing.assert_array_equal(known, expected)
+    assert np.std((aligned - reference)[known]) < 0.05 * np.std(reference)
+    assert np.all(np.isfinite(gradient))
+    assert np.any(gradient != 0)
+
+
+def test_small_images_in_a_large_reference():
+    world = scene((48, 44), 3.0, smooth=True).astype(np.float32)
+    images = np.stack([world[20:36, 12:28], world[5:21, 22:38]])
+    aligned, found = register_and_align(world, images, max_shift=np.inf)
+    np.testing.assert_allclose(found.shift, [(-20, -12), (-5, -22)], atol=0.05)
+    assert aligned.shape == (2, *world.shape)
+    for result in aligned:
+        assert 14**2 <= np.sum(np.isfinite(result)) <= 16**2
+        assert np.nanstd(result - world) < 0.02 * np.std(world)
 
 
 @pytest.mark.parametrize(

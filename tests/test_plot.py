@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxchi2
-from jaxchi2.plot import known_pictures, plot_drift, plot_registration, undo_shift
+from jaxchi2.plot import known_pictures, plot_drift, plot_registration
 from jaxchi2.rows import result_of
 
 pytest.importorskip("matplotlib")
@@ -68,7 +68,7 @@ def test_panels(figure, pair):
     assert low == -high
     np.testing.assert_array_equal(before.images[0].get_array(), pair[1].astype(float) - pair[0])
     # What is left after alignment is the noise that was put in.
-    assert np.std(after.images[0].get_array()) == pytest.approx(ERR, rel=0.1)
+    assert np.nanstd(after.images[0].get_array()) == pytest.approx(ERR, rel=0.1)
 
 
 @jax.jit
@@ -99,18 +99,80 @@ def test_contours_are_those_of_the_surface(pair, result, figure, known):
             assert abs(found - result.shift[axis]) == pytest.approx(expected, rel=0.1)
 
 
-def test_bad_pixels_stay_bad(pair):
-    image = pair[1].copy()
-    image[10:12, 20:23] = np.nan
-    aligned = undo_shift(image, [2.0, -3.0])
-    assert aligned.shape == SHAPE
+def test_what_is_fitted_and_left_out_is_drawn(pair, result):
+    """A χ² without gain, background, masks and outliers has another minimum and other contours."""
+    reference, image = pair
+    image = 2.5 * image + 40
+    image[4:9, 5:30] += 30
+    image[25, 20] += 500
+    mask = np.zeros(SHAPE, bool)
+    mask[4:9, 5:30] = True
+    options = {"fit_gain": True, "fit_background": True, "mask": mask}
+    err = 2.5 * ERR
+    found = result._replace(gain=jnp.asarray(2.5), background=jnp.asarray(40.0))
+    figure = plot_registration(reference, image, err, found, clip=6.0, **options)
+    left_out = mask.copy()
+    left_out[25, 20] = True
+    surface = jaxchi2.chi2_surface(reference, image, err, **options | {"mask": left_out})
+    axes = next(axes for title, axes in panels(figure).items() if title.startswith("Δχ²"))
+    curves = [path.vertices[:-1:9, ::-1] for path in axes.collections[0].get_paths()]
+    heights = [np.mean([surface(point) for point in curve[:6]]) for curve in curves]
+    rise = [float(jaxchi2.delta_chi2(n, nfitted=2)) for n in (1.0, 2.0, 3.0)]
+    np.testing.assert_allclose(np.diff(heights), np.diff(rise), rtol=0.03)
+    before, after = (axes for title, axes in panels(figure).items() if title.startswith("difference"))
+    drawn = np.ma.filled(after.images[0].get_array().astype(float), np.nan)
+    # The mask and what hangs over, moved back by (2, -3), to the nearest pixel.
+    moved_mask = np.roll(mask, (-2, 3), (0, 1))
+    moved_mask[-2:], moved_mask[:, :3] = True, True
+    unknown = np.isnan(drawn)
+    assert np.all(unknown[moved_mask])
+    assert np.sum(unknown & ~moved_mask) < 120
+    drawn[22:25, 22:25] = np.nan
+    assert np.nanstd(drawn) == pytest.approx(err, rel=0.1)
+    assert abs(np.nanmean(drawn)) < 0.1
+    assert np.isnan(np.ma.filled(before.images[0].get_array().astype(float), np.nan)[mask]).all()
+
+
+def moved_by(*shift):
+    """A registration without errors, so that no χ² is drawn."""
+    nan = jnp.full((2, 2), jnp.nan)
+    found = jaxchi2.Registration(*[jnp.ones(())] * len(jaxchi2.Registration._fields))
+    return found._replace(
+        shift=jnp.array(shift), covariance=nan, status=jnp.asarray(0), background=jnp.zeros(())
+    )
+
+
+def difference_after(figure):
+    axes = next(axes for title, axes in panels(figure).items() if title.startswith("difference after"))
+    return np.ma.filled(axes.images[0].get_array().astype(float), np.nan)
+
+
+WORLD = np.random.default_rng(8).normal(size=(48, 56)).cumsum(0).cumsum(1).astype(np.float32)
+
+
+def test_what_hangs_over_is_not_drawn_as_a_difference():
+    """After an "overlap" registration; with "wrap" the other side is data."""
+    reference, image = WORLD[8:40, 8:48], WORLD[2:34, 15:55]
+    drawn = difference_after(plot_registration(reference, image, 1.0, moved_by(6.0, -7.0)))
     expected = np.zeros(SHAPE, bool)
-    expected[8:10, 23:26] = True
-    np.testing.assert_array_equal(np.isnan(aligned), expected)
-    away = np.ones(SHAPE, bool)
-    away[6:12, 21:28] = False
-    np.testing.assert_allclose(aligned[away], np.roll(pair[1], (-2, 3), (0, 1))[away], atol=0.02)
-    assert np.isnan(undo_shift(np.full(SHAPE, np.nan), [2.0, -3.0])).all()
+    expected[:26, 7:] = True
+    np.testing.assert_array_equal(np.isfinite(drawn), expected)
+    assert np.nanstd(drawn) < 0.001
+    drawn = difference_after(plot_registration(reference, image, 1.0, moved_by(6.0, -7.0), boundary="wrap"))
+    assert np.isfinite(drawn).all()
+
+
+def test_unlike_shapes():
+    """On the reference's grid, whichever of the two is larger."""
+    part = WORLD[9:31, 12:36]
+    drawn = difference_after(plot_registration(part, WORLD, 1.0, moved_by(9.0, 12.0)))
+    assert drawn.shape == part.shape
+    np.testing.assert_allclose(drawn, 0, atol=0.01)
+    drawn = difference_after(plot_registration(WORLD, part, 1.0, moved_by(-9.0, -12.0)))
+    assert drawn.shape == WORLD.shape
+    np.testing.assert_allclose(drawn[9:31, 12:36], 0, atol=0.01)
+    drawn[9:31, 12:36] = np.nan
+    assert np.isnan(drawn).all()
 
 
 def test_without_a_minimum(pair, tmp_path):
@@ -141,10 +203,17 @@ def test_pyplot_is_not_needed(pair, result, monkeypatch):
     assert plot_registration(*pair, ERR, result, origin="upper").axes
 
 
-@pytest.mark.parametrize("shapes", [((8,), (8,)), ((4, 5, 6), (4, 5, 6)), ((8, 8), (8, 9))])
-def test_only_pairs_of_pictures(shapes):
-    with pytest.raises(ValueError, match="two axes and one shape"):
-        plot_registration(*(np.zeros(shape, np.float32) for shape in shapes))
+@pytest.mark.parametrize(
+    ("shapes", "text"),
+    [
+        (((8,), (8,)), "two axes"),
+        (((4, 5, 6), (4, 5, 6)), "two axes"),
+        (((8, 8), (8, 9)), r"shape of reference, \(8, 8\)"),
+    ],
+)
+def test_only_pairs_of_pictures(shapes, text):
+    with pytest.raises(ValueError, match=text):
+        plot_registration(*(np.zeros(shape, np.float32) for shape in shapes), boundary="wrap")
 
 
 def test_missing_matplotlib_names_the_extra(pair, monkeypatch):

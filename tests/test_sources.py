@@ -247,6 +247,36 @@ def test_damaged_file(kind, damage, tmp_path):
     frames.close()
 
 
+@pytest.mark.parametrize("kind", ["fits", "tiff", "npy"])
+def test_header_that_promises_too_much(kind, tmp_path, monkeypatch):
+    """Told at once, not after a look for every frame; and what is worse of those that are there."""
+    write, name = FILES[kind]
+    path = write(tmp_path / name, np.tile(STACK, (1, 20, 20)))
+    data = path.read_bytes()
+    begin = data.index(np.tile(STACK, (1, 20, 20)).astype(">i2").tobytes()[:40]) if kind != "fits" else 2880
+    for length in (begin + 100, begin + 2 * 6 * 7 * 400 * 2):
+        path.write_bytes(data[:length])
+        with pytest.raises(
+            ValueError, match=r"not complete: its header tells of 5 frames .* of which [02] are"
+        ):
+            open_frames(path)
+
+
+def test_not_every_frame_is_tried(monkeypatch):
+    tried = []
+
+    class Unreadable:
+        shape, dtype = (10**9, 8, 8), np.dtype(np.float32)
+
+        def __getitem__(self, key):
+            tried.append(key)
+            raise OSError("the disk is gone")
+
+    with pytest.raises(ValueError, match="none of the first 1000 frames can be read: the disk is gone"):
+        open_frames(Unreadable())
+    assert len(tried) == 1000
+
+
 def test_damaged_chunk_of_hdf5(tmp_path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:

@@ -1,5 +1,6 @@
 """A stream's rows are those of the stack in memory, whatever becomes of the process in between."""
 
+import contextlib
 import io
 import json
 import os
@@ -41,6 +42,8 @@ def made(count=COUNT):
 STACK = made()
 # The reference has noise too.
 SIGMA = 150 * ERR
+# A pixel that marks a frame in which there is something else.
+STRANGE = -4321
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -56,11 +59,25 @@ def cube(tmp_path):
     return path
 
 
+class Stopped(list):
+    """Frames of which the seventh stops the process when it is to be registered, not when it is looked at."""
+
+    looked = False
+
+    def __getitem__(self, i):
+        if i == 6 and self.looked:
+            raise KeyboardInterrupt
+        self.looked |= i == 6
+        return super().__getitem__(i)
+
+
 class Again:
     """An iterable that can be begun anew."""
 
+    frames = STACK
+
     def __iter__(self):
-        return iter(STACK)
+        return iter(self.frames)
 
 
 def same(result, expected):
@@ -317,22 +334,98 @@ def test_other_settings_are_refused(suffix, tmp_path):
         with pytest.raises(ValueError, match=text):
             register_file(table=path, **arguments)
         assert content(path) == before
-    result = register_file(STACK, "first", 2 * SIGMA, table=path, resume=False, **OPTIONS)
+    # Only when asked, by whichever of the two words fits.
+    with pytest.raises(FileExistsError, match="overwrite"):
+        register_file(STACK, "first", 2 * SIGMA, table=path, resume=False, **OPTIONS)
+    assert content(path) == before
+    result = register_file(STACK, "first", 2 * SIGMA, table=path, overwrite=True, **OPTIONS)
     assert content(path) != before
     np.testing.assert_allclose(result.chi2, register_file(STACK, "first", 2 * SIGMA, **OPTIONS).chi2)
+    register_file(STACK, "first", SIGMA, table=path, resume=False, overwrite=True, **OPTIONS)
+    assert content(path) == before
 
 
 def test_mean_is_compared_where_a_run_goes_on(tmp_path):
+    """Of an iterable nothing else tells what changed behind its first frame."""
     path = tmp_path / "t.csv"
-    register_file(STACK, "mean", SIGMA, table=path, **OPTIONS)
+    source, other = Again(), Again()
+    register_file(source, "mean", SIGMA, table=path, **OPTIONS)
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
-    other = STACK.copy()
-    other[9] += 3
+    other.frames = STACK.copy()
+    other.frames[9] += 3
     with pytest.raises(ValueError, match="mean was"):
         register_file(other, "mean", SIGMA, table=path, **OPTIONS)
-    register_file(STACK, "mean", SIGMA, table=path, **OPTIONS)
+    register_file(source, "mean", SIGMA, table=path, **OPTIONS)
     assert path.read_bytes() == whole
+    path.write_bytes(whole[:-5])
+    register_file(other, "mean", SIGMA, table=path, overwrite=True, **OPTIONS)
+    changed = path.read_bytes()
+    assert len(changed.splitlines()) == len(whole.splitlines())
+    assert changed != whole
+
+
+def sixteen_and_more(tmp_path):
+    """Frames of which not all are looked at, in a file that has been read to half."""
+    stack = np.tile(STACK, (4, 1, 1))
+    np.save(tmp_path / "m.npy", stack)
+    return stack, {"table": tmp_path / "t.csv", **OPTIONS}
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_file_that_changed_is_not_gone_on_with(finished, tmp_path):
+    """Behind its first frame: by its time, its size, and by frames where both are as they were."""
+    stack, options = sixteen_and_more(tmp_path)
+    source = tmp_path / "m.npy"
+    register_file(source, "first", SIGMA, **options)
+    if not finished:
+        lines = options["table"].read_bytes().splitlines(True)
+        options["table"].write_bytes(b"".join(lines[: 1 + CHUNK]))
+    there, before = os.stat(source), content(options["table"])
+    register_file(source, "first", SIGMA, **(options if finished else options | {"table": None}))
+    # One pixel of a frame between those that are looked at.
+    changed = stack.copy()
+    changed[1, 5, 5] += 1
+    np.save(source, changed)
+    os.utime(source, ns=(there.st_atime_ns, there.st_mtime_ns + 1000))
+    with pytest.raises(ValueError, match=r"files was '1 files, .* and is '1 files"):
+        register_file(source, "first", SIGMA, **options)
+    # One of the last, with the old time put back.
+    changed = stack.copy()
+    changed[-1, 5, 5] += 1
+    np.save(source, changed)
+    os.utime(source, ns=(there.st_atime_ns, there.st_mtime_ns))
+    with pytest.raises(ValueError, match="samples was"):
+        register_file(source, "first", SIGMA, **options)
+    assert content(options["table"]) == before
+    np.save(source, stack)
+    os.utime(source, ns=(there.st_atime_ns, there.st_mtime_ns))
+    register_file(source, "first", SIGMA, **options)
+
+
+@pytest.mark.usefixtures("quick")
+def test_errors_and_lists_that_changed_are_not_gone_on_with(tmp_path):
+    names = [tmp_path / f"{i}.npy" for i in range(COUNT)]
+    for name, frame in zip(names, STACK, strict=True):
+        np.save(name, frame)
+    maps = tmp_path / "maps.npy"
+    np.save(maps, np.ones(STACK.shape, np.float32))
+    options = {"table": tmp_path / "t.csv", **OPTIONS}
+    register_file(names, "first", maps, **options)
+    register_file(names, "first", maps, **options)
+    again = np.ones(STACK.shape, np.float32)
+    again[7] = 2
+    there = os.stat(maps)
+    np.save(maps, again)
+    os.utime(maps, ns=(there.st_atime_ns, there.st_mtime_ns))
+    with pytest.raises(ValueError, match="err was"):
+        register_file(names, "first", maps, **options)
+    np.save(maps, np.ones(STACK.shape, np.float32))
+    os.utime(maps, ns=(there.st_atime_ns, there.st_mtime_ns))
+    os.utime(names[6], ns=(1, 1))
+    with pytest.raises(ValueError, match="files was '10 files"):
+        register_file(names, "first", maps, **options)
 
 
 def test_wrong_options_leave_no_table(tmp_path):
@@ -345,18 +438,56 @@ def test_foreign_files_are_left_alone(tmp_path):
     for name in ("a.ecsv", "a.csv"):
         for text in ("a,b\n1,2\n", "# %ECSV 1.0\n# ---\n# datatype:\n# - {name: a, datatype: int64}\na\n1\n"):
             (tmp_path / name).write_text(text)
-            with pytest.raises(ValueError, match="no table of registered frames"):
-                register_file(STACK, "first", table=tmp_path / name, **OPTIONS)
+            for more in ({}, {"resume": False}, {"overwrite": True}, {"resume": False, "overwrite": True}):
+                with pytest.raises(ValueError, match="no table of registered frames"):
+                    register_file(STACK, "first", table=tmp_path / name, **more, **OPTIONS)
             assert (tmp_path / name).read_text() == text
     pyarrow = pytest.importorskip("pyarrow")
     for name in ("thesis.tex", "part-000000.parquet", "part-000001.snappy.parquet"):
         folder = tmp_path / f"{name}.parquet"
         folder.mkdir()
         parquet.write_table(pyarrow.table({"a": [1]}), folder / name)
-        for resume in (True, False):
+        for more in ({}, {"resume": False}, {"overwrite": True}):
             with pytest.raises(ValueError, match="no table of registered frames"):
-                register_file(STACK, "first", table=folder, resume=resume, **OPTIONS)
+                register_file(STACK, "first", table=folder, **more, **OPTIONS)
         assert (folder / name).exists()
+    # A file that cannot be read is nobody's.
+    (tmp_path / "c.parquet").mkdir()
+    (tmp_path / "c.parquet" / "part-000000.parquet").write_bytes(b"another's")
+    # The settings' place beside a table that is not there yet.
+    (tmp_path / "b.csv.json").write_text('{"of": "another"}')
+    for name in ("c.parquet", "b.csv"):
+        with pytest.raises(ValueError, match="exists"):
+            register_file(STACK, "first", table=tmp_path / name, overwrite=True, **OPTIONS)
+    assert (tmp_path / "b.csv.json").read_text() == '{"of": "another"}'
+    assert (tmp_path / "c.parquet" / "part-000000.parquet").read_bytes() == b"another's"
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("suffix", [".csv", ".ecsv"])
+def test_a_field_that_is_no_number_is_named(suffix, tmp_path):
+    path = tmp_path / f"t{suffix}"
+    register_file(STACK, "first", SIGMA, table=path, **OPTIONS)
+    lines = path.read_text().splitlines(True)
+    spoilt = lines[-5].split(",")
+    spoilt[2] = "wide"
+    path.write_text("".join([*lines[:-5], ",".join(spoilt), *lines[-4:]]))
+    before = content(path)
+    with pytest.raises(ValueError, match=rf"t\{suffix}, column dx: .*wide"):
+        register_file(STACK, "first", SIGMA, table=path, **OPTIONS)
+    assert content(path) == before
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_finished_table_is_read_where_nothing_can_be_written(tmp_path):
+    path = tmp_path / "t.csv"
+    expected = register_file(STACK, "first", SIGMA, table=path, **OPTIONS)
+    # Stands for a folder without leave to write, which root has everywhere.
+    (tmp_path / ".t.csv.lock").mkdir()
+    found = register_file(STACK, "first", SIGMA, table=path, **OPTIONS)
+    np.testing.assert_array_equal(found.shift, expected.shift)
+    with pytest.raises(OSError, match="lock"):
+        register_file(STACK, "first", SIGMA, table=path, resume=False, overwrite=True, **OPTIONS)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
@@ -396,17 +527,35 @@ def test_aligned(suffix, tmp_path):
     expected = align_stack(STACK.astype(np.float32), result.shift, periodic=True).image
     np.testing.assert_allclose(found[:-1], expected[:-1], rtol=1e-5, atol=1e-3)
     assert np.isnan(found[-1]).all()
-    # Rows of the second chunk are lost, its frames half written.
+    # Killed in the second chunk: rows are lost, frames half written.
     whole = table.read_bytes()
     lines = whole.splitlines(True)
     table.write_bytes(b"".join(lines[: 1 + CHUNK]) + b"4,0.1")
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    os.rename(path, unfinished)
     if suffix == ".npy":
-        with open(path, "r+b") as file:
+        with open(unfinished, "r+b") as file:
             file.seek(-STACK[0].size * 4 * 5 - 99, io.SEEK_END)
             file.write(b"\x01" * 500)
     register_file(frames, "first", SIGMA, table=table, aligned=path, **OPTIONS)
     np.testing.assert_array_equal(read_stack(path), found)
     assert table.read_bytes() == whole
+    assert not unfinished.exists()
+    # Killed when the frames were in their place, and the last rows not yet in the table.
+    table.write_bytes(b"".join(lines[: 1 + 2 * CHUNK]))
+    register_file(frames, "first", SIGMA, table=table, aligned=path, **OPTIONS)
+    np.testing.assert_array_equal(read_stack(path), found)
+    assert table.read_bytes() == whole
+    # Another run has taken the name in between, and was killed.
+    table.write_bytes(b"".join(lines[: 1 + CHUNK]))
+    with contextlib.suppress(KeyboardInterrupt):
+        other = tmp_path / "other.csv"
+        register_file(Stopped(STACK), "first", table=other, aligned=path, overwrite=True, **OPTIONS)
+    assert unfinished.exists()
+    with pytest.raises(ValueError, match="was begun anew by another run"):
+        register_file(frames, "first", SIGMA, table=table, aligned=path, **OPTIONS)
+    np.testing.assert_array_equal(read_stack(path), found)
+    (shutil.rmtree if unfinished.is_dir() else os.unlink)(unfinished)
     # An aligned stack that is not the run's own.
     table.write_bytes(b"".join(lines[: 1 + CHUNK]))
     if path.is_dir():
@@ -448,6 +597,54 @@ def test_volumes(tmp_path):
     known = np.isfinite(images)
     assert known.mean() > 0.4
     np.testing.assert_allclose(images[known], np.stack([scene] * 3)[known], atol=1e-2)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("reference", ["first", "previous"])
+def test_unrelated_frames_are_not_moved(reference, tmp_path, monkeypatch):
+    """Their shift is chance: no part of the aligned frames, of the range, or of the path that steps make."""
+    plain = jaxchi2.stream.register_stack
+
+    def register_stack(stack, *arguments, **options):
+        found = plain(stack, *arguments, **options)
+        strange = np.asarray(stack)[:, 0, 0] == STRANGE
+        shift = np.where(strange[:, None], np.float32(60), found.shift)
+        return found._replace(shift=shift, status=np.where(strange, int(Status.UNRELATED), found.status))
+
+    monkeypatch.setattr("jaxchi2.stream.register_stack", register_stack)
+    stack = STACK.astype(np.float32)
+    stack[6] = STACK[0]
+    stack[6, 0, 0] = STRANGE
+    table = tmp_path / "t.csv"
+    options = {"table": table, "aligned": tmp_path / "a.npy", **OPTIONS}
+    result = register_file(stack, reference, SIGMA, **options)
+    assert result.shift[6].tolist() == [60, 60]
+    assert np.flatnonzero(~result.believed).tolist() == [6]
+    images = np.load(options["aligned"])
+    assert np.isnan(images[6]).all()
+    if reference == "previous":
+        # What the steps add up to is that of the frames without it, for it is the first frame again.
+        expected = register_file(np.delete(stack, 6, 0)[:6], reference, SIGMA, **OPTIONS).shift.sum(0)
+        np.testing.assert_array_equal(np.delete(result.shift, 6, 0)[:6].sum(0), expected)
+        np.testing.assert_allclose(images[5], np.roll(stack[5], -expected.astype(int), (0, 1)), atol=0.01)
+        # The same where a run goes on behind it.
+        whole = table.read_bytes()
+        table.write_bytes(b"".join(whole.splitlines(True)[: 1 + 2 * CHUNK]))
+        register_file(stack, reference, SIGMA, **options)
+        assert table.read_bytes() == whole
+        np.testing.assert_array_equal(np.load(options["aligned"]), images)
+    else:
+        assert np.isfinite(np.delete(images, 6, 0)).all()
+
+
+@pytest.mark.usefixtures("quick")
+def test_no_progress_without_tqdm_unless_asked(monkeypatch, capsys):
+    options = {name: value for name, value in OPTIONS.items() if name != "progress"}
+    register_file(STACK, "first", SIGMA, **options)
+    assert "registering" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    register_file(STACK, "first", SIGMA, **options)
+    assert capsys.readouterr().err == ""
 
 
 def test_progress(capsys):

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A choice of this process; put back for a caller that goes on in it.
         jax.config.update("jax_enable_x64", precision or arguments.float64)
         return arguments.run(arguments)
-    except (ImportError, OSError, TypeError, ValueError) as error:
+    except (ImportError, MemoryError, OSError, TypeError, ValueError) as error:
         parser.error(one_line(error))
     finally:
         jax.config.update("jax_enable_x64", precision)

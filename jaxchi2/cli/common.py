@@ -11,6 +11,7 @@ from ..pair import BOUNDARIES
 
 if TYPE_CHECKING:
     from ..io import LoadedImage
+    from ..outputs import Output
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,17 +76,27 @@ def add_output_options(
         default=default_plot,
         help=f"draw {picture} to a PNG, PDF or SVG file{default}",
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace outputs that are there; only such as jaxchi2 wrote, never an input",
+    )
     parser.add_argument("--float64", action="store_true", help="compute in double precision")
 
 
-def check_picture(path: str) -> None:
-    """Find out before the computation that a picture could not be written after it."""
+def picture_output(arguments: argparse.Namespace, content: str) -> list[Output]:
+    """The picture, if one is to be drawn, of a kind that can be."""
     from pathlib import Path
 
+    from ..outputs import Output
+
+    if arguments.plot is None:
+        return []
     from ..plot import known_pictures
 
-    if Path(path).suffix.lstrip(".").lower() not in known_pictures():
-        raise ValueError(f"--plot writes {', '.join(known_pictures())}, not {path!r}")
+    if Path(arguments.plot).suffix.lstrip(".").lower() not in known_pictures():
+        raise ValueError(f"--plot writes {', '.join(known_pictures())}, not {arguments.plot!r}")
+    return [Output(arguments.plot, content, arguments.overwrite)]
 
 
 def positive(text: str) -> float:

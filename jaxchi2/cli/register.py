@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..io import known_format, write_image
+from ..outputs import Output, check_outputs, files_of, locked
 from .common import (
     add_output_options,
     add_registration_options,
-    check_picture,
     err_value,
     load,
     max_shift,
+    picture_output,
     plain,
     positive,
     say,
@@ -72,80 +74,102 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.command == "demo":
         arguments.reference, arguments.image = map(str, demo_files())
-    reference, image = load(arguments.reference), load(arguments.image)
     given = err_value(arguments.err)
-    unit = image.meta.unit
-    err: Any = load(given).pixels(unit) if isinstance(given, str) else given
-    # Where the gain is fitted the unit of the reference is of no account.
-    reference = reference._replace(data=reference.pixels(None if arguments.fit_gain else unit))
-    _check_outputs(arguments, reference.data.ndim)
-    if arguments.float64:
-        reference, image = (loaded._replace(data=loaded.data.astype(float)) for loaded in (reference, image))
-    result = register(
-        reference.data,
-        image.data,
-        err,
-        boundary=arguments.boundary,
-        fit_gain=arguments.fit_gain,
-        fit_background=arguments.fit_background,
-        clip=arguments.clip,
-        oversample=arguments.oversample,
-        max_shift=max_shift(arguments.max_shift),
-        nsigma=arguments.nsigma,
-    )
-    report = _json_report if arguments.json else _text_report
-    say(report(arguments, reference, err, result), sys.stdout)
-    notes = _write_outputs(arguments, reference, image, err, result)
+    picture = picture_output(arguments, "a picture of a registration")
+    aligned = _image_output(arguments)
+    outputs = [*aligned, *picture]
+    check_outputs(outputs, files_of(arguments.reference, arguments.image, given))
+    with locked(outputs):
+        for output in outputs:
+            output.check_free()
+        reference, image = load(arguments.reference), load(arguments.image)
+        unit = image.meta.unit
+        err: Any = load(given).pixels(unit) if isinstance(given, str) else given
+        # Where the gain is fitted the unit of the reference is of no account.
+        reference = reference._replace(data=reference.pixels(None if arguments.fit_gain else unit))
+        if picture and reference.data.ndim != 2:
+            raise ValueError(f"--plot draws images with two axes, not {reference.data.ndim}")
+        for output in aligned:
+            _rehearse(output, reference, image)
+        if arguments.float64:
+            reference, image = (
+                loaded._replace(data=loaded.data.astype(float)) for loaded in (reference, image)
+            )
+        options = {
+            "boundary": arguments.boundary,
+            "fit_gain": arguments.fit_gain,
+            "fit_background": arguments.fit_background,
+            "clip": arguments.clip,
+            "oversample": arguments.oversample,
+            "max_shift": max_shift(arguments.max_shift),
+        }
+        result = register(reference.data, image.data, err, nsigma=arguments.nsigma, **options)
+        report = _json_report if arguments.json else _text_report
+        say(report(arguments, reference, err, result), sys.stdout)
+        notes = [_write_aligned(output, reference, image, result, options) for output in aligned]
+        notes += [_draw(output, arguments, reference, image, err, result, options) for output in picture]
+    if arguments.command == "demo":
+        notes.append(f"try        jaxchi2 register {arguments.reference} {arguments.image}")
     # With --json standard output is for the object alone.
     for note in notes:
         say(note, sys.stderr if arguments.json else sys.stdout)
     return 0 if int(result.status) == 0 else 1
 
 
-def _check_outputs(arguments: argparse.Namespace, ndim: int) -> None:
-    """Find out before the computation what could not be written after it."""
-    from ..io import known_format
-
-    if arguments.out is not None:
-        known_format(arguments.out)
-    if arguments.plot is not None:
-        if ndim != 2:
-            raise ValueError(f"--plot draws images with two axes, not {ndim}")
-        check_picture(arguments.plot)
+def _image_output(arguments: argparse.Namespace) -> list[Output]:
+    """The aligned image, if one is to be written, in a format that is known."""
+    if arguments.out is None:
+        return []
+    known_format(arguments.out)
+    return [Output(arguments.out, "an aligned image", arguments.overwrite)]
 
 
-def _write_outputs(
+def _rehearse(output: Output, reference: LoadedImage, image: LoadedImage) -> None:
+    """Find out before the computation that the aligned image could not be written after it."""
+    nothing = np.zeros(reference.data.shape, np.float32)
+    try:
+        write_image(output.begin(), nothing, image.meta, shift=np.zeros(nothing.ndim))
+    finally:
+        output.discard()
+
+
+def _write_aligned(
+    output: Output, reference: LoadedImage, image: LoadedImage, result: Registration, options: dict[str, Any]
+) -> str:
+    """Write the image on the reference's grid; what there is to say about it."""
+    if not np.all(np.isfinite(result.shift)):
+        return f"aligned    {output.given} not written: there is no shift to undo"
+    from ..align import undo_shift
+    from ..checks import as_real_array
+
+    pixels, shape = as_real_array(image.data, "image"), reference.data.shape
+    aligned = np.asarray(undo_shift(pixels, result.shift, shape, options["boundary"] == "wrap"))
+    with output.writing() as path:
+        write_image(path, aligned, image.meta, shift=np.asarray(result.shift))
+    return f"aligned    {output.given}"
+
+
+def _draw(
+    output: Output,
     arguments: argparse.Namespace,
     reference: LoadedImage,
     image: LoadedImage,
     err: Any,
     result: Registration,
-) -> list[str]:
-    notes = []
-    if arguments.out is not None:
-        if np.all(np.isfinite(result.shift)):
-            from ..io import write_image
-            from ..plot import undo_shift
+    options: dict[str, Any],
+) -> str:
+    """Draw the picture; what there is to say about it."""
+    from ..plot import plot_registration
 
-            aligned = undo_shift(image.data, np.asarray(result.shift))
-            write_image(arguments.out, aligned, image.meta, shift=np.asarray(result.shift))
-            notes.append(f"aligned    {arguments.out}")
-        else:
-            notes.append(f"aligned    {arguments.out} not written: there is no shift to undo")
-    if arguments.plot is not None:
-        from ..plot import plot_registration
-
-        # FITS counts its rows upwards, all other formats downwards.
-        origin: Literal["lower", "upper"] = "lower" if image.meta.format == "FITS" else "upper"
-        labels = Path(arguments.reference).name, Path(arguments.image).name
-        figure = plot_registration(
-            reference.data, image.data, err, result, boundary=arguments.boundary, labels=labels, origin=origin
-        )
-        figure.savefig(arguments.plot)
-        notes.append(f"picture    {arguments.plot}")
-    if arguments.command == "demo":
-        notes.append(f"try        jaxchi2 register {arguments.reference} {arguments.image}")
-    return notes
+    # FITS counts its rows upwards, all other formats downwards.
+    origin: Literal["lower", "upper"] = "lower" if image.meta.format == "FITS" else "upper"
+    labels = Path(arguments.reference).name, Path(arguments.image).name
+    figure = plot_registration(
+        reference.data, image.data, err, result, labels=labels, origin=origin, **options
+    )
+    with output.writing() as path:
+        figure.savefig(path)
+    return f"picture    {output.given}"
 
 
 def _json_report(

@@ -14,9 +14,9 @@ import numpy as np
 from .common import (
     add_output_options,
     add_registration_options,
-    check_picture,
     err_value,
     max_shift,
+    picture_output,
     plain,
     say,
 )
@@ -61,7 +61,7 @@ def add_stack(commands: Any) -> None:
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="go on where the table ends, or begin a new one",
+        help="go on where the table ends, or begin it anew, which needs --overwrite",
     )
     parser.add_argument(
         "--progress",
@@ -74,49 +74,64 @@ def add_stack(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Register, print, write; the exit status."""
+    from ..outputs import Output, check_outputs, files_of, locked
     from ..sources import open_frames
     from ..stream import register_file
 
-    if arguments.plot is not None:
-        check_picture(arguments.plot)
     files = arguments.files[0] if len(arguments.files) == 1 else arguments.files
-    frames = open_frames(files)
-    if arguments.float64:
-        frames = replace(frames, dtype=np.dtype(np.float64), first=frames.first.astype(np.float64))
-    try:
-        result = register_file(
-            frames,
-            arguments.reference,
-            err_value(arguments.err),
-            table=arguments.table,
-            aligned=arguments.out,
-            chunk=arguments.chunk,
-            resume=arguments.resume,
-            progress=sys.stderr.isatty() if arguments.progress is None else arguments.progress,
-            boundary=arguments.boundary,
-            fit_gain=arguments.fit_gain,
-            fit_background=arguments.fit_background,
-            clip=arguments.clip,
-            max_shift=max_shift(arguments.max_shift),
-            oversample=arguments.oversample,
-        )
-    finally:
-        frames.close()
-    report = _json_report if arguments.json else _text_report
-    say(report(arguments, frames.name, frames.shape, result), sys.stdout)
-    notes = [
-        f"{name:<9}  {path}" for name, path in (("table", result.table), ("aligned", result.aligned)) if path
-    ]
-    if arguments.plot is not None:
-        from ..plot import plot_drift
+    given = err_value(arguments.err)
+    picture = picture_output(arguments, "a picture of a drift")
+    outputs = [*picture, *(Output(path, "") for path in (arguments.table, arguments.out) if path is not None)]
+    check_outputs(outputs, files_of(files, arguments.reference, given))
+    with locked(picture):
+        for output in picture:
+            output.check_free()
+        frames = open_frames(files)
+        if arguments.float64:
+            frames = replace(frames, dtype=np.dtype(np.float64), first=frames.first.astype(np.float64))
+        try:
+            result = register_file(
+                frames,
+                arguments.reference,
+                given,
+                table=arguments.table,
+                aligned=arguments.out,
+                chunk=arguments.chunk,
+                resume=arguments.resume,
+                overwrite=arguments.overwrite,
+                progress=_progress(arguments),
+                boundary=arguments.boundary,
+                fit_gain=arguments.fit_gain,
+                fit_background=arguments.fit_background,
+                clip=arguments.clip,
+                max_shift=max_shift(arguments.max_shift),
+                oversample=arguments.oversample,
+            )
+        finally:
+            frames.close()
+        report = _json_report if arguments.json else _text_report
+        say(report(arguments, frames.name, frames.shape, result), sys.stdout)
+        written = (("table", result.table), ("aligned", result.aligned))
+        notes = [f"{name:<9}  {path}" for name, path in written if path]
+        for output in picture:
+            from ..plot import plot_drift
 
-        steps = arguments.reference == "previous"
-        plot_drift(result, title=frames.name, steps=steps).savefig(arguments.plot)
-        notes.append(f"picture    {arguments.plot}")
+            steps = arguments.reference == "previous"
+            figure = plot_drift(result, title=frames.name, steps=steps)
+            with output.writing() as path:
+                figure.savefig(path)
+            notes.append(f"picture    {output.given}")
     # With --json standard output is for the object alone.
     for note in notes:
         say(note, sys.stderr if arguments.json else sys.stdout)
     return 1 if len(result.flagged) else 0
+
+
+def _progress(arguments: argparse.Namespace) -> bool | None:
+    """Shown on a terminal, if there is what shows it."""
+    if arguments.progress is None and not sys.stderr.isatty():
+        return False
+    return arguments.progress
 
 
 def _json_report(
@@ -156,8 +171,9 @@ def _text_report(
         "",
     ]
     word = "steps" if reference == "previous" else "shifts"
-    rows = [("", f"{word} (pixels)", "median error")]
-    found = np.isfinite(result.shift).all(1)
+    found = result.believed
+    which = "" if found.sum() == np.isfinite(result.shift).all(1).sum() else ", without unrelated frames"
+    rows = [("", f"{word} (pixels){which}", "median error")]
     for axis, values, errors in zip("zyx"[-len(shape) :], result.shift.T, result.stderr.T, strict=True):
         if found.any():
             error = float(np.median(errors[found]))
@@ -177,7 +193,7 @@ def _text_report(
             )
     flagged = [(flag, np.flatnonzero(result.status & flag)) for flag in Status if flag]
     lines += [
-        f"status     {len(which)} × {flag.message}: {_listed(which)}" for flag, which in flagged if len(which)
+        f"status     {len(those)} × {flag.message}: {_listed(those)}" for flag, those in flagged if len(those)
     ]
     if not len(result.flagged):
         lines.append("status     ok")
