@@ -185,6 +185,7 @@ def register_jointly(
     least = scalar(min_p_value, "min_p_value", stack.dtype)
     refuse_unless(lambda p: (p >= 0) & (p < 1), min_p_value, "min_p_value", "a number in [0, 1)")
     limits = (jnp.asarray(rounds, jnp.int32), least, positive(tolerance, "tolerance", stack.dtype))
+    batch_size = None if batch_size is None else integer(batch_size, "batch_size")
     frame = stack.shape[1:]
     if mask is not None:
         words = "the shape of a frame or of stack"

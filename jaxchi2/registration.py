@@ -484,7 +484,7 @@ def solve(
         (chance > MAX_CHANCE, Status.UNRELATED),
         (second.probability < MIN_PROBABILITY, Status.AMBIGUOUS),
         (is_bad_fit(found.chi2, dof) & known_err, Status.BAD_FIT),
-        (is_too_good(found.chi2, dof) & known_err & ~_is_same(searched, found.chi2), Status.LARGE_ERRORS),
+        (_has_large_errors(searched, found.chi2, dof, known_err), Status.LARGE_ERRORS),
         (unequal, Status.BRIGHTNESS),
     ]
     doubt = sum(jnp.where(c, np.int32(flag), np.int32(0)) for c, flag in doubts)
@@ -574,9 +574,15 @@ def _dof(terms: Chi2Terms) -> Array:
     return terms.n_valid - (sum(terms.model.free) + terms.model.gain + terms.model.background)
 
 
-def _is_same(terms: Chi2Terms, chi2: Array) -> Array:
-    """Whether the image is its reference to rounding, as a frame that is the reference of its stack."""
-    return lax.stop_gradient(chi2) <= jnp.finfo(chi2.dtype).eps * terms.contrast
+def _has_large_errors(terms: Chi2Terms, chi2: Array, dof: Array, known_err: bool) -> Array:
+    """Whether χ² says so, and the image is not its reference, as the first frame of a stack may be.
+
+    Of a noisy reference a part is filtered, and takes of χ² with it.
+    """
+    if not known_err or terms.pair.reference_err is not None:
+        return jnp.zeros_like(terms.flat)
+    other = lax.stop_gradient(chi2) > jnp.finfo(chi2.dtype).eps * terms.contrast
+    return is_too_good(chi2, dof) & other
 
 
 def _fatal(terms: Chi2Terms, minimum: Minimum, dof: Array) -> Array:

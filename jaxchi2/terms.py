@@ -364,7 +364,8 @@ def is_quick(pair: Pair, model: Model) -> bool:
 def _knowledge(pair: Pair) -> Pair:
     """The pair without its pixels."""
     none = jnp.zeros_like(pair.image, shape=())
-    return pair._replace(reference=none, image=none, err=none, reference_err=None)
+    noise = None if pair.reference_err is None else none
+    return pair._replace(reference=none, image=none, err=none, reference_err=noise)
 
 
 class ReferenceSide(NamedTuple):

@@ -43,13 +43,10 @@ ORDER = [
     "registration",
     "batch",
     "coadd",
-<<<<<<< HEAD
+    "align",
     "template",
     "chunks",
     "mean",
-=======
-    "align",
->>>>>>> merge
     "stack",
     "joint",
     "pipeline",
@@ -329,7 +326,8 @@ def survives(value):
 
 def test_registration_is_a_pytree():
     with enable_x64(False):
-        result = jaxchi2.register(*example())
+        reference, image, err = example()
+        result = jaxchi2.register(reference, image)
         assert isinstance(result, Registration)
         assert len(jax.tree.leaves(result)) == len(Registration._fields) + len(RunnerUp._fields) - 1
         survives(result)

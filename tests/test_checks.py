@@ -252,7 +252,11 @@ CALLS = {
     "Boundary": (
         Boundary,
         {"name": "fill"},
-        {"name": CHOICE, "value": [*SCALAR, np.nan, np.inf], "min_overlap": [*POSITIVE, 1.5]},
+        {
+            "name": CHOICE,
+            "value": [*SCALAR, np.nan, np.inf],
+            "min_overlap": [*(x for x in POSITIVE if x is not None), 1.5],
+        },
     ),
     "GaussNewton": (GaussNewton, {}, {"max_steps": [*COUNT, *NOTHING]}),
     "Descent": (
@@ -384,8 +388,8 @@ CALLS = {
         SEED,
         SEED_KINDS
         | {
-            "zoom_shape": [*SIZES, *NOTHING, 3, (3, 3, 3), (1, 3)],
-            "rezoom_shape": [*SIZES, *NOTHING, 3, (3, 3, 3), (1, 3)],
+            "zoom_shape": [*SIZES, *NOTHING, 1, (3, 3, 3), (1, 3)],
+            "rezoom_shape": [*SIZES, *NOTHING, 1, (3, 3, 3), (1, 3)],
             "rezoom_factor": POSITIVE,
             "mindiff": POSITIVE,
             "zoomstep": [*POSITIVE, 1.0],

@@ -362,7 +362,7 @@ def chi2_shift_leastsq(
     >>> image = np.roll(scene, (2, -3), (0, 1)) + rng.normal(scale=0.1, size=scene.shape)
     >>> dx, dy, errx, erry = chi2_shift_leastsq(scene, image, 0.1, use_fft=True)
     >>> print(f"{dx:.3f} ± {errx:.3f}, {dy:.3f} ± {erry:.3f}")
-    -2.995 ± 0.002, 1.998 ± 0.002
+    -2.994 ± 0.003, 1.998 ± 0.003
     """
     mode = choice(mode, "mode", MODES)
     pair = check_planes(im1, im2, err)
