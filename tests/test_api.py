@@ -326,8 +326,7 @@ def survives(value):
 
 def test_registration_is_a_pytree():
     with enable_x64(False):
-        reference, image, err = example()
-        result = jaxchi2.register(reference, image)
+        result = jaxchi2.register(*example()[:2])
         assert isinstance(result, Registration)
         assert len(jax.tree.leaves(result)) == len(Registration._fields) + len(RunnerUp._fields) - 1
         survives(result)
