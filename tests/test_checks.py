@@ -236,7 +236,7 @@ CALLS = {
         | {
             "images": [*NOT_REAL, *NOTHING, *EMPTY, LINE, 1.0],
             "order": [*(x for x in CHOICE if x is not True), 2, True],
-            "mode": CHOICE,
+            "mode": [x for x in CHOICE if x is not None],
             "fill": SCALAR,
         },
     ),

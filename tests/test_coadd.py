@@ -84,8 +84,8 @@ def test_periodic_frames_lose_nothing(shape, x64):
     np.testing.assert_allclose(found.image[0], image, atol=1e-10)
     # By the definition: every pixel moved by itself, squared.
     expected = sum(
-        variance[i] * np.asarray(jaxchi2.align((np.arange(image.size) == k).reshape(shape), shift)) ** 2
-        for k, i in enumerate(np.ndindex(shape))
+        variance[i] * np.asarray(jaxchi2.align(pixel.reshape(shape), shift, mode="wrap")) ** 2
+        for i, pixel in zip(np.ndindex(shape), np.eye(image.size), strict=True)
     )
     # Where two axes are at the Nyquist frequency together the two interpolants differ.
     np.testing.assert_allclose(found.variance[0], expected, atol=1e-10 if all(n % 2 for n in shape) else 3e-2)
