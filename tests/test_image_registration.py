@@ -161,10 +161,11 @@ def test_map_leaves_out_what_bad_model_pixels_cover(x64):
     assert np.all(np.isfinite(found))
     best = np.unravel_index(found.argmin(), found.shape)
     assert best == ((9 - 1) // 2 - 2, (12 - 1) // 2 + 3)
-    # At the best shift no pixel of the model is made up, and the margin around the bad one is lost.
+    # At the best shift no pixel of the model is made up: the bad one is lost, and those around it count less.
     residuals = ((data - np.roll(model, (2, -3), (0, 1))) / 0.1) ** 2
     around = (slice(4 + 2 - 2, 4 + 2 + 3), slice(5 - 3 - 2, 5 - 3 + 3))
-    np.testing.assert_allclose(found[best], residuals.sum() - residuals[around].sum(), rtol=1e-9)
+    kept = residuals.sum() - residuals[4 + 2, 5 - 3]
+    assert residuals.sum() - residuals[around].sum() < found[best] <= kept * (1 + 1e-9)
 
 
 def test_map_fill_sums_the_overlap_alone(x64):
@@ -352,10 +353,10 @@ def test_shift_ignores_bad_pixels_of_model(reference, x64):
     broken = np.where(np.random.default_rng(9).random(im1.shape) < 0.03, np.nan, im1)
     found = chi2_shift(broken, im2, err, **SHARED)
     exact = reference["chi2_shift_us10/exact_dx_dy_sx_sy_corr_chi2min"]
-    # A quarter of the pixels and their noise are left out.
+    # Three in a hundred pixels and their noise are left out, and others count a little less.
     np.testing.assert_allclose(found[:2], exact[:2], rtol=0, atol=3 * found[2])
-    assert np.all(np.asarray(found[2:4]) > JOINT * exact[2:4])
-    assert np.all(np.asarray(found[2:4]) < 2 * JOINT * exact[2:4])
+    assert np.all(np.asarray(found[2:4]) > 0.98 * JOINT * exact[2:4])
+    assert np.all(np.asarray(found[2:4]) < 1.3 * JOINT * exact[2:4])
 
 
 def test_shift_zeromean_removes_a_background(reference, x64):

@@ -404,7 +404,7 @@ def test_hopeless_frames_are_a_status_and_harm_no_other(interpolation):
         ({"interpolation": "quintic"}, ValueError, "interpolation must be one of"),
         ({"model": "affine", "interpolation": "fourier"}, ValueError, "take 'cubic'"),
         ({"loss": "l1"}, ValueError, "loss must be one of"),
-        ({"loss_scale": [1.0, 2.0]}, ValueError, "loss_scale must be a scalar"),
+        ({"loss_scale": [1.0, 2.0]}, ValueError, "loss_scale must be a positive scalar"),
         ({"optimizer": "adam"}, TypeError, "optimizer must be"),
         ({"initial": [0.0]}, ValueError, "initial must hold one value per axis"),
         ({"initial": Rigid(jnp.zeros(2), jnp.zeros(()))}, TypeError, "initial must be a Shift"),
