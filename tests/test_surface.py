@@ -273,22 +273,3 @@ def test_bad_arguments(call, name):
 def test_contour_needs_two_axes():
     with pytest.raises(ValueError, match="contour"):
         chi2_surface(scene((6,)), scene((6,))).contour()
-
-
-def test_map_with_a_gain_over_the_overlap(x64):
-    """Least squares on the pixels that both frames show, as a share of the image's squares there."""
-    reference, image, _ = pair((10, 11), "scalar")
-    surface = jaxchi2.chi2_surface(reference, image, 0.3, fit_gain=True)
-    values, shares = np.asarray(surface.map()), np.full(surface.map().shape, np.nan)
-    for i, dy in enumerate(surface.shifts()[0].astype(int)):
-        for j, dx in enumerate(surface.shifts()[1].astype(int)):
-            m, d = (
-                array[max(sign * dy, 0) : 10 + min(sign * dy, 0), max(sign * dx, 0) : 11 + min(sign * dx, 0)]
-                for sign, array in ((-1, reference), (1, image))
-            )
-            gain = max(np.sum(m * d) / np.sum(m * m), 0)
-            shares[i, j] = np.sum((d - gain * m) ** 2) / np.sum(d * d)
-    seen = np.isfinite(values)
-    assert np.mean(seen) > 0.9
-    np.testing.assert_allclose(values[seen] / values.min(), (shares / shares.min())[seen], rtol=1e-9)
-    assert 0.5 < values.min() / surface(surface.minimum()) < 50
