@@ -2,12 +2,13 @@
 
     python benchmarks/accuracy.py [--frames 200] [--size 64] [--noise 0.2]
 
-Each frame is a window of a random scene of unit contrast, blobs with a Gaussian point spread of 2.5 pixels,
-and a window of the same scene moved by about (6, −5) pixels, with white noise. The bound is the Cramér–Rao
-bound over the pixels that both windows show and no mask hides, gain and background unknown where they are
-fitted; with noise in both images it is that of the coherence, 1 / Σ k² γ²/(1 − γ²), times the share of the
-frame that overlaps. A pull is (found − true) / quoted error; the columns are root mean squares over frames
-and axes.
+Each frame is a window of a random scene of unit contrast, blobs with a Gaussian point spread of 2.5 pixels or
+a Gaussian field whose amplitude falls as a power of frequency up to Nyquist's, and a window of the same scene
+moved by about (6, −5) pixels, with white noise. In the last rows what is unknown beyond the edge of a rough
+field, not the noise, sets the error. The bound is the Cramér–Rao bound over the pixels that both windows show
+and no mask hides, gain and background unknown where they are fitted; with noise in both images it is that of
+the coherence, 1 / Σ k² γ²/(1 − γ²), times the share of the frame that overlaps. A pull is
+(found − true) / quoted error; the columns are root mean squares over frames and axes.
 """
 
 from __future__ import annotations
@@ -38,10 +39,15 @@ def slopes(image: np.ndarray) -> np.ndarray:
     return np.stack([np.fft.ifft2(spectrum * k[:, None]).real, np.fft.ifft2(spectrum * k[None, :]).real])
 
 
-def new_scene(n: int, rng: np.random.Generator) -> np.ndarray:
-    points = rng.exponential(size=(n, n)) * (rng.random((n, n)) < 0.01)
+def new_scene(n: int, rng: np.random.Generator, slope: float | None = None) -> np.ndarray:
+    """Blobs, or a field of amplitude ``k^−slope``."""
     k = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.fftfreq(n)[None, :])
-    scene = np.fft.ifft2(np.fft.fft2(points) * np.exp(-2 * (np.pi * k * SCENE) ** 2)).real
+    if slope is None:
+        points = rng.exponential(size=(n, n)) * (rng.random((n, n)) < 0.01)
+        response = np.exp(-2 * (np.pi * k * SCENE) ** 2)
+    else:
+        points, response = rng.normal(size=(n, n)), np.where(k > 0, np.maximum(k, 1 / n) ** -slope, 0.0)
+    scene = np.fft.ifft2(np.fft.fft2(points) * response).real
     return (scene - scene.mean()) / scene.std()
 
 
@@ -60,13 +66,16 @@ def coherence_bound(window: np.ndarray, noise: float, gain: float, share: float)
     return np.diag(np.linalg.inv(np.einsum("aij,bij,ij->ab", k, k, ratio) * share))
 
 
-def frames(count: int, n: int, noise: float, masked: bool, fitted: bool, both: bool) -> dict[str, np.ndarray]:
+def frames(
+    count: int, n: int, noise: float, masked: bool, fitted: bool, both: bool, slope: float | None
+) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
     rows = []
     window = (slice(n // 2, n // 2 + n),) * 2
     y, x = np.indices((n, n))
     for _ in range(count):
-        scene = new_scene(2 * n, rng)
+        # An odd size has no Nyquist term, which has no sense of direction.
+        scene = new_scene(2 * n + (slope is not None), rng, slope)
         shift = np.array([6.0, -5.0]) + rng.uniform(-0.5, 0.5, 2)
         target = moved(scene, shift)
         mask = rng.random((n, n)) < (MASKED if masked else 0)
@@ -92,18 +101,22 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--noise", type=float, default=0.2)
     args = parser.parse_args()
-    print(f"{args.frames} frames of {args.size}², noise {args.noise}, jax {jax.__version__}, float32\n")
+    print(f"{args.frames} frames of {args.size}², jax {jax.__version__}, float32\n")
     print(
-        "| boundary | 10 % masked | gain, background | noise in | rms (px) | rms / bound | pull | flagged |"
+        "| scene | noise | boundary | 10 % masked | gain, background | noise in "
+        "| rms (px) | rms / bound | pull | flagged |"
     )
-    print("|---|---|---|---|---|---|---|---|")
-    for both, fitted, masked in product((False, True), repeat=3):
-        data = frames(args.frames, args.size, args.noise, masked, fitted, both)
-        for boundary in ("wrap", "overlap"):
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    cases = [(None, args.noise, *choice) for choice in product((False, True), repeat=3)]
+    cases += [(2.0, args.noise, *choice) for choice in product((False, True), repeat=3)]
+    cases += [(1.0, noise, False, False, False) for noise in (0.05, 0.02, 0.01)]
+    for slope, noise, both, fitted, masked in cases:
+        data = frames(args.frames, args.size, noise, masked, fitted, both, slope)
+        for boundary in ("wrap", "overlap") if slope is None else ("overlap",):
             find = partial(
                 jaxchi2.register,
-                err=args.noise,
-                reference_err=args.noise if both else None,
+                err=noise,
+                reference_err=noise if both else None,
                 boundary=boundary,
                 fit_gain=fitted,
                 fit_background=fitted,
@@ -123,7 +136,8 @@ def main() -> None:
             )
             words = "yes" if masked else "no", "fitted" if fitted else "no", "both" if both else "the image"
             numbers = f"{rms:.4f} | {ratio:.2f} | {pull:.2f} | {np.mean(np.asarray(found.status) != 0):.2f}"
-            print(f"| {boundary} | {' | '.join(words)} | {numbers} |", flush=True)
+            name = "blobs" if slope is None else f"k^−{slope:.0f}"
+            print(f"| {name} | {noise} | {boundary} | {' | '.join(words)} | {numbers} |", flush=True)
 
 
 if __name__ == "__main__":

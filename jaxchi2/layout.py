@@ -6,7 +6,8 @@ depends on the shift. Two steps settle that:
 
 1. For every whole shift the correlation over the pixels known in both images; the shift with the best score,
    see `overlap`, is the origin of the second step.
-2. The reference, moved there, is continued smoothly where it is unknown (`fill_smoothly`). Image pixels that
+2. The reference, moved there, is continued smoothly where it is unknown (`fill_smoothly`), the flanks of a
+   peak that a mask hides counting as unknown too (`without_peaks`). Image pixels that
    fall on an unknown one, or lie within `MARGIN` of an edge or a patch of them, get weight zero; all others
    are given the variance of what the continuation cannot know and the interpolant carries to them
    (`unknown_variance`). From there on χ² is that of fixed weights: smooth, exact, differentiable.
@@ -32,18 +33,18 @@ from .spectrum import Shape, along, harmonics, scaled
 MARGIN = 2
 """Pixels around patches of unknown ones that do not count: there the reference is extrapolated, while a hole
 of one pixel is interpolated. Also how far a shift may stray from the whole shift its weights belong to."""
+PEAK = 15.0
+"""Errors by which the continuation in a mask must rise above all around it to be a hidden peak."""
 GUARD = 8
 """Pixels around the image's frame where the reference fades out, so that its edges do not meet."""
 PLATE_STEPS = 12
 """Conjugate-gradient steps of the continuation. What matters is next to known pixels and settles first: on
 crops of smooth scenes four steps leave 1.5 to 3 times the error of any number, twelve 1.1 to 1.5 times."""
-DETAIL, RIM_SLOPE, HOLE_SLOPE, HIDDEN = 4.7, 0.2, 0.005, 0.15
+DETAIL, RIM_SLOPE, HOLE_SLOPE = 4.7, 0.2, 0.005
 """Variance of the error of an unknown pixel, as far as it rings, in units of the mean square of fourth
 differences nearby, and of first differences: at the rim of a patch, and in a hole. Both kinds have gain one
 at the Nyquist frequency. Measured on 64² crops and with 10 % of holes: the first holds to 20 % for scenes of
-amplitude k⁰ to k⁻², the others within a factor of three for what is smoother. The last is in units of the
-square of the height to which the continuation rises in a mask; for stars with saturated cores, no less than
-the error at any distance."""
+amplitude k⁰ to k⁻², the others within a factor of three for what is smoother."""
 
 
 @custom_vmap
@@ -102,8 +103,6 @@ class Layout(NamedTuple):
     variance: Array | None
     known: Array
     """Whether a pixel of the reference has a value, or was filled in."""
-    masked: Array
-    """Whether it was filled in although it is inside the frame."""
     origin: Array
     """Whole shift at which the reference has been put: that of the series is counted from here."""
     settled: Array
@@ -192,7 +191,6 @@ def as_it_is(prepared: Prepared) -> Layout:
         prepared.weights,
         prepared.variance,
         known=prepared.known,
-        masked=~prepared.known,
         origin=jnp.zeros_like(prepared.unit, shape=(ndim,), dtype=jnp.int32),
         settled=jnp.zeros_like(prepared.flat),
         score=jnp.zeros_like(prepared.reference),
@@ -318,12 +316,12 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     moved = lax.optimization_barrier(here(unknown, outside=jnp.nan))
     known = jnp.isfinite(moved)
     variance = prepared.variance
+    framed = here(jnp.ones_like(prepared.reference), outside=0.0) > 0
+    reference, known = without_peaks(fill_smoothly(jnp.where(known, moved, 0.0), known), known, framed)
     weights = jnp.where(known & eroded(~in_patches(known), MARGIN), padded(prepared.weights), 0.0)
-    reference = fill_smoothly(jnp.where(known, moved, 0.0), known)
-    masked = ~known & (here(jnp.ones_like(prepared.reference), outside=0.0) > 0)
     image = jnp.where(weights > 0, padded(prepared.image), 0.0)
     if variance is None:
-        missing = unknown_variance(reference, known, masked)
+        missing = unknown_variance(reference, known)
         missing = missing * brightness(reference, image, weights, model)
         weights = with_variance(weights, missing)
     elif variance.ndim:
@@ -334,7 +332,6 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
         weights=weights,
         variance=variance,
         known=known,
-        masked=masked,
         origin=origin,
         settled=jnp.ones_like(prepared.flat),
         score=score,
@@ -431,6 +428,21 @@ def brightness(reference: Array, image: Array, weights: Array, model: Model) -> 
     return jnp.maximum(here, 0.0) / jnp.where(there > 0, there, 1.0)
 
 
+def without_peaks(filled: Array, known: Array, framed: Array) -> tuple[Array, Array]:
+    """A continued reference without the flanks of peaks that are hidden by a mask, and what is known then.
+
+    A saturated star is steepest where its mask ends: no continuation from there is near enough to what is
+    hidden. Without its flanks the whole star is missing, which is smooth, as all that passed the same optics.
+    """
+    peaks = framed & ~known & (rise(filled, known) > PEAK)
+    bare = known & eroded(~peaks, MARGIN)
+
+    def again(filled: Array) -> Array:
+        return fill_smoothly(jnp.where(bare, filled, 0.0), bare)
+
+    return lax.cond(any_in_batch(jnp.any(peaks)), again, lambda x: x, filled), bare
+
+
 def in_patches(known: Array) -> Array:
     """Unknown pixels that fill a block of two along every axis: edges and patches, not holes or lines."""
     block = ~known
@@ -511,7 +523,6 @@ def average_nearby(values: Array, known: Array) -> Array:
 def unknown_variance(
     reference: Array,
     known: Array,
-    masked: Array,
     ringing: Array | None = None,
     noise: Array | float = 0.0,
 ) -> Array:
@@ -519,10 +530,8 @@ def unknown_variance(
 
     The continuation is wrong by what the scene does there by chance, of which differences between known
     pixels nearby tell the size: detail adds up over all unknown pixels, a wrong slope only tells at the rim.
-    Of a peak hidden by a mask all that is known is how far the continuation rises above its surroundings;
-    ``masked`` says which unknown pixels are inside the frame. The square of the interpolant's kernel,
-    ``ringing`` in frequency, carries all that over. ``noise`` is the variance of the white noise in the
-    reference, whose differences say nothing about the scene.
+    The square of the interpolant's kernel, ``ringing`` in frequency, carries both over. ``noise`` is the
+    variance of the white noise in the reference, whose differences say nothing about the scene.
     """
     ndim, zero = reference.ndim, jnp.zeros_like(reference)
     # Mean squares over the axes: of details, of details with filled pixels in them, and of slopes.
@@ -549,16 +558,14 @@ def unknown_variance(
     slope = jnp.maximum(means[2] - 1 / 2 * noise, 0.0)
     patches = in_patches(known)
     rim = patches & ~eroded(~known, 1)
-    hidden = jnp.where(masked, _above(reference, known), 0.0) ** 2
-    source = DETAIL * detail + HIDDEN * hidden
-    source += jnp.where(patches, jnp.where(rim, RIM_SLOPE, 0.0), HOLE_SLOPE) * slope
+    source = DETAIL * detail + jnp.where(patches, jnp.where(rim, RIM_SLOPE, 0.0), HOLE_SLOPE) * slope
     source = jnp.fft.rfftn(jnp.where(known, 0.0, source))
     if ringing is None:
         ringing = reduce(jnp.multiply, _kernel_power(reference))
     return jnp.maximum(jnp.fft.irfftn(scaled(source, ringing), reference.shape), 0.0)
 
 
-def _above(filled: Array, known: Array) -> Array:
+def rise(filled: Array, known: Array) -> Array:
     """How far values lie outside the range of the known pixels within `MARGIN` of them."""
     highest, lowest = jnp.where(known, filled, -jnp.inf), jnp.where(known, filled, jnp.inf)
     for axis in range(filled.ndim):

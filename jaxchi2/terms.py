@@ -771,9 +771,7 @@ def _wiener(layout: Layout, model: Model) -> Layout:
         whole = jnp.maximum(ringing.reshape(-1)[0], jnp.finfo(gain.dtype).tiny)
         taking_part = jnp.fft.rfftn(layout.known.astype(gain.dtype))
         part = jnp.fft.irfftn(scaled(taking_part, ringing / whole), shape)
-        missing = unknown_variance(
-            layout.reference, layout.known, layout.masked, ringing, noise / filters.brightness
-        )
+        missing = unknown_variance(layout.reference, layout.known, ringing, noise / filters.brightness)
         return variance / jnp.clip(part, 0.05, 1.0) + filters.brightness * missing
 
     variance = lax.cond(

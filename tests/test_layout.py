@@ -161,6 +161,27 @@ def test_continuation_goes_on_with_the_slope(dtype):
     assert np.all(np.isfinite(layout.fill_smoothly(jnp.zeros((8, 8), dtype), jnp.zeros((8, 8), bool))))
 
 
+def test_a_peak_that_a_mask_hides_is_left_out_with_its_flanks(dtype):
+    y, x = np.indices((30, 30))
+    noise = np.random.default_rng(0).normal(size=y.shape)
+    bright, faint = (
+        p * np.exp(-((y - a) ** 2 + (x - b) ** 2) / 3.2) for p, a, b in ((3e4, 8, 9), (60.0, 20, 21))
+    )
+    values = bright + faint + noise
+    known = values < 3000
+    known[20, 21] = False
+    framed = jnp.ones(known.shape, bool)
+    filled = layout.fill_smoothly(jnp.asarray(np.where(known, values, 0.0), dtype), jnp.asarray(known))
+    bare, left = layout.without_peaks(filled, jnp.asarray(known), framed)
+    np.testing.assert_array_equal(left[14:], known[14:])
+    np.testing.assert_array_equal(bare[14:], filled[14:])
+    assert np.max(np.asarray(bright)[np.asarray(left)]) < 300
+    assert np.max(np.asarray(bare)[:14]) < 300
+    # What is beyond the frame is no peak of it.
+    _, kept = layout.without_peaks(filled, jnp.asarray(known), jnp.zeros(known.shape, bool))
+    np.testing.assert_array_equal(kept, known)
+
+
 @pytest.mark.parametrize(
     ("slope", "holes", "low", "high"),
     [(2.0, 0.0, 0.75, 1.5), (2.0, 0.1, 0.75, 1.5), (4.0, 0.0, 0.4, 1.5), (4.0, 0.1, 0.4, 1.5)],
@@ -177,7 +198,7 @@ def test_variance_of_what_is_unknown_is_that_of_many_scenes(slope, holes, low, h
 
     def one(values):
         filled = layout.fill_smoothly(jnp.where(known, values, 0.0), jnp.asarray(known))
-        return filled, layout.unknown_variance(filled, jnp.asarray(known), jnp.zeros(shape, bool))
+        return filled, layout.unknown_variance(filled, jnp.asarray(known))
 
     filled, predicted = jax.vmap(one)(jnp.asarray(scenes[:, :33, :33], np.float32))
     error = np.stack([moved(f, d) for f, d in zip(np.asarray(filled, float), shifts, strict=True)]) - truth
