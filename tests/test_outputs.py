@@ -75,7 +75,7 @@ def never(monkeypatch):
         raise AssertionError("computed before the outputs were checked")
 
     monkeypatch.setattr("jaxchi2.stream.register_stack", fail)
-    monkeypatch.setattr("jaxchi2.stream._mean_frame", fail)
+    monkeypatch.setattr("jaxchi2.stream._mean", fail)
     monkeypatch.setattr("jaxchi2.register", fail)
 
 
