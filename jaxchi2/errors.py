@@ -26,6 +26,9 @@ from .spectrum import along, contract
 from .terms import Chi2Terms
 
 MAX_STEPS = 40
+COARSEST = 0.1
+"""Largest last Newton step, in standard errors, of a level point that rounding does not let come to rest: what
+is left to go is of the order of its square."""
 
 
 def delta_chi2(nsigma: ArrayLike, nfitted: int = 1) -> Array:
@@ -185,6 +188,7 @@ def _monomials(x: Array) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=(0,))
 def level_points(
     kind: str, terms: Chi2Terms, minimum: Minimum, starts: Array, threshold: Array
 ) -> LevelPoints:
@@ -210,6 +214,9 @@ def level_points(
     tail = jnp.sum(jnp.where((order == 4) | (order == 5), jnp.abs(polynomial), 0.0))
     needs_series = (tail > 4 * eps ** (1 / 3)) & ~jnp.any(hopeless)
     computes_series = any_in_batch(needs_series)
+    # The series has no more digits than this where χ² hardly rises above its own rounding.
+    rounding = eps * terms.amplitude / jnp.maximum(threshold, 1e-30)
+    rest = jnp.where(needs_series, jnp.clip(rounding, jnp.sqrt(eps), COARSEST), jnp.sqrt(eps))
 
     def on_polynomial(u: Array) -> Array:
         return contract(polynomial, [_monomials(u[a]) for a in range(ndim)])
@@ -243,7 +250,7 @@ def level_points(
         steps = jax.vmap(newton_step)(units, axes, us, tensors)
         us = jnp.where(done[:, None], us, us - steps)
         # On the right side of the minimum, or it is the way out of another one.
-        settled = (jnp.max(jnp.abs(steps), axis=1) < jnp.sqrt(eps)) & (jnp.sum(us * units, axis=1) > 0)
+        settled = (jnp.max(jnp.abs(steps), axis=1) < rest) & (jnp.sum(us * units, axis=1) > 0)
         return us, done | settled, count + 1
 
     state = (units, hopeless, jnp.zeros((), jnp.int32))

@@ -114,6 +114,8 @@ class Layout(NamedTuple):
     """What the score is made of."""
     frames: tuple[Spread, Spread]
     """Reference and image as they were before pixels were left out."""
+    noise_share: Array
+    """Mean share of the errors as given in the variance of the pixels that count."""
 
 
 def prepare(pair: Pair, model: Model) -> Prepared:
@@ -200,6 +202,7 @@ def as_it_is(prepared: Prepared) -> Layout:
             rounding=jnp.ones_like(prepared.unit),
         ),
         frames=(spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)),
+        noise_share=jnp.ones_like(prepared.unit),
     )
 
 
@@ -319,11 +322,14 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     framed = here(jnp.ones_like(prepared.reference), outside=0.0) > 0
     reference, known = without_peaks(fill_smoothly(jnp.where(known, moved, 0.0), known), known, framed)
     weights = jnp.where(known & eroded(~in_patches(known), MARGIN), padded(prepared.weights), 0.0)
-    image = jnp.where(weights > 0, padded(prepared.image), 0.0)
+    image, noise_share = jnp.where(weights > 0, padded(prepared.image), 0.0), jnp.ones_like(prepared.unit)
     if variance is None:
         missing = unknown_variance(reference, known)
         missing = missing * brightness(reference, image, weights, model)
-        weights = with_variance(weights, missing)
+        counted = weights > 0
+        share = 1 / (1 + weights * missing)
+        weights = weights * share
+        noise_share = jnp.sum(share, where=counted) / jnp.maximum(jnp.sum(counted), 1)
     elif variance.ndim:
         variance = here(variance, outside=0.0)
     return Layout(
@@ -337,6 +343,7 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
         score=score,
         correlation=correlation,
         frames=(spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)),
+        noise_share=noise_share,
     )
 
 
@@ -472,7 +479,6 @@ def fill_smoothly(reference: Array, known: Array) -> Array:
     """
     unknown = ~known
     filled = jnp.where(known, reference, average_nearby(reference, known))
-    tiny = jnp.finfo(filled.dtype).tiny
 
     def curvature(x: Array) -> Array:
         return jnp.where(unknown, _laplacian(_laplacian(x)), 0.0)
@@ -480,17 +486,22 @@ def fill_smoothly(reference: Array, known: Array) -> Array:
     def step(state: tuple, _: None) -> tuple[tuple, None]:
         x, residual, direction, size = state
         product = curvature(direction)
-        length = size / jnp.maximum(jnp.sum(direction * product), tiny)
+        # At the solution, where one of a few pixels is after a step, there is no direction.
+        going = size > solved
+        length = jnp.where(going, size / jnp.where(going, jnp.sum(direction * product), 1.0), 0.0)
         x, residual = x + length * direction, residual - length * product
         new = jnp.sum(residual**2)
-        return (x, residual, residual + new / jnp.maximum(size, tiny) * direction, new), None
+        turn = jnp.where(going, new / jnp.where(going, size, 1.0), 0.0)
+        return (x, residual, residual + turn * direction, new), None
 
     # In units of their size, whose squares cannot underflow.
     unit = lax.stop_gradient(jnp.max(jnp.abs(filled)))
     unit = jnp.where(unit > 0, unit, 1.0)
     start = filled / unit
     residual = -curvature(start)
-    state = start, residual, residual, jnp.sum(residual**2)
+    size = jnp.sum(residual**2)
+    solved = lax.stop_gradient(jnp.finfo(size.dtype).eps ** 2 * size)
+    state = start, residual, residual, size
     return jnp.where(known, reference, lax.scan(step, state, None, PLATE_STEPS)[0][0] * unit)
 
 

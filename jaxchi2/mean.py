@@ -220,6 +220,8 @@ def _template(others: Others, noise: Array) -> MeanTemplate:
 
 def _moved_to(found: Registration, shift: Array, part: Array) -> Registration:
     """Registrations to the mean of the others as shifts from that of all frames."""
+    # No derivative goes through a frame without an answer.
+    part = jnp.where(has_answer(found)[:, None], part, 1.0)
     runner_up = found.runner_up._replace(shift=found.runner_up.shift + (shift - found.shift))
     return found._replace(
         shift=shift,

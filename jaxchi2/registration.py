@@ -187,9 +187,11 @@ class Registration(NamedTuple):
 
 
 def root(variance: Array) -> Array:
-    """Square root, with a derivative of zero at zero, where images are equal and errors are scaled by χ²."""
-    positive = variance != 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+    """Square root, with a derivative of zero at zero, where images are equal and errors are scaled by χ², and
+    where there is none."""
+    positive = variance > 0
+    other = jnp.where(variance == 0, 0.0, jnp.nan)
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), other)
 
 
 def in_units(chi2: Array, unit: Array) -> tuple[Array, Array]:
@@ -488,7 +490,8 @@ def solve(
         (unequal, Status.BRIGHTNESS),
     ]
     doubt = sum(jnp.where(c, np.int32(flag), np.int32(0)) for c, flag in doubts)
-    why = unequal & ~searched.flat
+    eps = jnp.finfo(searched.contrast.dtype).eps
+    why = unequal & ~searched.flat & (searched.contrast > 64 * eps * searched.constant)
     why &= (fatal == Status.NOT_CONVERGED) | (fatal == Status.FLAT) | (fatal == Status.OUT_OF_WINDOW)
     fatal |= jnp.where(why, np.int32(Status.BRIGHTNESS), np.int32(0))
 
@@ -577,20 +580,21 @@ def _dof(terms: Chi2Terms) -> Array:
 def _has_large_errors(terms: Chi2Terms, chi2: Array, dof: Array, known_err: bool) -> Array:
     """Whether χ² says so, and the image is not its reference, as the first frame of a stack may be.
 
-    Of a noisy reference a part is filtered, and takes of χ² with it.
+    Of a noisy reference a part is filtered, and takes of χ² with it. What is counted beside the errors, for what
+    the interpolant cannot know, may be more than there is.
     """
     if not known_err or terms.pair.reference_err is not None:
         return jnp.zeros_like(terms.flat)
     other = lax.stop_gradient(chi2) > jnp.finfo(chi2.dtype).eps * terms.contrast
-    return is_too_good(chi2, dof) & other
+    return is_too_good(chi2 / terms.noise_share, dof) & other
 
 
 def _fatal(terms: Chi2Terms, minimum: Minimum, dof: Array) -> Array:
     """The first `Status` flag that leaves no answer, or zero."""
     whole, fraction, model = minimum.whole, minimum.fraction, terms.model
     eps, free = jnp.finfo(fraction.dtype).eps, np.array(model.free)
-    # Curvature that rounding alone could make is none; that of the shortest wave is π² times its amplitude.
-    least = 4 * np.pi**2 * eps * terms.amplitude
+    # Curvature that rounding alone could make is none.
+    least = 4 * eps * terms.roughness
     curved = (jnp.diagonal(minimum.hessian) > least) | ~free
     flat = terms.flat | ~(is_positive_definite(minimum.hessian) & jnp.all(curved))
     flat |= ~(terms.nuisances(whole, fraction)[0] > 0)

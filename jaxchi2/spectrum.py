@@ -26,7 +26,6 @@ from jax import Array, lax
 
 from .fourier import product_modulo
 
-BANDS = 5
 Shape = tuple[int, ...]
 Columns = Callable[[int, np.ndarray, int], Array]
 
@@ -43,13 +42,6 @@ def half_weights(length: int) -> np.ndarray:
     if length % 2 == 0:
         weights[-1] = 1.0
     return weights
-
-
-def octaves(indices: np.ndarray, period: int) -> np.ndarray:
-    """Which octave below Nyquist each harmonic is in, one column for each, the last for the rest."""
-    frequency = np.abs(indices) / period
-    octave = np.clip(np.floor(-np.log2(np.maximum(frequency, 1e-9))) - 1, 0, BANDS - 1)
-    return (octave[:, None] == np.arange(BANDS)).astype(np.float32)
 
 
 def along(vector: Array | np.ndarray, axis: int, ndim: int) -> Array:
@@ -107,7 +99,10 @@ def _waves(indices: np.ndarray, period: int, whole: Array, fraction: Array, orde
 
 
 class _Series:
-    """A real trigonometric polynomial ``f(s) = Re Σ_k c_k exp(2πi k·s / period)``, summed axis by axis."""
+    """A real trigonometric polynomial ``f(s) = Re Σ_k c_k exp(2πi k·s / period)``, summed axis by axis.
+
+    Compiled as functions of their own, so that a program that needs them often is traced once.
+    """
 
     period: Shape
 
@@ -115,6 +110,7 @@ class _Series:
         """``Re Σ_k c_k Π_a columns(a, k_a, period_a)[r_a]``, shape ``(r_0, …, r_{D-1})``."""
         raise NotImplementedError
 
+    @partial(jax.jit, static_argnames=("order",))
     def derivatives(self, whole: Array, fraction: Array, order: int) -> Array:
         """All partial derivatives at ``whole + fraction`` up to ``order`` per axis, shape ``(order+1,)*D``.
 
@@ -122,6 +118,7 @@ class _Series:
         """
         return self._sum(lambda axis, k, period: _waves(k, period, whole[axis], fraction[axis], order))
 
+    @jax.jit
     def differences(self, whole: Array, fraction: Array, displacements: list[Array]) -> Array:
         """``f(s + d) − f(s)`` at ``s = whole + fraction``, for d on the grid spanned by one vector per axis.
 
@@ -176,15 +173,6 @@ class FourierSeries(_Series):
             factors = [along(sines[a], a, ndim) for a in pair]
             result = result - jnp.expand_dims(part, pair) * factors[0] * factors[1]
         return result
-
-    def by_band(self, whole: Array, fraction: Array) -> Array:
-        """The series at one shift as a sum over bands of frequency, an octave wide on each axis."""
-
-        def columns(axis: int, indices: np.ndarray, period: int) -> Array:
-            wave = _waves(indices, period, whole[axis], fraction[axis], 0)
-            return scaled(wave, jnp.asarray(octaves(indices, period), wave.real.dtype))
-
-        return self._sum(columns)
 
     def sampled(self, oversample: int) -> Array:
         """Values at every pixel or half pixel of a ``grid`` of pixels, shift zero at index zero."""

@@ -57,7 +57,6 @@ from .spectrum import (
     half_weights,
     harmonics,
     nyquist_power,
-    octaves,
     scaled,
     shift_spectrum,
 )
@@ -82,11 +81,12 @@ from .taylor import multiply, reciprocal
         "amplitude",
         "contrast",
         "scatter",
-        "bands",
+        "roughness",
         "flat",
         "settled",
         "correlation",
         "frames",
+        "noise_share",
         "scale",
         "offsets",
     ],
@@ -127,8 +127,8 @@ class Chi2Terms:
     """``Σ w (D − D̄)²`` with the weighted mean D̄."""
     scatter: Array
     """Mean over all shifts of ``(cross / 2)²``: how large chance makes the correlation."""
-    bands: tuple[Array, Array]
-    """Energy of reference and weighted image in bands an octave wide on each axis."""
+    roughness: Array
+    """The same for its second derivative along each axis, shape ``(D,)``."""
     flat: Array
     """Whether an image is constant to rounding, or along a free axis. Weights that differ give χ² a minimum
     even so."""
@@ -138,6 +138,8 @@ class Chi2Terms:
     """Of the frames at each whole shift of the search grid, where their overlap may depend on the shift."""
     frames: tuple[Spread, Spread] | None
     """How the values of reference and image differ in all of their frames, where not all may count."""
+    noise_share: Array
+    """Mean share of the errors as given in the variance of the pixels that count."""
     scale: Array
     """The images have been divided by this."""
     offsets: tuple[Array, Array]
@@ -381,8 +383,8 @@ class ReferenceSide(NamedTuple):
     """Half-plane spectrum of ``Σ w_i M(i − s)``; None where it is not needed, or zero."""
     mass: Array
     """``Σ w_i``, a scalar."""
-    bands: Array
-    """Energy in bands, as in `Chi2Terms`."""
+    roughness: Array
+    """``Σ (∂²M)²`` along each axis, shape ``(D,)``."""
     unit: Array
     """The reference has been divided by this."""
     pedestal: Array
@@ -411,7 +413,7 @@ def _unweighted(spectrum: Array, energy: Array, shape: Shape, unit: Array, pedes
         power=replace(power, spectrum=power.spectrum.at[(0,) * len(shape)].add(energy * prod(power.grid))),
         total_spectrum=None,
         mass=jnp.full_like(energy, prod(shape)),
-        bands=_band_energy(spectrum, shape),
+        roughness=_roughness(spectrum, shape),
         unit=unit,
         pedestal=pedestal,
     )
@@ -461,15 +463,14 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         weights=None,
         n_valid=jnp.full_like(image_energy, prod(shape), dtype=jnp.int32),
         amplitude=jnp.sqrt(side.energy) * jnp.sqrt(image_energy),
-        contrast=image_energy - jnp.sum(image) ** 2 / prod(shape)
-        if pair.reference_err is None
-        else image_energy,
+        contrast=image_energy - image_spectrum.reshape(-1)[0].real ** 2 / prod(shape),
         scatter=_energy(cross.spectrum, shape) / (4 * prod(shape)),
-        bands=(side.bands, _band_energy(image_spectrum, shape)),
+        roughness=_bound(side, image_spectrum, shape),
         flat=jnp.zeros_like(image_energy, dtype=bool),
         settled=jnp.zeros_like(image_energy, dtype=bool),
         correlation=None,
         frames=None,
+        noise_share=jnp.ones_like(image_energy),
         scale=side.unit,
         offsets=(side.pedestal, pedestal),
         model=model,
@@ -521,12 +522,25 @@ def _energy(spectrum: Array, shape: Shape) -> Array:
     return jnp.sum(jnp.dot(power, weights, precision=lax.Precision.HIGHEST)) / prod(shape)
 
 
-def _band_energy(spectrum: Array, shape: Shape) -> Array:
-    """`_energy` in bands, shape ``(BANDS,)*D``."""
+def _roughness(spectrum: Array, shape: Shape) -> Array:
+    """Energy of the second derivative along each axis, shape ``(D,)``."""
     power = spectrum.real**2 + spectrum.imag**2
-    columns = [octaves(harmonics(n)[:m], n) for n, m in zip(shape, power.shape, strict=True)]
-    columns[-1] = columns[-1] * half_weights(shape[-1])[:, None]
-    return contract(power, [jnp.asarray(c, power.dtype) for c in columns]) / prod(shape)
+    columns = [
+        np.stack([np.ones(m), (2 * np.pi * harmonics(n)[:m] / n) ** 4], axis=1)
+        for n, m in zip(shape, power.shape, strict=True)
+    ]
+    columns[-1] *= half_weights(shape[-1])[:, None]
+    sums = contract(power, [jnp.asarray(c, power.dtype) for c in columns]) / prod(shape)
+    return sums[tuple(np.eye(len(shape), dtype=int))]
+
+
+def _bound(side: ReferenceSide, image_spectrum: Array, shape: Shape) -> Array:
+    """What bounds the correlation's second derivative as far as rounding is concerned.
+
+    That of a transform is a few ulp of the whole in every mode, and so enters by the roughness of the other.
+    """
+    energy = _energy(image_spectrum, shape)
+    return jnp.sqrt(side.energy * _roughness(image_spectrum, shape)) + jnp.sqrt(energy * side.roughness)
 
 
 def _half_pixel_values(power: FourierSeries) -> Array:
@@ -546,7 +560,7 @@ def weighted_side(layout: Layout, prepared: Prepared, model: Model) -> Reference
         power=correlated_square(layout.reference, spectrum, layout.weights, weight_spectrum),
         total_spectrum=conj_product(spectrum, weight_spectrum) if model.background else None,
         mass=jnp.sum(layout.weights),
-        bands=_band_energy(spectrum, layout.reference.shape),
+        roughness=_roughness(spectrum, layout.reference.shape),
         unit=prepared.unit,
         pedestal=prepared.pedestal,
     )
@@ -632,11 +646,12 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
         amplitude=jnp.sqrt(side.energy) * jnp.sqrt(constant),
         contrast=constant - jnp.sum(weights * image) ** 2 / jnp.where(mass > 0, mass, 1.0),
         scatter=_energy(cross.spectrum, shape) / (4 * size),
-        bands=(side.bands, _band_energy(image_spectrum, shape)),
+        roughness=_bound(side, image_spectrum, shape),
         flat=flat,
         settled=layout.settled,
         correlation=layout.correlation,
         frames=layout.frames,
+        noise_share=layout.noise_share,
         scale=side.unit,
         offsets=(side.pedestal, side.pedestal + shared * side.unit),
         model=model,

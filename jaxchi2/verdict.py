@@ -172,6 +172,8 @@ def _match(terms: Chi2Terms, index: Array) -> _Match:
     patch = coefficient[jnp.ix_(*around)]
     distance = np.linspace(-0.5, 0.5, BETWEEN)[None, :] - steps[:, None]
     lanczos = np.where(np.abs(distance) < REACH, np.sinc(distance) * np.sinc(distance / REACH), 0.0)
+    # Where all correlate, 1 − r² is the small difference that matters.
+    lanczos /= lanczos.sum(axis=0)
     values = contract(patch, [jnp.asarray(lanczos, patch.dtype)] * patch.ndim)
     there = Correlation(coefficient[tuple(whole)], number[tuple(whole)], rounding)
     best = there._replace(coefficient=jnp.max(values))

@@ -76,7 +76,9 @@ def test_gradients_are_those_without_a_mesh(mesh, x64, kind):
     spread_out = jax.jit(jax.grad(lambda *a: loss(*a, mesh), argnums=(0, 1, 2)))(*arguments)
     alone = jax.jit(jax.grad(lambda *a: loss(*a, None), argnums=(0, 1, 2)))(*arguments)
     for a, b in zip(spread_out, alone, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
+        assert np.all(np.isfinite(b))
+        # Sums over devices are in another order, and where a minimum comes to rest depends on it.
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9 * np.max(np.abs(b)))
     assert np.any(np.asarray(alone[0]) != 0)
     assert np.any(np.asarray(alone[1]) != 0) == (kind == "array")
 
