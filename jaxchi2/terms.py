@@ -762,7 +762,10 @@ def _wiener(layout: Layout, model: Model) -> Layout:
         filtered = trend + jnp.fft.irfftn(scaled(jnp.fft.rfftn(detail), gain), shape)
         filtered = fill_smoothly(jnp.where(layout.known, filtered, 0.0), layout.known)
         if model.gain:
-            filtered = filtered * _calibration(filtered, layout, noise / filters.brightness * gain, model)
+            # A background is one at zero of the images, wherever their pedestal is.
+            level = mean if model.background else jnp.zeros_like(mean)
+            factor = _calibration(filtered, layout, noise / filters.brightness * gain, model)
+            filtered = level + (filtered - level) * factor
     else:
         gain = filters.reference / filters.image
         filtered = mean + jnp.fft.irfftn(scaled(jnp.fft.rfftn(reference), gain), shape)
