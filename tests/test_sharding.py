@@ -45,8 +45,9 @@ def same(found, expected):
             np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize("boundary", ["wrap", "overlap"])
-@pytest.mark.parametrize("reference", ["mean", "first", "previous"])
+@pytest.mark.parametrize(
+    ("reference", "boundary"), [("mean", "wrap"), ("first", "overlap"), ("previous", "wrap")]
+)
 def test_devices_change_nothing(mesh, x64, boundary, reference):
     options = {"boundary": boundary, "verdict": False, "batch_size": 2}
     found = jaxchi2.register_stack(STACK, reference, 0.1, mesh=mesh, **options)
@@ -56,8 +57,7 @@ def test_devices_change_nothing(mesh, x64, boundary, reference):
 def test_any_number_of_devices_gives_the_same(x64):
     options = {"boundary": "wrap", "verdict": False}
     alone = jaxchi2.register_stack(STACK, SCENE, 0.1, **options)
-    for count in (1, 3):
-        same(jaxchi2.register_stack(STACK, SCENE, 0.1, mesh=mesh_of(count), **options), alone)
+    same(jaxchi2.register_stack(STACK, SCENE, 0.1, mesh=mesh_of(3), **options), alone)
 
 
 @pytest.mark.parametrize("kind", ["array", "mean"])
@@ -138,7 +138,7 @@ def test_two_processes(tmp_path, x64):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
     root = Path(__file__).parents[1]
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
     script = str(Path(__file__).parent / "two_processes.py")

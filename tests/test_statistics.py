@@ -285,7 +285,8 @@ def test_errors_cover_what_the_interpolant_cannot_know_at_edges(slope, contrast,
     pull, rms, _, reduced = judge_crops(slope, contrast, FEW)
     assert 0.85 < pull < 1.15
     assert rms < worst
-    assert 0.8 < reduced < 1.15
+    # More is counted than there is, by up to a third, the more the finer the scene is not.
+    assert 0.7 < reduced < 1.15
 
 
 @pytest.mark.parametrize(("slope", "contrast", "worst"), [(1.0, 5.0, 1.35), (2.0, 30.0, 1.25)])

@@ -195,8 +195,7 @@ def test_gradient_under_vmap_with_a_frame_that_fails():
     "options",
     [
         {"boundary": "wrap"},
-        {"boundary": "overlap", "reference_err": 0.8},
-        {"boundary": "overlap", "fit_gain": True, "fit_background": True},
+        {"boundary": "overlap", "reference_err": 0.8, "fit_gain": True, "fit_background": True},
     ],
     ids=lambda options: " ".join(options),
 )
