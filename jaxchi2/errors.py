@@ -27,8 +27,8 @@ from .terms import Chi2Terms
 
 MAX_STEPS = 40
 COARSEST = 0.1
-"""Largest last Newton step, in standard errors, of a level point that rounding does not let come to rest: what
-is left to go is of the order of its square."""
+"""Largest last Newton step, in standard errors, of a level point that rounding keeps from coming to rest.
+What is left to go is of the order of its square."""
 
 
 def delta_chi2(nsigma: ArrayLike, nfitted: int = 1) -> Array:

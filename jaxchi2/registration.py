@@ -187,8 +187,10 @@ class Registration(NamedTuple):
 
 
 def root(variance: Array) -> Array:
-    """Square root, with a derivative of zero at zero, where images are equal and errors are scaled by χ², and
-    where there is none."""
+    """Square root; with a derivative of zero where there is none, and at zero.
+
+    There images are equal and errors are scaled by χ².
+    """
     positive = variance > 0
     other = jnp.where(variance == 0, 0.0, jnp.nan)
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), other)
@@ -580,8 +582,8 @@ def _dof(terms: Chi2Terms) -> Array:
 def _has_large_errors(terms: Chi2Terms, chi2: Array, dof: Array, known_err: bool) -> Array:
     """Whether χ² says so, and the image is not its reference, as the first frame of a stack may be.
 
-    Of a noisy reference a part is filtered, and takes of χ² with it. What is counted beside the errors, for what
-    the interpolant cannot know, may be more than there is.
+    Of a noisy reference a part is filtered, and takes of χ² with it. What is counted beside the errors, for
+    what the interpolant cannot know, may be more than there is.
     """
     if not known_err or terms.pair.reference_err is not None:
         return jnp.zeros_like(terms.flat)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .layout import grid_minimum, grid_shifts, in_window, shift_at
+from .layout import MARGIN, grid_minimum, grid_shifts, in_window, shift_at
 from .minimum import Candidates, Minimum, best_pixel, stationary, value_gradient_hessian
 from .overlap import Correlation, log_left, score
 from .spectrum import along, contract, half_weights
@@ -67,8 +67,8 @@ class Posterior(NamedTuple):
 def separate_minima(terms: Chi2Terms, n: int) -> Candidates:
     """The n deepest local minima of the search grid besides the best, not yet refined.
 
-    A sample is one if it lies below all its neighbours, diagonal ones too. Samples next to the starting
-    point of the search belong to it.
+    A sample is one if it lies below all its neighbours, diagonal ones too. Samples near the starting point of
+    the search belong to it.
     """
     grid = lax.stop_gradient(terms.grid)
     ndim, over = grid.ndim, terms.oversample
@@ -87,11 +87,13 @@ def separate_minima(terms: Chi2Terms, n: int) -> Candidates:
     start = jnp.round((start_whole + start_fraction) * over).astype(jnp.int32)
     # What lies between the best score and where χ² led from there belongs to the start too.
     led = jnp.where(terms.settled, shift_at(_best_score(terms), grid.shape, over, terms.model), start)
+    # A settled minimum may lie as far as `MARGIN` from the whole shift that it is looked for at.
+    own = jnp.where(terms.settled, MARGIN, 1) * over
     near = jnp.ones((1,) * ndim, bool)
     for axis, length in enumerate(grid.shape):
         shift = jnp.asarray(grid_shifts(length, terms.model.window[axis], over)[0], jnp.int32)
         distance = (shift - start[axis] + length // 2) % length - length // 2
-        near = near & along(jnp.abs(distance) <= over + jnp.abs(led - start)[axis], axis, ndim)
+        near = near & along(jnp.abs(distance) <= own + jnp.abs(led - start)[axis], axis, ndim)
     values = jnp.where(lowest & ~near, in_window(grid, over, terms.pair, terms.model), jnp.inf)
     lowest_values, indices = smallest(values, n)
     picked = shift_at(indices, grid.shape, over, terms.model)
