@@ -505,7 +505,7 @@ def fit(
     ``Status.WRONG_BASIN``: less than half of the reference is in the image where it was put; not looked at
     with a gain to fit or a robust loss. Right fits of rigid motions, S/N 1 to 50, were not flagged, but for
     near-white scenes at S/N 50, too fine for a cubic spline. Of wrong ones 4 % and less were missed at S/N 10
-    and more, 9 % and less at S/N 3, and half at S/N 1, where noise hides what is left.
+    and more, 9 % and less at S/N 3, and up to 83 % at S/N 1, where noise hides what is left.
 
     Examples
     --------

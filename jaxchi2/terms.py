@@ -539,8 +539,9 @@ def _bound(side: ReferenceSide, image_spectrum: Array, shape: Shape) -> Array:
 
     That of a transform is a few ulp of the whole in every mode, and so enters by the roughness of the other.
     """
-    energy = _energy(image_spectrum, shape)
-    return jnp.sqrt(side.energy * _roughness(image_spectrum, shape)) + jnp.sqrt(energy * side.roughness)
+    here = jnp.sqrt(_energy(image_spectrum, shape)) * jnp.sqrt(side.roughness)
+    # The root of a product would overflow.
+    return here + jnp.sqrt(side.energy) * jnp.sqrt(_roughness(image_spectrum, shape))
 
 
 def _half_pixel_values(power: FourierSeries) -> Array:

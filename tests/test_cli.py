@@ -217,6 +217,20 @@ def test_status_flag_is_exit_status_one(capsys, tmp_path):
     assert (tmp_path / "a.png").exists()
 
 
+def test_min_overlap_bounds_the_search(capsys, tmp_path):
+    """Windows with a fifth of the frame in common."""
+    large = np.random.default_rng(0).normal(size=(90, 60))
+    np.save(tmp_path / "a.npy", large[:50, :40])
+    np.save(tmp_path / "b.npy", large[34:84, 8:48])
+    pair = tmp_path / "a.npy", tmp_path / "b.npy"
+    options = ("--err", 0.1, "--max-shift", "inf", "--json")
+    _, out, _ = run(capsys, "register", *pair, *options, "--min-overlap", 0.2)
+    np.testing.assert_allclose(json.loads(out)["shift"], (-34, -8), atol=1e-3)
+    code, out, _ = run(capsys, "register", *pair, *options, "--min-overlap", 0.5)
+    assert code == 1
+    assert json.loads(out)["shift"] != [-34, -8]
+
+
 @pytest.mark.usefixtures("calls")
 def test_json_has_null_for_nan(capsys):
     code, out, _ = run(capsys, "register", REFERENCE, IMAGE, "--json")
@@ -317,6 +331,7 @@ def test_help(capsys, arguments):
         (("register", REFERENCE, IMAGE, "--max-shift", "1", "2", "3"), "max_shift"),
         (("register", REFERENCE, IMAGE, "--max-shift", "wide"), "'wide'"),
         (("register", "--max-shift", "3", REFERENCE, IMAGE), "REF"),
+        (("register", REFERENCE, IMAGE, "--min-overlap", "0"), "min_overlap must be a number in (0, 1]"),
         (("register", REFERENCE, IMAGE, "--nsigma", "0"), "--nsigma"),
         (("register", REFERENCE, IMAGE, "--nsigma", "many"), "--nsigma"),
         (("register", REFERENCE, IMAGE, "--oversample", "3"), "--oversample"),

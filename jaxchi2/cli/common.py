@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..pair import BOUNDARIES
+from ..pair import BOUNDARIES, SMALL_OVERLAP, Boundary
 
 if TYPE_CHECKING:
     from ..io import LoadedImage
@@ -37,6 +37,13 @@ def add_registration_options(parser: argparse.ArgumentParser, image: str, refere
         help=f"what lies outside {reference}: nothing known, so that the overlap alone counts (overlap); "
         "itself, repeated (wrap) or mirrored (reflect); zero (fill, constant); its outermost pixels "
         "(nearest); default %(default)s",
+    )
+    parser.add_argument(
+        "--min-overlap",
+        metavar="SHARE",
+        type=float,
+        help="least overlap, as a share of the valid pixels of the smaller frame; "
+        f"default 0.25, or {SMALL_OVERLAP} with --max-shift",
     )
     parser.add_argument(
         "--fit-gain", action="store_true", help=f"fit the brightness of {image} relative to {reference}"
@@ -125,6 +132,12 @@ def load(path: str) -> LoadedImage:
     except Exception as error:
         # The decoders of damaged files raise what they like (zlib.error, struct.error, SyntaxError, ...).
         raise ValueError(f"cannot read {path!r}: {error}") from error
+
+
+def boundary(arguments: argparse.Namespace) -> str | Boundary:
+    """What ``--boundary`` and ``--min-overlap`` say."""
+    share = arguments.min_overlap
+    return arguments.boundary if share is None else Boundary(arguments.boundary, min_overlap=share)
 
 
 def max_shift(texts: Sequence[str] | None) -> float | tuple[float, ...] | None:

@@ -13,9 +13,11 @@ import numpy as np
 
 from ..io import known_format, write_image
 from ..outputs import Output, check_outputs, files_of, locked
+from ..pair import as_boundary
 from .common import (
     add_output_options,
     add_registration_options,
+    boundary,
     err_value,
     load,
     max_shift,
@@ -63,7 +65,9 @@ def add_demo(commands: Any) -> None:
     )
     add_output_options(parser, _PICTURE, default_plot="jaxchi2-demo.png")
     parser.add_argument("--no-plot", dest="plot", action="store_const", const=None, help="draw no picture")
-    parser.set_defaults(err=None, boundary="overlap", max_shift=None, nsigma=1.0, oversample=1, out=None)
+    parser.set_defaults(
+        err=None, boundary="overlap", min_overlap=None, max_shift=None, nsigma=1.0, oversample=1, out=None
+    )
     parser.set_defaults(fit_gain=False, fit_background=False, clip=None, run=run)
 
 
@@ -96,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
                 loaded._replace(data=loaded.data.astype(float)) for loaded in (reference, image)
             )
         options = {
-            "boundary": arguments.boundary,
+            "boundary": boundary(arguments),
             "fit_gain": arguments.fit_gain,
             "fit_background": arguments.fit_background,
             "clip": arguments.clip,
@@ -143,7 +147,8 @@ def _write_aligned(
     from ..checks import as_real_array
 
     pixels, shape = as_real_array(image.data, "image"), reference.data.shape
-    aligned = np.asarray(undo_shift(pixels, result.shift, shape, options["boundary"] == "wrap"))
+    periodic = as_boundary(options["boundary"]).name == "wrap"
+    aligned = np.asarray(undo_shift(pixels, result.shift, shape, periodic))
     with output.writing() as path:
         write_image(path, aligned, image.meta, shift=np.asarray(result.shift))
     return f"aligned    {output.given}"

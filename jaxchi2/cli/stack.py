@@ -14,6 +14,7 @@ import numpy as np
 from .common import (
     add_output_options,
     add_registration_options,
+    boundary,
     err_value,
     max_shift,
     picture_output,
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
                 resume=arguments.resume,
                 overwrite=arguments.overwrite,
                 progress=_progress(arguments),
-                boundary=arguments.boundary,
+                boundary=boundary(arguments),
                 fit_gain=arguments.fit_gain,
                 fit_background=arguments.fit_background,
                 clip=arguments.clip,
