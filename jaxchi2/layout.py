@@ -321,7 +321,8 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     variance = prepared.variance
     framed = here(jnp.ones_like(prepared.reference), outside=0.0) > 0
     reference, known = without_peaks(fill_smoothly(jnp.where(known, moved, 0.0), known), known, framed)
-    weights = jnp.where(known & eroded(~in_patches(known), MARGIN), padded(prepared.weights), 0.0)
+    counted = known & eroded(~in_patches(known), margins(frame))
+    weights = jnp.where(counted, padded(prepared.weights), 0.0)
     image, noise_share = jnp.where(weights > 0, padded(prepared.image), 0.0), jnp.ones_like(prepared.unit)
     if variance is None:
         missing = unknown_variance(reference, known)
@@ -460,12 +461,18 @@ def in_patches(known: Array) -> Array:
     return block
 
 
-def eroded(known: Array, margin: int, outside: str = "wrap") -> Array:
+def margins(frame: Shape) -> tuple[int, ...]:
+    """`MARGIN` along each axis, less where it would leave nothing."""
+    return tuple(MARGIN if n > 2 * MARGIN else 1 for n in frame)
+
+
+def eroded(known: Array, margin: int | tuple[int, ...], outside: str = "wrap") -> Array:
     """Whether all pixels within ``margin`` along every axis are known; ``outside`` as in ``jnp.pad``."""
-    for axis, length in enumerate(known.shape):
-        around = [(margin * (a == axis),) * 2 for a in range(known.ndim)]
+    sizes = (margin,) * known.ndim if isinstance(margin, int) else margin
+    for axis, (length, size) in enumerate(zip(known.shape, sizes, strict=True)):
+        around = [(size * (a == axis),) * 2 for a in range(known.ndim)]
         wide = jnp.pad(known, around, mode=outside)
-        steps = range(2 * margin + 1)
+        steps = range(2 * size + 1)
         known = reduce(jnp.logical_and, [lax.slice_in_dim(wide, k, k + length, axis=axis) for k in steps])
     return known
 

@@ -431,3 +431,15 @@ def test_clip_leaves_gaussian_noise_alone(x64):
         warnings.simplefilter("error")
         tight = register(reference, image, err, boundary="wrap", clip=1.5)
     assert tight.dof < 0.95 * clipped.dof
+
+
+@pytest.mark.parametrize("depth", [3, 4, 5])
+def test_a_volume_of_few_planes_has_an_answer(depth, dtype):
+    """The margin at the edges leaves something of the shortest axis."""
+    big, rng = scene((36, 40, 16), 2.0, seed=depth), np.random.default_rng(depth)
+    window = slice(8, 24), slice(8, 28), slice(5, 5 + depth)
+    for shift in ((2.0, 4.0, 1.0), (1.3, -2.6, 0.4)):
+        image = moved(big, shift)[window] + 0.1 * rng.normal(size=(16, 20, depth))
+        found = register(big[window].astype(dtype), image.astype(dtype), 0.1)
+        assert found.status == 0
+        assert np.all(np.abs(found.shift - np.array(shift)) < 5 * found.stderr)
