@@ -89,7 +89,10 @@ def _one_series(file: Any, label: str, chosen: dict[str, int], tifffile: Any) ->
         raise ValueError(f"{label}: there is no such position, P={position} of {len(found)}")
     series = found[position or 0]
     # With the axes of length one, so that they may be named too.
-    return series, series.get_axes(False), series.get_shape(False)
+    if hasattr(series, "get_axes"):  # Older tifffile.
+        return series, series.get_axes(False), series.get_shape(False)
+    whole = file.series(squeeze=False)[list(file.series).index(series)]
+    return series, whole.axes, whole.shape
 
 
 def _page_reader(file: Any, series: Any, selection: Selection) -> Callable[[int, int], Any]:
