@@ -321,18 +321,16 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     variance = prepared.variance
     framed = here(jnp.ones_like(prepared.reference), outside=0.0) > 0
     reference, known = without_peaks(fill_smoothly(jnp.where(known, moved, 0.0), known), known, framed)
-    counted = known & eroded(~in_patches(known), margins(frame))
-    weights = jnp.where(counted, padded(prepared.weights), 0.0)
-    image, noise_share = jnp.where(weights > 0, padded(prepared.image), 0.0), jnp.ones_like(prepared.unit)
+    inner = eroded(~in_patches(known), margins(frame))
+    given = jnp.where(known & inner, padded(prepared.weights), 0.0)
+    counted = given > 0
+    weights, image = given, jnp.where(counted, padded(prepared.image), 0.0)
     if variance is None:
         missing = unknown_variance(reference, known)
-        missing = missing * brightness(reference, image, weights, model)
-        counted = weights > 0
-        share = 1 / (1 + weights * missing)
-        weights = weights * share
-        noise_share = jnp.sum(share, where=counted) / jnp.maximum(jnp.sum(counted), 1)
+        weights = with_variance(given, missing * brightness(reference, image, given, model))
     elif variance.ndim:
         variance = here(variance, outside=0.0)
+    share = jnp.where(counted, weights / jnp.where(counted, given, 1.0), 0.0)
     return Layout(
         reference=reference,
         image=image,
@@ -344,7 +342,7 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
         score=score,
         correlation=correlation,
         frames=(spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)),
-        noise_share=noise_share,
+        noise_share=jnp.sum(share) / jnp.maximum(jnp.sum(counted), 1),
     )
 
 

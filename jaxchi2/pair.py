@@ -35,8 +35,8 @@ from .checks import (
 )
 from .spectrum import Shape
 
-SMALL_OVERLAP = 0.02
-"""Least overlap where ``max_shift`` is given: enough pixels to tell chance from a match."""
+MIN_OVERLAP, SMALL_OVERLAP = 0.25, 0.02
+"""Least overlap, and that where ``max_shift`` is given: enough pixels to tell chance from a match."""
 BOUNDARIES = ("wrap", "fill", "constant", "reflect", "nearest", "overlap")
 Window = tuple[tuple[float, float], ...]
 
@@ -56,7 +56,7 @@ class Boundary:
     """Value outside the frame for "constant" and "fill", in the units of the images."""
     min_overlap: float | None = None
     """Least overlap for "overlap" and masks, as a fraction of the valid pixels of the image with fewer. None:
-    0.25, or `SMALL_OVERLAP` where ``max_shift`` says how far to look."""
+    `MIN_OVERLAP`, or `SMALL_OVERLAP` where ``max_shift`` says how far to look."""
 
     def __post_init__(self) -> None:
         choice(self.name, "name of a boundary", BOUNDARIES)
@@ -274,7 +274,7 @@ def check_model(
     else:
         window = tuple((-n / 2, n / 2) for n in shape)
     if boundary.min_overlap is None:
-        boundary = replace(boundary, min_overlap=0.25 if limits is None else SMALL_OVERLAP)
+        boundary = replace(boundary, min_overlap=MIN_OVERLAP if limits is None else SMALL_OVERLAP)
     return Model(
         boundary=boundary,
         gain=gain,

@@ -187,9 +187,9 @@ class Registration(NamedTuple):
 
 
 def root(variance: Array) -> Array:
-    """Square root; with a derivative of zero where there is none, and at zero.
+    """Square root, with a derivative of zero at zero and where there is no root.
 
-    There images are equal and errors are scaled by χ².
+    The variance is zero where images are equal and errors are scaled by χ².
     """
     positive = variance > 0
     other = jnp.where(variance == 0, 0.0, jnp.nan)

@@ -79,9 +79,8 @@ from .taylor import multiply, reciprocal
         "weights",
         "n_valid",
         "amplitude",
-        "contrast",
-        "scatter",
         "roughness",
+        "contrast",
         "flat",
         "settled",
         "correlation",
@@ -123,12 +122,10 @@ class Chi2Terms:
     """Number of pixels with a weight, a scalar integer."""
     amplitude: Array
     """``√(Σ M² Σ w D²)``, what bounds the correlation: its rounding is a few ulp of this."""
-    contrast: Array
-    """``Σ w (D − D̄)²`` with the weighted mean D̄."""
-    scatter: Array
-    """Mean over all shifts of ``(cross / 2)²``: how large chance makes the correlation."""
     roughness: Array
     """The same for its second derivative along each axis, shape ``(D,)``."""
+    contrast: Array
+    """``Σ w (D − D̄)²`` with the weighted mean D̄."""
     flat: Array
     """Whether an image is constant to rounding, or along a free axis. Weights that differ give χ² a minimum
     even so."""
@@ -413,7 +410,7 @@ def _unweighted(spectrum: Array, energy: Array, shape: Shape, unit: Array, pedes
         power=replace(power, spectrum=power.spectrum.at[(0,) * len(shape)].add(energy * prod(power.grid))),
         total_spectrum=None,
         mass=jnp.full_like(energy, prod(shape)),
-        roughness=_roughness(spectrum, shape),
+        roughness=_energies(spectrum, shape)[1],
         unit=unit,
         pedestal=pedestal,
     )
@@ -464,7 +461,6 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         n_valid=jnp.full_like(image_energy, prod(shape), dtype=jnp.int32),
         amplitude=jnp.sqrt(side.energy) * jnp.sqrt(image_energy),
         contrast=image_energy - image_spectrum.reshape(-1)[0].real ** 2 / prod(shape),
-        scatter=_energy(cross.spectrum, shape) / (4 * prod(shape)),
         roughness=_bound(side, image_spectrum, shape),
         flat=jnp.zeros_like(image_energy, dtype=bool),
         settled=jnp.zeros_like(image_energy, dtype=bool),
@@ -522,8 +518,8 @@ def _energy(spectrum: Array, shape: Shape) -> Array:
     return jnp.sum(jnp.dot(power, weights, precision=lax.Precision.HIGHEST)) / prod(shape)
 
 
-def _roughness(spectrum: Array, shape: Shape) -> Array:
-    """Energy of the second derivative along each axis, shape ``(D,)``."""
+def _energies(spectrum: Array, shape: Shape) -> tuple[Array, Array]:
+    """`_energy`, and that of the second derivative along each axis, shape ``(D,)``."""
     power = spectrum.real**2 + spectrum.imag**2
     columns = [
         np.stack([np.ones(m), (2 * np.pi * harmonics(n)[:m] / n) ** 4], axis=1)
@@ -531,7 +527,7 @@ def _roughness(spectrum: Array, shape: Shape) -> Array:
     ]
     columns[-1] *= half_weights(shape[-1])[:, None]
     sums = contract(power, [jnp.asarray(c, power.dtype) for c in columns]) / prod(shape)
-    return sums[tuple(np.eye(len(shape), dtype=int))]
+    return sums[(0,) * len(shape)], sums[tuple(np.eye(len(shape), dtype=int))]
 
 
 def _bound(side: ReferenceSide, image_spectrum: Array, shape: Shape) -> Array:
@@ -539,9 +535,9 @@ def _bound(side: ReferenceSide, image_spectrum: Array, shape: Shape) -> Array:
 
     That of a transform is a few ulp of the whole in every mode, and so enters by the roughness of the other.
     """
-    here = jnp.sqrt(_energy(image_spectrum, shape)) * jnp.sqrt(side.roughness)
+    energy, roughness = _energies(image_spectrum, shape)
     # The root of a product would overflow.
-    return here + jnp.sqrt(side.energy) * jnp.sqrt(_roughness(image_spectrum, shape))
+    return jnp.sqrt(energy) * jnp.sqrt(side.roughness) + jnp.sqrt(side.energy) * jnp.sqrt(roughness)
 
 
 def _half_pixel_values(power: FourierSeries) -> Array:
@@ -561,7 +557,7 @@ def weighted_side(layout: Layout, prepared: Prepared, model: Model) -> Reference
         power=correlated_square(layout.reference, spectrum, layout.weights, weight_spectrum),
         total_spectrum=conj_product(spectrum, weight_spectrum) if model.background else None,
         mass=jnp.sum(layout.weights),
-        roughness=_roughness(spectrum, layout.reference.shape),
+        roughness=_energies(spectrum, layout.reference.shape)[1],
         unit=prepared.unit,
         pedestal=prepared.pedestal,
     )
@@ -620,7 +616,7 @@ def is_shareable(shared: SharedReference, pair: Pair) -> Array:
 
 def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, model: Model) -> Chi2Terms:
     image, weights = layout.image, layout.weights
-    shape, size, frame = layout.reference.shape, layout.reference.size, pair.image.shape
+    shape, frame = layout.reference.shape, pair.image.shape
     mass = side.mass
     shared = jnp.zeros_like(mass)
     if model.background:
@@ -646,7 +642,6 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
         n_valid=jnp.sum(weights > 0, dtype=jnp.int32),
         amplitude=jnp.sqrt(side.energy) * jnp.sqrt(constant),
         contrast=constant - jnp.sum(weights * image) ** 2 / jnp.where(mass > 0, mass, 1.0),
-        scatter=_energy(cross.spectrum, shape) / (4 * size),
         roughness=_bound(side, image_spectrum, shape),
         flat=flat,
         settled=layout.settled,

@@ -91,7 +91,7 @@ def _one_series(file: Any, label: str, chosen: dict[str, int], tifffile: Any) ->
     # With the axes of length one, so that they may be named too.
     if hasattr(series, "get_axes"):  # Older tifffile.
         return series, series.get_axes(False), series.get_shape(False)
-    whole = file.series(squeeze=False)[list(file.series).index(series)]
+    whole = file.series(squeeze=False)[file.series.index(series)]
     return series, whole.axes, whole.shape
 
 

@@ -285,7 +285,7 @@ def test_errors_cover_what_the_interpolant_cannot_know_at_edges(slope, contrast,
     pull, rms, _, reduced = judge_crops(slope, contrast, FEW)
     assert 0.85 < pull < 1.15
     assert rms < worst
-    # More is counted than there is, by up to a third, the more the finer the scene is not.
+    # More may be counted than there is, by up to a third.
     assert 0.7 < reduced < 1.15
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..pair import BOUNDARIES, SMALL_OVERLAP, Boundary
+from ..pair import BOUNDARIES, MIN_OVERLAP, SMALL_OVERLAP, Boundary
 
 if TYPE_CHECKING:
     from ..io import LoadedImage
@@ -43,7 +43,7 @@ def add_registration_options(parser: argparse.ArgumentParser, image: str, refere
         metavar="SHARE",
         type=float,
         help="least overlap, as a share of the valid pixels of the smaller frame; "
-        f"default 0.25, or {SMALL_OVERLAP} with --max-shift",
+        f"default {MIN_OVERLAP}, or {SMALL_OVERLAP} with --max-shift",
     )
     parser.add_argument(
         "--fit-gain", action="store_true", help=f"fit the brightness of {image} relative to {reference}"
