@@ -114,6 +114,8 @@ class Layout(NamedTuple):
     """What the score is made of."""
     frames: tuple[Spread, Spread]
     """Reference and image as they were before pixels were left out."""
+    common: tuple[Spread, Spread]
+    """The same over the pixels that count at this origin."""
     noise_share: Array
     """Mean share of the errors as given in the variance of the pixels that count."""
 
@@ -187,6 +189,7 @@ def lay_out(prepared: Prepared, pair: Pair, model: Model) -> Layout:
 def as_it_is(prepared: Prepared) -> Layout:
     """The layout of a periodic pair whose reference is known everywhere."""
     ndim = prepared.image.ndim
+    frames = spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)
     return Layout(
         prepared.reference,
         prepared.image,
@@ -201,7 +204,8 @@ def as_it_is(prepared: Prepared) -> Layout:
             number=jnp.zeros_like(prepared.reference),
             rounding=jnp.ones_like(prepared.unit),
         ),
-        frames=(spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)),
+        frames=frames,
+        common=frames,
         noise_share=jnp.ones_like(prepared.unit),
     )
 
@@ -342,6 +346,7 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
         score=score,
         correlation=correlation,
         frames=(spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)),
+        common=(spread_of(reference, counted), spread_of(image, given)),
         noise_share=jnp.sum(share) / jnp.maximum(jnp.sum(counted), 1),
     )
 

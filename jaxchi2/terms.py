@@ -85,6 +85,7 @@ from .taylor import multiply, reciprocal
         "settled",
         "correlation",
         "frames",
+        "common",
         "noise_share",
         "scale",
         "offsets",
@@ -135,6 +136,8 @@ class Chi2Terms:
     """Of the frames at each whole shift of the search grid, where their overlap may depend on the shift."""
     frames: tuple[Spread, Spread] | None
     """How the values of reference and image differ in all of their frames, where not all may count."""
+    common: tuple[Spread, Spread] | None
+    """The same over the pixels that count."""
     noise_share: Array
     """Mean share of the errors as given in the variance of the pixels that count."""
     scale: Array
@@ -466,6 +469,7 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         settled=jnp.zeros_like(image_energy, dtype=bool),
         correlation=None,
         frames=None,
+        common=None,
         noise_share=jnp.ones_like(image_energy),
         scale=side.unit,
         offsets=(side.pedestal, pedestal),
@@ -647,6 +651,7 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
         settled=layout.settled,
         correlation=layout.correlation,
         frames=layout.frames,
+        common=layout.common,
         noise_share=layout.noise_share,
         scale=side.unit,
         offsets=(side.pedestal, side.pedestal + shared * side.unit),

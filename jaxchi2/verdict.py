@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial, reduce
-from math import log
+from math import log, sqrt
 from typing import NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .layout import MARGIN, grid_minimum, grid_shifts, in_window, shift_at
+from .layout import MARGIN, Spread, grid_minimum, grid_shifts, in_window, shift_at
 from .minimum import Candidates, Minimum, best_pixel, stationary, value_gradient_hessian
 from .overlap import Correlation, log_left, score
 from .spectrum import along, contract, half_weights
@@ -26,6 +26,10 @@ OPPOSITE = 50.0
 """Score by which an inverted image has to match better than the image itself."""
 SINGLE = 0.02
 """Weight of the chance that a single source in either frame is another of like brightness."""
+BOX = 2
+"""Reach of the box of pixels that a compact source is seen in."""
+SEEN = 5.0
+"""Signal, in noises, of a source that counts."""
 LIKE = 0.03
 """Chance that a source has its like, in place and brightness, in an unrelated image of few."""
 
@@ -286,7 +290,7 @@ def evidence(terms: Chi2Terms, whole: Array, fraction: Array) -> Evidence:
     unexplained = jnp.log(jnp.clip(total(m * r) / total(m * d), 4 * eps, 1.0))
     news = -few * unexplained
     if terms.frames is not None:
-        alone = _log_chance_of_few(terms, model, (explained, energy, left), few, sparse, unexplained)
+        alone = _log_chance_of_few(terms, (model, residual, data), few, sparse, unexplained)
         log_chance = jnp.logaddexp(log_chance, jnp.where(terms.settled, alone, -jnp.inf))
     return Evidence(nu / number, jnp.minimum(log_chance, 0.0), news)
 
@@ -318,12 +322,7 @@ def is_unequal(terms: Chi2Terms, whole: Array, fraction: Array, least: float) ->
 
 
 def _log_chance_of_few(
-    terms: Chi2Terms,
-    model: Array,
-    energies: tuple[Array, Array, Array],
-    few: Array,
-    sparse: Array,
-    unexplained: Array,
+    terms: Chi2Terms, match: tuple[Array, Array, Array], few: Array, sparse: Array, unexplained: Array
 ) -> Array:
     """Logarithm of the probability that a few sources have their like in a small overlap by chance.
 
@@ -332,17 +331,23 @@ def _log_chance_of_few(
     agrees with one other to the share of it that is unexplained, and each further one has `LIKE`.
     """
     assert terms.frames is not None
-    explained, energy, left = energies
-    number = jnp.maximum(terms.n_valid, 1).astype(energy.dtype)
-    tiny = jnp.finfo(energy.dtype).tiny
-    reference, image = terms.frames
-    noise = left / number
+    assert terms.common is not None
+    tiny = jnp.finfo(unexplained.dtype).tiny
+    number = jnp.maximum(terms.n_valid, 1).astype(unexplained.dtype)
+    model, residual, data = match
+    left = jnp.sum(residual**2)
+    reference, image = terms.common
+    noise = left / jnp.maximum(jnp.sum(data**2), tiny) * image.energy / number
     # Noise of the reference is not known here; at most it is the half of what there is.
-    own = jnp.minimum(noise, explained / (2 * number))
-    first = (reference.energy - reference.number * own) / (explained - number * own + tiny)
-    second = (image.energy - image.number * noise) / jnp.maximum(energy - left, tiny)
-    places = jnp.maximum(first, 1.0) * jnp.maximum(second, 1.0) - 1
-    sources = jnp.maximum(_sources(model, 5 * jnp.sqrt(noise)), 1.0)
+    own = jnp.minimum(noise, reference.energy / (2 * number))
+
+    def beyond(frame: Spread, common: Spread, noise: Array) -> Array:
+        """How much more of a scene is in a frame than in the overlap."""
+        inside = jnp.maximum(common.energy - number * noise, tiny)
+        return jnp.maximum((frame.energy - frame.number * noise) / inside, 1.0)
+
+    places = beyond(terms.frames[0], reference, own) * beyond(terms.frames[1], image, noise) - 1
+    sources = jnp.maximum(_sources(model, data, left / number), 1.0)
     # The shift was chosen to make as many details agree as it has components.
     details = jnp.maximum(few - model.ndim, 0.0) * unexplained
     # A source says one thing, its brightness, in many modes.
@@ -350,12 +355,30 @@ def _log_chance_of_few(
     return jnp.log(places + SINGLE) + jnp.minimum(details, single + 2 * log(LIKE) * (sources - 1)) / 2
 
 
-def _sources(model: Array, level: Array) -> Array:
-    """Extremes of a model, above a level and two pixels around."""
-    size = highest = jnp.abs(model)
+def _sources(model: Array, data: Array, noise: Array) -> Array:
+    """Number of compact sources of the model that the image has too, at a signal of `SEEN` noises.
+
+    A source is the brightest box of `2 BOX + 1` pixels around, and twice as bright as what surrounds it: an
+    extended one says no more than a single one, however many maxima it has.
+    """
+    tiny = jnp.finfo(model.dtype).tiny
+    power, product = _box_mean(model**2, BOX), _box_mean(model * data, BOX)
+    size = (2 * BOX + 1) ** model.ndim
+    seen = product * sqrt(size) > SEEN * jnp.sqrt(jnp.maximum(power, tiny) * noise)
+    highest = power
     for axis in range(model.ndim):
-        highest = reduce(jnp.maximum, [jnp.roll(highest, k, axis) for k in (-2, -1, 0, 1, 2)])
-    return jnp.sum((size > level) & (size == highest), dtype=model.dtype)
+        highest = reduce(jnp.maximum, [jnp.roll(highest, k, axis) for k in range(-2 * BOX, 2 * BOX + 1)])
+    compact = power > 2 * _box_mean(model**2, 3 * BOX)
+    return jnp.sum(seen & compact & (power == highest), dtype=model.dtype)
+
+
+def _box_mean(x: Array, reach: int) -> Array:
+    """Mean over boxes of ``2 reach + 1`` samples, periodic."""
+    for axis, length in enumerate(x.shape):
+        reach_here = min(reach, (length - 1) // 2)
+        steps = range(-reach_here, reach_here + 1)
+        x = reduce(jnp.add, [jnp.roll(x, k, axis) for k in steps]) / len(steps)
+    return x
 
 
 def power_spectrum(x: Array) -> Array:
