@@ -4,7 +4,8 @@
 
 Windows of random scenes: Gaussian fields of unit variance and amplitude ``k^−slope``, and fields of so many
 stars on average, their median peak one; moved by up to a tenth of the frame, with white noise from far below
-detection's limit to beyond it. The calls are the default ones: noise, gain and background are not told.
+detection's limit to beyond it. With noise in the image alone the calls are the default ones, which are told
+nothing; noise in both images is declared, ``err=noise, reference_err=noise``.
 
 Printed are the share of pairs found, beside scikit-image's unnormalised correlation and DIPlib's; of those
 found the share that a flag casts doubt on, and of those not found the share without a flag; how often the
@@ -63,6 +64,8 @@ class Options(NamedTuple):
     """Of `register`."""
 
     boundary: str
+    both: bool = False
+    """Whether the noise of both images is declared."""
     max_shift: float | None = None
 
 
@@ -109,12 +112,16 @@ def pairs(kind: str, noise: float, both: bool, wrap: bool, count: int, n: int, r
 
 @cache
 def program(options: Options) -> Callable:
-    return jax.jit(partial(jax.lax.map, lambda pair: jaxchi2.register(*pair, **options._asdict())))
+    def one(pair: tuple, noise: float) -> jaxchi2.Registration:
+        errors = {"err": noise, "reference_err": noise} if options.both else {}
+        return jaxchi2.register(*pair, **errors, boundary=options.boundary, max_shift=options.max_shift)
+
+    return jax.jit(lambda pairs, noise: jax.lax.map(partial(one, noise=noise), pairs))
 
 
-def register_all(data: Pairs, options: Options) -> jaxchi2.Registration:
+def register_all(data: Pairs, options: Options, noise: float) -> jaxchi2.Registration:
     sent = tuple(np.asarray(x, np.float32) for x in (data.reference, data.image))
-    return jax.tree.map(np.asarray, program(options)(sent))
+    return jax.tree.map(np.asarray, program(options)(sent, noise))
 
 
 def peers(data: Pairs) -> dict[str, np.ndarray]:
@@ -163,11 +170,11 @@ def detect(wrap: bool, both: bool, count: int, n: int) -> tuple[Curves, dict[str
         seen = np.all(data.bound < 0.1 * n, axis=1)
         if seen.sum() < 20:
             continue
-        found = register_all(data, Options(boundary))
+        found = register_all(data, Options(boundary, both), noise)
         near, second = (is_near(data, x) for x in (found.shift, found.runner_up.shift))
         answers = {
             "jaxchi2": found.shift,
-            "jaxchi2, max_shift": register_all(data, Options(boundary, 0.125 * n)).shift,
+            "jaxchi2, max_shift": register_all(data, Options(boundary, both, 0.125 * n), noise).shift,
             **peers(data),
         }
         shares = {name: float(np.mean(is_near(data, answers[name])[seen])) for name in names}
@@ -203,7 +210,7 @@ def print_unrelated(wrap: bool, count: int, n: int) -> None:
     table("unrelated scenes", "noise", "status 0", *(f"chance < {level}" for level in CHANCES))
     for kind, noise in product(FIELDS + STARS, (0.05, 1.0)):
         data = pairs(kind, noise, False, wrap, count, n, related=False)
-        found = register_all(data, Options("wrap" if wrap else "overlap"))
+        found = register_all(data, Options("wrap" if wrap else "overlap"), noise)
         every = np.ones(count, bool)
         shares = [share(found.chance < level, every) for level in CHANCES]
         row(kind, noise, share(found.status == 0, every), *shares)

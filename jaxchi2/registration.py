@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jax.scipy.special import ndtr
 from jax.typing import ArrayLike
 
+from .chance import evidence
 from .checks import flag, is_traced, positive, real_number
 from .errors import covariance_of, extremes, interval_points
 from .layout import MARGIN
@@ -21,7 +22,7 @@ from .minimum import Minimum, find_minima, find_minimum, is_positive_definite, w
 from .pair import ANYWHERE, Boundary, Model, Pair, Search, check
 from .sharding import any_sharding
 from .terms import Chi2Terms, is_quick, weighted_terms, with_terms
-from .verdict import RunnerUp, evidence, is_unequal, runner_up, separate_minima
+from .verdict import RunnerUp, is_unequal, runner_up, separate_minima
 
 CLIP_ROUNDS = 3
 

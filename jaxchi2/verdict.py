@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial, reduce
-from math import log, sqrt
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .layout import MARGIN, Spread, grid_minimum, grid_shifts, in_window, shift_at
+from .chance import Evidence
+from .layout import MARGIN, grid_minimum, grid_shifts, in_window, shift_at
 from .minimum import Candidates, Minimum, best_pixel, stationary, value_gradient_hessian
 from .overlap import Correlation, log_left, score
-from .spectrum import along, contract, half_weights
+from .spectrum import along, contract
 from .terms import Chi2Terms
 
 REACH = 4
@@ -24,14 +24,6 @@ BETWEEN = 9
 """Places per pixel where it is."""
 OPPOSITE = 50.0
 """Score by which an inverted image has to match better than the image itself."""
-SINGLE = 0.02
-"""Weight of the chance that a single source in either frame is another of like brightness."""
-BOX = 2
-"""Reach of the box of pixels that a compact source is seen in."""
-SEEN = 5.0
-"""Signal, in noises, of a source that counts."""
-LIKE = 0.03
-"""Chance that a source has its like, in place and brightness, in an unrelated image of few."""
 
 
 class Peaks(NamedTuple):
@@ -231,70 +223,6 @@ def _rounding(terms: Chi2Terms) -> Array:
     return 16 * jnp.finfo(largest.dtype).eps * largest
 
 
-class Evidence(NamedTuple):
-    """What the residuals at a minimum say about the match."""
-
-    share: Array
-    """Independent residuals, over their number."""
-    log_chance: Array
-    """Logarithm of the probability that unrelated images match as well at some shift of the window."""
-    news: Array
-    """−2 times the logarithm of that for the details of the reference at one shift, without the noise's."""
-
-
-def evidence(terms: Chi2Terms, whole: Array, fraction: Array) -> Evidence:
-    """How many independent residuals a match has, and how likely chance makes one as good.
-
-    Of unrelated images the correlation coefficient r exceeds a value with a probability of at most
-    ``(1 − r²)^((ν − 1)/2) / 2``, with ν the number of independent terms of ``Σ m r``, m the reference and
-    r the residual there: the sum of their power spectra's products says how large chance makes it. The
-    residuals of a match are the noise, and ν the number of pixels; those of a wrong match hold the scene.
-    A sum over a few sources that one of them dominates has fewer terms still, as the kurtosis tells.
-    """
-    model, residual, data = terms.match(whole, fraction)
-    # How much chance explains is a matter of the best gain and background, whatever is held.
-    number = jnp.maximum(terms.n_valid, 1).astype(terms.constant.dtype)
-    tiny = jnp.finfo(number.dtype).tiny
-    m, r, d = (power_spectrum(x) for x in (model, residual, data))
-
-    def total(x: Array) -> Array:
-        """Over all modes."""
-        columns = half_weights(terms.shape[-1]).astype(x.dtype)
-        return jnp.maximum(jnp.sum(jnp.dot(x, columns, precision=lax.Precision.HIGHEST)), tiny)
-
-    size = float(np.prod(terms.shape))
-    energy, left, explained = (jnp.sum(x**2) for x in (data, residual, model))
-
-    def independent(x: Array) -> Array:
-        """Share of the terms of ``Σ m x`` that are independent of each other, from the spectra."""
-        return jnp.clip(total(m) * total(x) / total(m * x) / size, 1 / number, 1.0)
-
-    def excess(x: Array, energy: Array) -> Array:
-        return jnp.maximum(number * jnp.sum(x**4) / jnp.maximum(energy, tiny) ** 2 - 3, 0.0)
-
-    sparse = excess(model, explained)
-    nu = number * independent(r) / (1 + jnp.sqrt(sparse * excess(residual, left)) / 2)
-    eps = jnp.finfo(number.dtype).eps
-    cross = jnp.maximum(jnp.sum(model * data), 0.0)
-    coefficient = cross / (jnp.sqrt(jnp.maximum(explained, tiny)) * jnp.sqrt(jnp.maximum(energy, tiny)))
-    ratio = jnp.clip((1 - coefficient) * (1 + coefficient), 4 * eps, 1.0)
-    single = log(0.5) + (nu - 1) / 2 * jnp.log(ratio)
-    shifts = 1.0
-    for axis, length in enumerate(terms.grid.shape):
-        inside = grid_shifts(length, terms.model.window[axis], terms.oversample)[1]
-        shifts *= int(inside.sum()) / terms.oversample if terms.model.free[axis] else 1
-    trials = jnp.maximum(shifts * independent(d), 1.0)
-    log_chance = jnp.log(trials) + single
-    # What agrees are some details of the reference, to the share of the image that is unexplained in them.
-    few = number * independent(m) / (1 + sparse / 2)
-    unexplained = jnp.log(jnp.clip(total(m * r) / total(m * d), 4 * eps, 1.0))
-    news = -few * unexplained
-    if terms.frames is not None:
-        alone = _log_chance_of_few(terms, (model, residual, data), few, sparse, unexplained)
-        log_chance = jnp.logaddexp(log_chance, jnp.where(terms.settled, alone, -jnp.inf))
-    return Evidence(nu / number, jnp.minimum(log_chance, 0.0), news)
-
-
 def is_unequal(terms: Chi2Terms, whole: Array, fraction: Array, least: float) -> Array:
     """Whether a gain or a background that is held makes χ² ``least`` times larger, or a gain is negative.
 
@@ -319,72 +247,6 @@ def is_unequal(terms: Chi2Terms, whole: Array, fraction: Array, least: float) ->
         opposite, alike = (jnp.min(score(terms.correlation._replace(coefficient=x))) for x in (-r, r))
         result |= terms.settled & (opposite < least * alike) & (opposite < alike - OPPOSITE)
     return result
-
-
-def _log_chance_of_few(
-    terms: Chi2Terms, match: tuple[Array, Array, Array], few: Array, sparse: Array, unexplained: Array
-) -> Array:
-    """Logarithm of the probability that a few sources have their like in a small overlap by chance.
-
-    Nothing disagrees there, and the residuals are the noise. The more of the frames' energy is elsewhere, the
-    more such places there are: ``E₁ E₂ / (e₁ e₂) − 1`` of them, with e inside and E in all, where one source
-    agrees with one other to the share of it that is unexplained, and each further one has `LIKE`.
-    """
-    assert terms.frames is not None
-    assert terms.common is not None
-    tiny = jnp.finfo(unexplained.dtype).tiny
-    number = jnp.maximum(terms.n_valid, 1).astype(unexplained.dtype)
-    model, residual, data = match
-    left = jnp.sum(residual**2)
-    reference, image = terms.common
-    noise = left / jnp.maximum(jnp.sum(data**2), tiny) * image.energy / number
-    # Noise of the reference is not known here; at most it is the half of what there is.
-    own = jnp.minimum(noise, reference.energy / (2 * number))
-
-    def beyond(frame: Spread, common: Spread, noise: Array) -> Array:
-        """How much more of a scene is in a frame than in the overlap."""
-        inside = jnp.maximum(common.energy - number * noise, tiny)
-        return jnp.maximum((frame.energy - frame.number * noise) / inside, 1.0)
-
-    places = beyond(terms.frames[0], reference, own) * beyond(terms.frames[1], image, noise) - 1
-    sources = jnp.maximum(_sources(model, data, left / number), 1.0)
-    # The shift was chosen to make as many details agree as it has components.
-    details = jnp.maximum(few - model.ndim, 0.0) * unexplained
-    # A source says one thing, its brightness, in many modes.
-    single = unexplained - jnp.log1p(sparse / 2)
-    return jnp.log(places + SINGLE) + jnp.minimum(details, single + 2 * log(LIKE) * (sources - 1)) / 2
-
-
-def _sources(model: Array, data: Array, noise: Array) -> Array:
-    """Number of compact sources of the model that the image has too, at a signal of `SEEN` noises.
-
-    A source is the brightest box of `2 BOX + 1` pixels around, and twice as bright as what surrounds it: an
-    extended one says no more than a single one, however many maxima it has.
-    """
-    tiny = jnp.finfo(model.dtype).tiny
-    power, product = _box_mean(model**2, BOX), _box_mean(model * data, BOX)
-    size = (2 * BOX + 1) ** model.ndim
-    seen = product * sqrt(size) > SEEN * jnp.sqrt(jnp.maximum(power, tiny) * noise)
-    highest = power
-    for axis in range(model.ndim):
-        highest = reduce(jnp.maximum, [jnp.roll(highest, k, axis) for k in range(-2 * BOX, 2 * BOX + 1)])
-    compact = power > 2 * _box_mean(model**2, 3 * BOX)
-    return jnp.sum(seen & compact & (power == highest), dtype=model.dtype)
-
-
-def _box_mean(x: Array, reach: int) -> Array:
-    """Mean over boxes of ``2 reach + 1`` samples, periodic."""
-    for axis, length in enumerate(x.shape):
-        reach_here = min(reach, (length - 1) // 2)
-        steps = range(-reach_here, reach_here + 1)
-        x = reduce(jnp.add, [jnp.roll(x, k, axis) for k in steps]) / len(steps)
-    return x
-
-
-def power_spectrum(x: Array) -> Array:
-    """Power of every mode of the half plane."""
-    spectrum = jnp.fft.rfftn(x)
-    return spectrum.real**2 + spectrum.imag**2
 
 
 def posterior(terms: Chi2Terms, temperature: Array) -> Posterior:

@@ -1,0 +1,226 @@
+"""How likely chance makes unrelated images match as well as these two do.
+
+Three ways lead to a good match by chance, and the answer is the likeliest of the first and the less likely of
+the others. Many details: the correlation coefficient of two random fields is large at some shift. Few
+details: a smooth scene, or a small overlap, has so little in it that some place of the other is like it. One
+source: a star is like another.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from math import log, sqrt
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from .layout import Spread, grid_shifts
+from .spectrum import contract, half_weights
+from .terms import Chi2Terms
+
+SINGLE = 0.02
+"""Weight of the chance that a single source in either frame is another of like brightness."""
+LIKE = 0.03
+"""Chance that a source has its like, in place and brightness, in an unrelated image of few."""
+BOX = 2
+"""Reach of the box of pixels that a compact source is seen in."""
+SEEN = 5.0
+"""Signal, in noises, of a source that counts."""
+
+
+class Evidence(NamedTuple):
+    """What the residuals at a minimum say about the match."""
+
+    share: Array
+    """Independent residuals, over their number."""
+    log_chance: Array
+    """Logarithm of the probability that unrelated images match as well at some shift of the window."""
+    news: Array
+    """−2 times the logarithm of that for the details of the reference at one shift, without the noise's."""
+
+
+class _Match(NamedTuple):
+    """Pixels in units of the errors, about their means, and how they differ."""
+
+    model: Array
+    residual: Array
+    data: Array
+    number: Array
+    """Pixels that count."""
+    sparse: Array
+    """Excess kurtosis of the model, of few sources one over the share of the pixels that they cover."""
+    dependent: Array
+    """How many times fewer terms than modes the sum of model times residual has, for few sources."""
+
+
+class _Spectra(NamedTuple):
+    """Sums over octaves of the power spectra of model, residual and data, and of their products."""
+
+    m: Array
+    r: Array
+    d: Array
+    mm: Array
+    mr: Array
+    md: Array
+
+
+def evidence(terms: Chi2Terms, whole: Array, fraction: Array) -> Evidence:
+    """How many independent residuals a match has, and how likely chance makes one as good."""
+    match = _match(terms, whole, fraction)
+    octaves = _spectra(match, terms.shape)
+    every = _Spectra(*(jnp.sum(x) for x in octaves))
+    size = float(np.prod(terms.shape))
+    of_residual, of_data, of_model = (
+        jnp.clip(every.m * x / product / size, 1 / match.number, 1.0)
+        for x, product in ((every.r, every.mr), (every.d, every.md), (every.m, every.mm))
+    )
+    share = of_residual / match.dependent
+    trials = jnp.log(jnp.maximum(_shifts(terms) * of_data, 1.0))
+    nu = match.number * jnp.sqrt(share * of_data / match.dependent)
+    many = trials + _log_correlated(match, nu)
+    # Weights and the edges of a frame make detail in every octave of what has none.
+    by_detail = octaves if terms.weights is None else _Spectra(*(x[None] for x in every))
+    few = _log_few(match, by_detail, match.number / size)
+    single = _log_single(match, every)
+    places = jnp.where(terms.settled, _places(terms, match), 0.0)
+    few += jnp.where(terms.settled, jnp.log(places + SINGLE), trials)
+    # Of a whole period a smooth scene may be one wave, which is like every other.
+    common = jnp.where(terms.settled, SINGLE, jnp.maximum(SINGLE, 1 / (1 + match.sparse)))
+    single += jnp.log(places + common)
+    log_chance = jnp.logaddexp(many, jnp.minimum(few, single))
+    news = -match.number * of_model / (1 + match.sparse / 2) * _log_unexplained(every)
+    return Evidence(share, jnp.minimum(log_chance, 0.0), news)
+
+
+def _match(terms: Chi2Terms, whole: Array, fraction: Array) -> _Match:
+    # How much chance explains is a matter of the best gain and background, whatever is held.
+    model, residual, data = terms.match(whole, fraction)
+    number = jnp.maximum(terms.n_valid, 1).astype(data.dtype)
+
+    def excess(x: Array) -> Array:
+        return jnp.maximum(number * jnp.sum(x**4) / _positive(jnp.sum(x**2)) ** 2 - 3, 0.0)
+
+    sparse = excess(model)
+    return _Match(model, residual, data, number, sparse, 1 + jnp.sqrt(sparse * excess(residual)) / 2)
+
+
+def _spectra(match: _Match, shape: tuple[int, ...]) -> _Spectra:
+    m, r, d = (power_spectrum(x) for x in (match.model, match.residual, match.data))
+    return _Spectra(*(_positive(by_octave(x, shape)) for x in (m, r, d, m * m, m * r, m * d)))
+
+
+def _shifts(terms: Chi2Terms) -> float:
+    """Whole shifts in the window."""
+    shifts = 1.0
+    for axis, length in enumerate(terms.grid.shape):
+        inside = grid_shifts(length, terms.model.window[axis], terms.oversample)[1]
+        shifts *= int(inside.sum()) / terms.oversample if terms.model.free[axis] else 1
+    return shifts
+
+
+def _log_correlated(match: _Match, nu: Array) -> Array:
+    """Logarithm of ``(1 − r²)^((ν − 1)/2) / 2``, at least the probability of a correlation coefficient r.
+
+    ν is the number of independent terms of ``Σ m d``, m the reference and d the image: the sum of their power
+    spectra's products says how large chance makes it. Those of ``Σ m r``, r the residual, are as many as
+    pixels for a match, whose residuals are the noise, and those of a wrong match hold the scene. By Monte
+    Carlo the geometric mean of the two is calibrated.
+    """
+    energy, explained = jnp.sum(match.data**2), jnp.sum(match.model**2)
+    cross = jnp.maximum(jnp.sum(match.model * match.data), 0.0)
+    coefficient = cross / (jnp.sqrt(_positive(explained)) * jnp.sqrt(_positive(energy)))
+    left = jnp.clip((1 - coefficient) * (1 + coefficient), 4 * jnp.finfo(cross.dtype).eps, 1.0)
+    return log(0.5) + (nu - 1) / 2 * jnp.log(left)
+
+
+def _log_unexplained(spectra: _Spectra) -> Array:
+    """Logarithm of the share of the image that is unexplained where the reference has its power."""
+    return jnp.log(jnp.clip(spectra.mr / spectra.md, 4 * jnp.finfo(spectra.mr.dtype).eps, 1.0))
+
+
+def _log_few(match: _Match, octaves: _Spectra, share: Array) -> Array:
+    """Logarithm of the probability that what details a reference has agree that well, at one place."""
+    details = share * octaves.m**2 / octaves.mm / (1 + match.sparse / 2)
+    agreed = _log_unexplained(octaves)
+    # The shift was chosen to make as many details agree as it has components.
+    return jnp.minimum(jnp.sum(details * agreed) - match.model.ndim * jnp.min(agreed), 0.0) / 2
+
+
+def _log_single(match: _Match, every: _Spectra) -> Array:
+    """Logarithm of the probability that one source agrees with one other, and each further one by `LIKE`."""
+    noise = jnp.sum(match.residual**2) / match.number
+    sources = jnp.maximum(_sources(match.model, match.data, noise), 1.0)
+    # A source says one thing, its brightness, in many modes.
+    return (_log_unexplained(every) - jnp.log1p(match.sparse / 2)) / 2 + log(LIKE) * (sources - 1)
+
+
+def _places(terms: Chi2Terms, match: _Match) -> Array:
+    """How many overlaps like this the frames have, ``E₁ E₂ / (e₁ e₂) − 1``, of energies in it and in all.
+
+    Nothing disagrees in a small overlap, and the residuals are the noise: what is left out tells.
+    """
+    if terms.frames is None or terms.common is None:
+        return jnp.zeros_like(terms.constant)
+    reference, image = terms.common
+    left = jnp.sum(match.residual**2) / _positive(jnp.sum(match.data**2))
+    noise = left * image.energy / match.number
+    # Noise of the reference is not known here; at most it is the half of what there is.
+    own = jnp.minimum(noise, reference.energy / (2 * match.number))
+
+    def beyond(frame: Spread, common: Spread, noise: Array) -> Array:
+        """How much more of a scene is in a frame than in the overlap."""
+        inside = _positive(common.energy - match.number * noise)
+        return jnp.maximum((frame.energy - frame.number * noise) / inside, 1.0)
+
+    return beyond(terms.frames[0], reference, own) * beyond(terms.frames[1], image, noise) - 1
+
+
+def _sources(model: Array, data: Array, noise: Array) -> Array:
+    """Number of compact sources of the model that the image has too, at a signal of `SEEN` noises.
+
+    A source is the brightest box of `2 BOX + 1` pixels around, and twice as bright as what surrounds it: an
+    extended one says no more than a single one, however many maxima it has.
+    """
+    power, product = _box_mean(model**2, BOX), _box_mean(model * data, BOX)
+    size = (2 * BOX + 1) ** model.ndim
+    seen = product * sqrt(size) > SEEN * jnp.sqrt(_positive(power) * noise)
+    highest = power
+    for axis in range(model.ndim):
+        highest = reduce(jnp.maximum, [jnp.roll(highest, k, axis) for k in range(-2 * BOX, 2 * BOX + 1)])
+    compact = power > 2 * _box_mean(model**2, 3 * BOX)
+    return jnp.sum(seen & compact & (power == highest), dtype=model.dtype)
+
+
+def _box_mean(x: Array, reach: int) -> Array:
+    """Mean over boxes of ``2 reach + 1`` samples, periodic."""
+    for axis, length in enumerate(x.shape):
+        here = min(reach, (length - 1) // 2)
+        x = reduce(jnp.add, [jnp.roll(x, k, axis) for k in range(-here, here + 1)]) / (2 * here + 1)
+    return x
+
+
+def power_spectrum(x: Array) -> Array:
+    """Power of every mode of the half plane."""
+    spectrum = jnp.fft.rfftn(x)
+    return spectrum.real**2 + spectrum.imag**2
+
+
+def by_octave(x: Array, shape: tuple[int, ...]) -> Array:
+    """Sums of a half-plane spectrum over octaves of the largest component of the frequency, zero left out."""
+    longest = max(shape)
+    count = max(int(np.ceil(np.log2(longest / 2))), 1)
+    columns = []
+    for length in shape:
+        harmonic = np.abs(np.fft.fftfreq(length)) * longest
+        octave = np.where(harmonic > 0, np.floor(np.log2(np.maximum(harmonic, 1.0))) + 1, 0)
+        columns.append(np.eye(count + 1)[np.minimum(octave, count).astype(int)])
+    columns[-1] = columns[-1][: shape[-1] // 2 + 1] * half_weights(shape[-1])[:, None]
+    table = contract(x, [jnp.asarray(c, x.dtype) for c in columns])
+    octave = reduce(np.maximum, np.indices(table.shape))
+    return jnp.stack([jnp.sum(jnp.where(octave == k, table, 0.0)) for k in range(1, count + 1)])
+
+
+def _positive(x: Array) -> Array:
+    return jnp.maximum(x, jnp.finfo(x.dtype).tiny)
