@@ -53,6 +53,8 @@ class _Match(NamedTuple):
     """Excess kurtosis of the model, of few sources one over the share of the pixels that they cover."""
     dependent: Array
     """How many times fewer terms than modes the sum of model times residual has, for few sources."""
+    held: bool
+    """Whether the residual is that of a gain of one."""
 
 
 class _Spectra(NamedTuple):
@@ -72,9 +74,9 @@ def evidence(terms: Chi2Terms, whole: Array, fraction: Array) -> Evidence:
     octaves = _spectra(match, terms.shape)
     every = _Spectra(*(jnp.sum(x) for x in octaves))
     size = float(np.prod(terms.shape))
-    of_residual, of_data, of_model = (
+    of_residual, of_data = (
         jnp.clip(every.m * x / product / size, 1 / match.number, 1.0)
-        for x, product in ((every.r, every.mr), (every.d, every.md), (every.m, every.mm))
+        for x, product in ((every.r, every.mr), (every.d, every.md))
     )
     share = of_residual / match.dependent
     trials = jnp.log(jnp.maximum(_shifts(terms) * of_data, 1.0))
@@ -82,7 +84,7 @@ def evidence(terms: Chi2Terms, whole: Array, fraction: Array) -> Evidence:
     many = trials + _log_correlated(match, nu)
     # Weights and the edges of a frame make detail in every octave of what has none.
     by_detail = octaves if terms.weights is None else _Spectra(*(x[None] for x in every))
-    few = _log_few(match, by_detail, match.number / size)
+    few = _log_few(match, by_detail, every, match.number / size)
     single = _log_single(match, every)
     places = jnp.where(terms.settled, _places(terms, match), 0.0)
     few += jnp.where(terms.settled, jnp.log(places + SINGLE), trials)
@@ -90,7 +92,7 @@ def evidence(terms: Chi2Terms, whole: Array, fraction: Array) -> Evidence:
     common = jnp.where(terms.settled, SINGLE, jnp.maximum(SINGLE, 1 / (1 + match.sparse)))
     single += jnp.log(places + common)
     log_chance = jnp.logaddexp(many, jnp.minimum(few, single))
-    news = -match.number * of_model / (1 + match.sparse / 2) * _log_unexplained(every)
+    news = -_details(match, every, match.number / size) * _log_unexplained(every)
     return Evidence(share, jnp.minimum(log_chance, 0.0), news)
 
 
@@ -103,7 +105,8 @@ def _match(terms: Chi2Terms, whole: Array, fraction: Array) -> _Match:
         return jnp.maximum(number * jnp.sum(x**4) / _positive(jnp.sum(x**2)) ** 2 - 3, 0.0)
 
     sparse = excess(model)
-    return _Match(model, residual, data, number, sparse, 1 + jnp.sqrt(sparse * excess(residual)) / 2)
+    dependent = 1 + jnp.sqrt(sparse * excess(residual)) / 2
+    return _Match(model, residual, data, number, sparse, dependent, not terms.model.gain)
 
 
 def _spectra(match: _Match, shape: tuple[int, ...]) -> _Spectra:
@@ -128,11 +131,15 @@ def _log_correlated(match: _Match, nu: Array) -> Array:
     pixels for a match, whose residuals are the noise, and those of a wrong match hold the scene. By Monte
     Carlo the geometric mean of the two is calibrated.
     """
+    return log(0.5) + (nu - 1) / 2 * _log_left(match)
+
+
+def _log_left(match: _Match) -> Array:
+    """``ln(1 − r²)`` of the correlation coefficient."""
     energy, explained = jnp.sum(match.data**2), jnp.sum(match.model**2)
     cross = jnp.maximum(jnp.sum(match.model * match.data), 0.0)
     coefficient = cross / (jnp.sqrt(_positive(explained)) * jnp.sqrt(_positive(energy)))
-    left = jnp.clip((1 - coefficient) * (1 + coefficient), 4 * jnp.finfo(cross.dtype).eps, 1.0)
-    return log(0.5) + (nu - 1) / 2 * jnp.log(left)
+    return jnp.log(jnp.clip((1 - coefficient) * (1 + coefficient), 4 * jnp.finfo(cross.dtype).eps, 1.0))
 
 
 def _log_unexplained(spectra: _Spectra) -> Array:
@@ -140,12 +147,34 @@ def _log_unexplained(spectra: _Spectra) -> Array:
     return jnp.log(jnp.clip(spectra.mr / spectra.md, 4 * jnp.finfo(spectra.mr.dtype).eps, 1.0))
 
 
-def _log_few(match: _Match, octaves: _Spectra, share: Array) -> Array:
-    """Logarithm of the probability that what details a reference has agree that well, at one place."""
-    details = share * octaves.m**2 / octaves.mm / (1 + match.sparse / 2)
-    agreed = _log_unexplained(octaves)
-    # The shift was chosen to make as many details agree as it has components.
-    return jnp.minimum(jnp.sum(details * agreed) - match.model.ndim * jnp.min(agreed), 0.0) / 2
+def _details(match: _Match, spectra: _Spectra, share: Array) -> Array:
+    """Independent values of the model: modes, by their power, fewer for few sources."""
+    return share * spectra.m**2 / spectra.mm / (1 + match.sparse / 2)
+
+
+def _log_few(match: _Match, octaves: _Spectra, every: _Spectra, share: Array) -> Array:
+    """Logarithm of the probability that what details a reference has agree that well, at one place.
+
+    They do to the share that is unexplained where they have their power, octave by octave, or in all.
+    """
+    details = _details(match, octaves, share)
+
+    def log_agreed(details: Array, agreed: Array, parameters: int) -> Array:
+        """Parameters were chosen to make as many details agree."""
+        return jnp.minimum(jnp.sum(details * agreed) - parameters * jnp.min(agreed), 0.0) / 2
+
+    ndim = match.model.ndim
+    held = log_agreed(details, _log_unexplained(octaves), ndim)
+    free = log_agreed(details, _log_unexplained(_at_best_gain(match, octaves)), ndim + 1)
+    in_all = log_agreed(_details(match, every, share), _log_left(match), ndim + 1)
+    return jnp.minimum(jnp.minimum(held, free), in_all)
+
+
+def _at_best_gain(match: _Match, spectra: _Spectra) -> _Spectra:
+    """Spectra with the residual ``d − g m`` instead of ``d − m``: noise of a reference draws g from one."""
+    cross, explained = jnp.sum(match.model * match.data), jnp.sum(match.model**2)
+    gain = jnp.where(match.held, jnp.maximum(cross, 0.0) / _positive(explained), 1.0)
+    return spectra._replace(mr=(1 - gain) * (spectra.md - gain * spectra.mm) + gain * spectra.mr)
 
 
 def _log_single(match: _Match, every: _Spectra) -> Array:

@@ -16,6 +16,7 @@ depends on the shift. Two steps settle that:
 from __future__ import annotations
 
 from functools import partial, reduce
+from math import prod
 from typing import NamedTuple
 
 import jax
@@ -26,9 +27,10 @@ from jax.custom_batching import custom_vmap
 from scipy.fft import next_fast_len
 
 from . import overlap
+from .noise import smoothed, smoothing_gain
 from .overlap import Correlation, Frames, correlate, lowest_step
 from .pair import Boundary, Model, Pair
-from .spectrum import Shape, along, harmonics, scaled
+from .spectrum import Shape, along, half_weights, harmonics, scaled
 
 MARGIN = 2
 """Pixels around patches of unknown ones that do not count: there the reference is extrapolated, while a hole
@@ -203,6 +205,7 @@ def as_it_is(prepared: Prepared) -> Layout:
             coefficient=jnp.zeros_like(prepared.reference),
             number=jnp.zeros_like(prepared.reference),
             rounding=jnp.ones_like(prepared.unit),
+            independent=jnp.ones_like(prepared.unit),
         ),
         frames=frames,
         common=frames,
@@ -301,14 +304,15 @@ def with_prior(grid: Array, over: int, pair: Pair, model: Model) -> Array:
 def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     frame = prepared.image.shape
     shape = search_shape(prepared.reference.shape, frame, model)
-    correlation = _correlation(prepared, shape, model, uniform=pair.err.ndim == 0)
+    searched, independent = _without_noise(prepared, shape)
+    correlation = _correlation(searched, shape, model, independent, uniform=pair.err.ndim == 0)
     enough = correlation.number >= _least_overlap(prepared, model)
     score = in_window(jnp.where(enough, overlap.score(correlation), jnp.inf), 1, pair, model)
     if pair.initial is not None:
         origin = jnp.round(lax.stop_gradient(started(pair.initial, pair, model))).astype(jnp.int32)
     else:
         start = shift_at(grid_minimum(with_prior(score, 1, pair, model)), shape, 1, model)
-        origin = _downhill(start, prepared, score, pair, model)
+        origin = _downhill(start, searched, score, pair, model)
 
     overlapping = model.boundary.name == "overlap"
     guard = GUARD if overlapping else 0
@@ -349,6 +353,27 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
         common=(spread_of(reference, counted), spread_of(image, given)),
         noise_share=jnp.sum(share) / jnp.maximum(jnp.sum(counted), 1),
     )
+
+
+def _without_noise(prepared: Prepared, shape: Shape) -> tuple[Prepared, Array]:
+    """A pair of noisy frames behind a filter, to be searched, and the share of independent pixels.
+
+    Noise correlates with noise at every shift of detail that the scene has not.
+    """
+    if prepared.variance is None:
+        return prepared, jnp.ones_like(prepared.unit)
+    prepared = lax.stop_gradient(prepared)
+    images, counted = [prepared.reference, prepared.image], [prepared.known, prepared.weights > 0]
+    of_image = 1 / jnp.where(counted[1], prepared.weights, 1.0)
+    variances = [
+        jnp.sum(jnp.where(valid, x, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+        for x, valid in zip((prepared.variance, of_image), counted, strict=True)
+    ]
+    gain = smoothing_gain(images, counted, variances, shape)
+    reference, image = (smoothed(x, y, gain, shape) for x, y in zip(images, counted, strict=True))
+    twice = half_weights(shape[-1]).astype(gain.dtype)
+    passed = jnp.sum(gain**2 * twice) ** 2 / jnp.sum(gain**4 * twice) / prod(shape)
+    return prepared._replace(reference=reference, image=image), passed
 
 
 def moved_to(x: Array, shift: Array, grid: Shape, frame: Shape, outside: float) -> Array:
@@ -399,9 +424,11 @@ def spread_of(values: Array, weights: Array) -> Spread:
     return Spread(jnp.sum(weights * (values - mean) ** 2), number)
 
 
-def _correlation(prepared: Prepared, shape: Shape, model: Model, uniform: bool) -> Correlation:
+def _correlation(
+    prepared: Prepared, shape: Shape, model: Model, independent: Array, uniform: bool
+) -> Correlation:
     frames = Frames(prepared.reference, prepared.known, prepared.image, prepared.weights)
-    run = partial(correlate, shape=shape)
+    run = partial(correlate, shape=shape, independent=independent)
     if model.boundary.name != "overlap":
         return run(frames, whole=False, uniform=uniform)
     return lax.cond(

@@ -29,6 +29,8 @@ LEAST_BLOCKS = 6
 """Blocks along each axis of which the median is still one of many values."""
 STEEPEST = 6
 """Power of frequency at which a filter's spectrum may fall where pixels are unknown."""
+LEAST_SHARE = 0.1
+"""Share of a filter's weight that has to be on pixels that count."""
 DEGREE = 4
 """Of the trend that is taken out before a filter and put back behind it."""
 
@@ -236,6 +238,33 @@ def fitted_trend(values: Array, known: Array, places: list[Array]) -> Array:
     )
     coefficients = jnp.zeros_like(found, shape=(DEGREE + 1,) * ndim).at[at].set(found)
     return contract(coefficients, [c.T for c in columns])
+
+
+def smoothing_gain(images: list[Array], counted: list[Array], variances: list[Array], shape: Shape) -> Array:
+    """``S / (S + N)`` on the half plane for two frames, on a grid that holds either, of one scene."""
+    observed = jnp.zeros_like(images[0], shape=())
+    for image, valid in zip(images, counted, strict=True):
+        taper = hann(box_coordinates(valid, image.dtype)) * valid
+        total = jnp.maximum(jnp.sum(taper), jnp.finfo(image.dtype).tiny)
+        tapered = taper * (image - jnp.sum(taper * image) / total)
+        spectrum = jnp.fft.rfftn(tapered, shape)
+        power = spectrum.real**2 + spectrum.imag**2
+        observed = observed + power / jnp.maximum(jnp.sum(taper**2), jnp.finfo(image.dtype).tiny) / 2
+    noise = reduce(jnp.add, variances) / 2
+    return wiener_gain(signal_power(observed, noise, shape), noise, shape)
+
+
+def smoothed(image: Array, counted: Array, gain: Array, shape: Shape) -> Array:
+    """A frame behind a filter, as an average over the pixels that count."""
+    frame = tuple(slice(0, n) for n in image.shape)
+
+    def filtered(x: Array) -> Array:
+        return jnp.fft.irfftn(jnp.fft.rfftn(x, shape) * gain, shape)[frame]
+
+    number = counted.astype(image.dtype)
+    share = filtered(number)
+    # A filter that rings has no average where few of its pixels are there.
+    return jnp.where(share > LEAST_SHARE, filtered(number * image) / jnp.maximum(share, LEAST_SHARE), 0.0)
 
 
 def signal_power(observed: Array, noise: Array, shape: Shape) -> Array:

@@ -47,6 +47,8 @@ class Correlation(NamedTuple):
     """Pixels of the overlap."""
     rounding: Array
     """Least ``1 − r²`` that is told from zero, a scalar."""
+    independent: Array
+    """Share of the pixels whose noise is independent of each other, a scalar."""
 
 
 class _Sums(NamedTuple):
@@ -67,10 +69,11 @@ class _Sums(NamedTuple):
     """``Σ w D²``."""
 
 
-def correlate(frames: Frames, shape: Shape, *, whole: bool, uniform: bool) -> Correlation:
+def correlate(frames: Frames, shape: Shape, independent: Array, *, whole: bool, uniform: bool) -> Correlation:
     """Correlation of two frames on a periodic grid on which they meet nowhere but where they overlap.
 
-    ``whole`` says that every pixel is known and weighs one, ``uniform`` that every valid one weighs one.
+    ``whole`` says that every pixel is known and weighs one, ``uniform`` that every valid one weighs one;
+    ``independent`` pixels have noise of their own.
     """
     known, weights = frames.known.astype(frames.weights.dtype), frames.weights
     # Ranking profiles the background whatever is fitted, so the means may go; kept, they would cost digits.
@@ -89,7 +92,7 @@ def correlate(frames: Frames, shape: Shape, *, whole: bool, uniform: bool) -> Co
         for x, total in ((power, jnp.sum(reference**2)), (energy, jnp.sum(weights * image**2)))
     )
     coefficient = jnp.clip(cross / (jnp.sqrt(power) * jnp.sqrt(energy)), -1.0, 1.0)
-    return Correlation(coefficient, sums.number, jnp.full_like(power, 4 * rounding, shape=()))
+    return Correlation(coefficient, sums.number, jnp.full_like(power, 4 * rounding, shape=()), independent)
 
 
 def profiled(cross: Array, power: Array, gain: bool) -> Array:
@@ -102,7 +105,7 @@ def profiled(cross: Array, power: Array, gain: bool) -> Array:
 
 def score(correlation: Correlation) -> Array:
     """``n ln(1 − r²)``, zero where the frames do not correlate."""
-    return correlation.number * log_left(correlation)
+    return correlation.independent * correlation.number * log_left(correlation)
 
 
 def log_left(correlation: Correlation) -> Array:

@@ -78,7 +78,7 @@ class Search:
     """Shift to start from, shape ``(D,)``: the nearest minimum is found instead of the deepest."""
     prior: tuple[ArrayLike, ArrayLike] | None = None
     """Mean, shape ``(D,)``, and covariance, shape ``(D, D)``, of a Gaussian prior of the shift, whose χ² is
-    added to that of the images."""
+    added to that of the images. It needs their errors, which give χ² its scale."""
     fixed: tuple[ArrayLike | None, ...] | None = None
     """Per axis the shift it is held at, without an error, or None where it is fitted: ``(0.0, None)``. Which
     axes are held is static under jit, their shifts are not."""
@@ -360,6 +360,8 @@ def check(
     """Everything that `register` and `chi2_surface` are given, checked and sorted."""
     if not isinstance(search, Search):
         refuse("search", "a Search", search, TypeError)
+    if search.prior is not None and err is None and weights is None:
+        raise ValueError("prior needs err or weights: without them χ² has no scale to weigh it by")
     boundary = as_boundary(boundary)
     pair = check_pair(
         reference,

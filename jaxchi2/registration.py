@@ -62,7 +62,7 @@ class Status(IntFlag):
 
 
 _MESSAGES = {
-    Status.NO_DATA: "too few pixels have a weight to fit a shift; edges and masks take margins",
+    Status.NO_DATA: "too few pixels have a weight along an axis (is it space?); edges and masks take margins",
     Status.LITTLE_OVERLAP: "no shift of the window leaves the least overlap",
     Status.FLAT: "χ² has no minimum: an image is flat, if only along an axis, or nothing is in common",
     Status.NOT_CONVERGED: "the refinement did not converge",

@@ -126,7 +126,7 @@ def peaks(terms: Chi2Terms, minimum: Minimum, others: Candidates) -> Peaks:
     coarse = terms.grid[tuple(index.T)] - terms.grid[tuple(best)]
     if terms.correlation is not None:
         left, number, prior = _matches(terms, index)
-        scores = number * left + prior
+        scores = terms.correlation.independent * number * left + prior
         coarse = jnp.where(terms.settled, scores[1:] - scores[0], coarse)
     shift = jnp.where(exist[:, None], whole + jnp.where(use[:, None], fraction, start), jnp.nan)
     delta = jnp.where(exist, jnp.where(use, refined - minimum.value, coarse), jnp.inf)
@@ -163,7 +163,7 @@ def _matches(terms: Chi2Terms, index: Array) -> _Match:
 def _match(terms: Chi2Terms, index: Array) -> _Match:
     """The correlation is interpolated by a windowed sinc; pixels and prior are those of the sample."""
     assert terms.correlation is not None
-    coefficient, number, rounding = terms.correlation
+    coefficient, number, *scalars = terms.correlation
     whole = index // terms.oversample
     steps = np.arange(-REACH, REACH + 1)
     around = [(whole[a] + steps) % n for a, n in enumerate(coefficient.shape)]
@@ -173,7 +173,7 @@ def _match(terms: Chi2Terms, index: Array) -> _Match:
     # Where all correlate, 1 − r² is the small difference that matters.
     lanczos /= lanczos.sum(axis=0)
     values = contract(patch, [jnp.asarray(lanczos, patch.dtype)] * patch.ndim)
-    there = Correlation(coefficient[tuple(whole)], number[tuple(whole)], rounding)
+    there = Correlation(coefficient[tuple(whole)], number[tuple(whole)], *scalars)
     best = there._replace(coefficient=jnp.max(values))
     return _Match(log_left(best), there.number, terms.grid[tuple(index)] - score(there))
 

@@ -63,6 +63,7 @@ REFUSED = [
     ({"search": Search(fixed=(1.0, 2.0))}, ValueError, "fixed must leave an axis"),
     ({"search": Search(fixed=(1.0,))}, ValueError, "fixed must hold a shift or None for each of 2"),
     ({"search": Search(fixed=0)}, ValueError, "fixed must hold a shift or None"),
+    ({"err": None, "search": Search(prior=([0.0, 0.0], EYE))}, ValueError, "prior needs err or weights"),
     ({"search": Search(prior=[1.0, 2.0, 3.0])}, TypeError, "prior must be a mean and a covariance"),
     ({"search": Search(prior=([0.0], EYE))}, ValueError, "prior must have a mean of shape (2,)"),
     ({"search": Search(prior=([0.0, 0.0], [1.0, 1.0]))}, ValueError, "covariance of shape (2, 2)"),
