@@ -305,7 +305,8 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     frame = prepared.image.shape
     shape = search_shape(prepared.reference.shape, frame, model)
     searched, independent = _without_noise(prepared, shape)
-    correlation = _correlation(searched, shape, model, independent, uniform=pair.err.ndim == 0)
+    correlation = _correlation(searched, shape, model, uniform=pair.err.ndim == 0)
+    correlation = correlation._replace(independent=independent)
     enough = correlation.number >= _least_overlap(prepared, model)
     score = in_window(jnp.where(enough, overlap.score(correlation), jnp.inf), 1, pair, model)
     if pair.initial is not None:
@@ -371,7 +372,7 @@ def _without_noise(prepared: Prepared, shape: Shape) -> tuple[Prepared, Array]:
     ]
     gain = smoothing_gain(images, counted, variances, shape)
     reference, image = (smoothed(x, y, gain, shape) for x, y in zip(images, counted, strict=True))
-    twice = half_weights(shape[-1]).astype(gain.dtype)
+    twice = along(jnp.asarray(half_weights(shape[-1]), gain.dtype), gain.ndim - 1, gain.ndim)
     passed = jnp.sum(gain**2 * twice) ** 2 / jnp.sum(gain**4 * twice) / prod(shape)
     return prepared._replace(reference=reference, image=image), passed
 
@@ -424,11 +425,9 @@ def spread_of(values: Array, weights: Array) -> Spread:
     return Spread(jnp.sum(weights * (values - mean) ** 2), number)
 
 
-def _correlation(
-    prepared: Prepared, shape: Shape, model: Model, independent: Array, uniform: bool
-) -> Correlation:
+def _correlation(prepared: Prepared, shape: Shape, model: Model, uniform: bool) -> Correlation:
     frames = Frames(prepared.reference, prepared.known, prepared.image, prepared.weights)
-    run = partial(correlate, shape=shape, independent=independent)
+    run = partial(correlate, shape=shape)
     if model.boundary.name != "overlap":
         return run(frames, whole=False, uniform=uniform)
     return lax.cond(

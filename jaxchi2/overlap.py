@@ -69,11 +69,10 @@ class _Sums(NamedTuple):
     """``Σ w D²``."""
 
 
-def correlate(frames: Frames, shape: Shape, independent: Array, *, whole: bool, uniform: bool) -> Correlation:
+def correlate(frames: Frames, shape: Shape, *, whole: bool, uniform: bool) -> Correlation:
     """Correlation of two frames on a periodic grid on which they meet nowhere but where they overlap.
 
-    ``whole`` says that every pixel is known and weighs one, ``uniform`` that every valid one weighs one;
-    ``independent`` pixels have noise of their own.
+    ``whole`` says that every pixel is known and weighs one, ``uniform`` that every valid one weighs one.
     """
     known, weights = frames.known.astype(frames.weights.dtype), frames.weights
     # Ranking profiles the background whatever is fitted, so the means may go; kept, they would cost digits.
@@ -92,7 +91,8 @@ def correlate(frames: Frames, shape: Shape, independent: Array, *, whole: bool, 
         for x, total in ((power, jnp.sum(reference**2)), (energy, jnp.sum(weights * image**2)))
     )
     coefficient = jnp.clip(cross / (jnp.sqrt(power) * jnp.sqrt(energy)), -1.0, 1.0)
-    return Correlation(coefficient, sums.number, jnp.full_like(power, 4 * rounding, shape=()), independent)
+    scalars = (jnp.full_like(power, x, shape=()) for x in (4 * rounding, 1.0))
+    return Correlation(coefficient, sums.number, *scalars)
 
 
 def profiled(cross: Array, power: Array, gain: bool) -> Array:
