@@ -361,14 +361,15 @@ def _without_noise(prepared: Prepared, shape: Shape) -> tuple[Prepared, Array]:
 
     Noise correlates with noise at every shift of detail that the scene has not.
     """
-    if prepared.variance is None:
+    variance = prepared.variance
+    if variance is None:
         return prepared, jnp.ones_like(prepared.unit)
-    prepared = lax.stop_gradient(prepared)
+    prepared, variance = lax.stop_gradient((prepared, variance))
     images, counted = [prepared.reference, prepared.image], [prepared.known, prepared.weights > 0]
     of_image = 1 / jnp.where(counted[1], prepared.weights, 1.0)
     variances = [
         jnp.sum(jnp.where(valid, x, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
-        for x, valid in zip((prepared.variance, of_image), counted, strict=True)
+        for x, valid in zip((variance, of_image), counted, strict=True)
     ]
     gain = smoothing_gain(images, counted, variances, shape)
     reference, image = (smoothed(x, y, gain, shape) for x, y in zip(images, counted, strict=True))

@@ -38,6 +38,7 @@ ORDER = [
     "terms",
     "minimum",
     "errors",
+    "chance",
     "verdict",
     "surface",
     "registration",
