@@ -101,8 +101,13 @@ def _match(terms: Chi2Terms, whole: Array, fraction: Array) -> _Match:
     model, residual, data = terms.match(whole, fraction)
     number = jnp.maximum(terms.n_valid, 1).astype(data.dtype)
 
+    # Unequal weights make few of the pixels count, without a source.
+    weights = jnp.ones_like(data) if terms.weights is None else terms.weights
+    uneven = number * jnp.sum(weights**2) / _positive(jnp.sum(weights)) ** 2
+
     def excess(x: Array) -> Array:
-        return jnp.maximum(number * jnp.sum(x**4) / _positive(jnp.sum(x**2)) ** 2 - 3, 0.0)
+        kurtosis = number * jnp.sum(x**4) / _positive(jnp.sum(x**2)) ** 2
+        return jnp.maximum(kurtosis / jnp.maximum(uneven, 1.0) - 3, 0.0)
 
     sparse = excess(model)
     dependent = 1 + jnp.sqrt(sparse * excess(residual)) / 2
