@@ -9,7 +9,7 @@ source: a star is like another.
 from __future__ import annotations
 
 from functools import reduce
-from math import log, sqrt
+from math import log
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ SINGLE = 0.02
 """Weight of the chance that a single source in either frame is another of like brightness."""
 LIKE = 0.03
 """Chance that a source has its like, in place and brightness, in an unrelated image of few."""
-BOX = 2
-"""Reach of the box of pixels that a compact source is seen in."""
+CELL = 4
+"""Pixels along each axis of the cells, two by two of which a compact source is seen in."""
 SEEN = 5.0
 """Signal, in noises, of a source that counts."""
 
@@ -87,10 +87,11 @@ def evidence(terms: Chi2Terms, whole: Array, fraction: Array) -> Evidence:
     few = _log_few(match, by_detail, every, match.number / size)
     single = _log_single(match, every)
     places = jnp.where(terms.settled, _places(terms, match), 0.0)
-    few += jnp.where(terms.settled, jnp.log(places + SINGLE), trials)
+    # By Monte Carlo half of the places are as good as they might be.
+    few += jnp.where(terms.settled, jnp.log((places + SINGLE) / 2), trials)
     # Of a whole period a smooth scene may be one wave, which is like every other.
     common = jnp.where(terms.settled, SINGLE, jnp.maximum(SINGLE, 1 / (1 + match.sparse)))
-    single += jnp.log(places + common)
+    single += jnp.log(jnp.where(terms.settled, (places + common) / 2, common))
     log_chance = jnp.logaddexp(many, jnp.minimum(few, single))
     news = -_details(match, every, match.number / size) * _log_unexplained(every)
     return Evidence(share, jnp.minimum(log_chance, 0.0), news)
@@ -185,9 +186,11 @@ def _at_best_gain(match: _Match, spectra: _Spectra) -> _Spectra:
 def _log_single(match: _Match, every: _Spectra) -> Array:
     """Logarithm of the probability that one source agrees with one other, and each further one by `LIKE`."""
     noise = jnp.sum(match.residual**2) / match.number
-    sources = jnp.maximum(_sources(match.model, match.data, noise), 1.0)
+    others = jnp.maximum(_sources(match.model, match.data, noise) - 1, 0.0)
+    # The bumps of a Gaussian field are details more than sources.
+    others *= (match.sparse + 1) / (match.sparse + 4)
     # A source says one thing, its brightness, in many modes.
-    return (_log_unexplained(every) - jnp.log1p(match.sparse / 2)) / 2 + log(LIKE) * (sources - 1)
+    return (_log_unexplained(every) - jnp.log1p(match.sparse / 2)) / 2 + log(LIKE) * others
 
 
 def _places(terms: Chi2Terms, match: _Match) -> Array:
@@ -214,24 +217,30 @@ def _places(terms: Chi2Terms, match: _Match) -> Array:
 def _sources(model: Array, data: Array, noise: Array) -> Array:
     """Number of compact sources of the model that the image has too, at a signal of `SEEN` noises.
 
-    A source is the brightest box of `2 BOX + 1` pixels around, and twice as bright as what surrounds it: an
+    A source is the brightest box of two by two cells around, and twice as bright as what surrounds it: an
     extended one says no more than a single one, however many maxima it has.
     """
-    power, product = _box_mean(model**2, BOX), _box_mean(model * data, BOX)
-    size = (2 * BOX + 1) ** model.ndim
-    seen = product * sqrt(size) > SEEN * jnp.sqrt(_positive(power) * noise)
+    cells = jnp.stack([_cell_sums(model**2), _cell_sums(model * data)])
+    power, product = _box_sums(cells, 0, 1)
+    seen = product > SEEN * jnp.sqrt(_positive(power) * noise)
+    around = _box_sums(cells[:1], -2, 3)[0] / 3**model.ndim
     highest = power
-    for axis in range(model.ndim):
-        highest = reduce(jnp.maximum, [jnp.roll(highest, k, axis) for k in range(-2 * BOX, 2 * BOX + 1)])
-    compact = power > 2 * _box_mean(model**2, 3 * BOX)
-    return jnp.sum(seen & compact & (power == highest), dtype=model.dtype)
+    for axis in range(power.ndim):
+        highest = reduce(jnp.maximum, [jnp.roll(highest, k, axis) for k in (-1, 0, 1)])
+    return jnp.sum(seen & (power > 2 * around) & (power == highest), dtype=model.dtype)
 
 
-def _box_mean(x: Array, reach: int) -> Array:
-    """Mean over boxes of ``2 reach + 1`` samples, periodic."""
-    for axis, length in enumerate(x.shape):
-        here = min(reach, (length - 1) // 2)
-        x = reduce(jnp.add, [jnp.roll(x, k, axis) for k in range(-here, here + 1)]) / (2 * here + 1)
+def _cell_sums(x: Array) -> Array:
+    """Sums over cells of `CELL` samples along every axis, the last filled up with zeros."""
+    x = jnp.pad(x, [(0, -n % CELL) for n in x.shape])
+    split = x.reshape([m for n in x.shape for m in (n // CELL, CELL)])
+    return jnp.sum(split, tuple(range(1, split.ndim, 2)))
+
+
+def _box_sums(x: Array, first: int, last: int) -> Array:
+    """Sums over the cells from ``first`` to ``last`` of each one, periodic; one leading axis."""
+    for axis in range(1, x.ndim):
+        x = reduce(jnp.add, [jnp.roll(x, -k, axis) for k in range(first, last + 1)])
     return x
 
 
