@@ -234,6 +234,8 @@ def draw_detection(curves: dict[str, Curves], path: str) -> None:
             panel.tick_params(labelsize=7)
         line[0].set_ylabel("share found", fontsize=8)
     for panel in panels[-1]:
+        panel.set_xticks(NOISES, [f"{x:g}" for x in NOISES])
+        panel.minorticks_off()
         panel.set_xlabel("noise", fontsize=8)
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="upper center", ncols=4, fontsize=8)
     figure.tight_layout(rect=(0, 0, 1, 0.95))
