@@ -9,9 +9,9 @@ nothing; noise in both images is declared, ``err=noise, reference_err=noise``.
 
 Printed are the share of pairs found, beside scikit-image's unnormalised correlation and DIPlib's; of those
 found the share that a flag casts doubt on, and of all the share of silent errors: more than a pixel and five
-quoted errors off, without a flag; how often the
-better of two minima was the right one, by the probability quoted for it; and how often images that have
-nothing in common were given a chance below a tenth, a hundredth and a thousandth.
+quoted errors off, without a flag; how often the better of two minima was the right one, by the probability
+quoted for it; and how often images that have nothing in common were given a chance below a tenth, a
+hundredth and a thousandth.
 
 A pair counts as found within a pixel and three standard deviations of the Cramér–Rao bound. Pairs whose
 bound is beyond a tenth of the frame (no star in the window) are left out.
@@ -189,9 +189,7 @@ def detect(wrap: bool, both: bool, count: int, n: int) -> tuple[Curves, dict[str
         quoted["stars" if kind in STARS else "fields"].append(
             Quoted(found.runner_up.probability[either], near[either])
         )
-    return curves, {
-        name: Quoted(*map(np.concatenate, zip(*parts, strict=True))) for name, parts in quoted.items()
-    }
+    return curves, {name: joint(parts) for name, parts in quoted.items()}
 
 
 def joint(parts: list[Quoted]) -> Quoted:

@@ -61,9 +61,7 @@ def main() -> None:
             difference = shift - path
             if method == "first":
                 # The first frame is its own reference.
-                difference, good, error, status = (
-                    (x)[1:] for x in (difference + path[0], good, error, status)
-                )
+                difference, good, error = (x[1:] for x in (difference + path[0], good, error))
             elif good.any():
                 difference = difference - difference[good].mean(axis=0)
             off.append(difference[good])

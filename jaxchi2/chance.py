@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from .layout import Spread, grid_shifts
+from .noise import block_sums
 from .spectrum import contract, half_weights
 from .terms import Chi2Terms
 
@@ -232,9 +233,7 @@ def _sources(model: Array, data: Array, noise: Array) -> Array:
 
 def _cell_sums(x: Array) -> Array:
     """Sums over cells of `CELL` samples along every axis, the last filled up with zeros."""
-    x = jnp.pad(x, [(0, -n % CELL) for n in x.shape])
-    split = x.reshape([m for n in x.shape for m in (n // CELL, CELL)])
-    return jnp.sum(split, tuple(range(1, split.ndim, 2)))
+    return block_sums(jnp.pad(x, [(0, -n % CELL) for n in x.shape]), CELL)
 
 
 def _box_sums(x: Array, first: int, last: int) -> Array:

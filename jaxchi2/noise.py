@@ -95,7 +95,7 @@ def noise_of(array: Array) -> Array:
     least = 2 * jnp.nanmin(jnp.where(detail > 0, detail, jnp.nan))
     block = 2
     while block <= LARGEST_BLOCK and min(array.shape) >= LEAST_BLOCKS * block:
-        median = jnp.nanmedian(_detail(_block_sums(array, block)))
+        median = jnp.nanmedian(_detail(block_sums(array, block)))
         found = jnp.where(told, found, median / block ** (array.ndim / 2))
         told |= median >= least
         block *= 2
@@ -109,7 +109,8 @@ def _detail(array: Array) -> Array:
     return jnp.abs(jnp.where(jnp.isfinite(array), array, jnp.nan))
 
 
-def _block_sums(array: Array, size: int) -> Array:
+def block_sums(array: Array, size: int) -> Array:
+    """Sums over blocks of ``size`` along every axis; what does not fill one is left out."""
     number = [n // size for n in array.shape]
     array = array[tuple(slice(0, n * size) for n in number)]
     split = array.reshape([m for n in number for m in (n, size)])
