@@ -18,6 +18,7 @@ from jax import Array
 
 from .layout import Spread, grid_shifts
 from .noise import block_sums
+from .passes import count, rolled, sum_all
 from .spectrum import contract, half_weights
 from .terms import Chi2Terms
 
@@ -105,10 +106,10 @@ def _match(terms: Chi2Terms, whole: Array, fraction: Array) -> _Match:
 
     # Unequal weights make few of the pixels count, without a source.
     weights = jnp.ones_like(data) if terms.weights is None else terms.weights
-    uneven = number * jnp.sum(weights**2) / _positive(jnp.sum(weights)) ** 2
+    uneven = number * sum_all(weights**2) / _positive(sum_all(weights)) ** 2
 
     def excess(x: Array) -> Array:
-        kurtosis = number * jnp.sum(x**4) / _positive(jnp.sum(x**2)) ** 2
+        kurtosis = number * sum_all(x**4) / _positive(sum_all(x**2)) ** 2
         return jnp.maximum(kurtosis / jnp.maximum(uneven, 1.0) - 3, 0.0)
 
     sparse = excess(model)
@@ -143,8 +144,8 @@ def _log_correlated(match: _Match, nu: Array) -> Array:
 
 def _log_left(match: _Match) -> Array:
     """``ln(1 − r²)`` of the correlation coefficient."""
-    energy, explained = jnp.sum(match.data**2), jnp.sum(match.model**2)
-    cross = jnp.maximum(jnp.sum(match.model * match.data), 0.0)
+    energy, explained = sum_all(match.data**2), sum_all(match.model**2)
+    cross = jnp.maximum(sum_all(match.model * match.data), 0.0)
     coefficient = cross / (jnp.sqrt(_positive(explained)) * jnp.sqrt(_positive(energy)))
     return jnp.log(jnp.clip((1 - coefficient) * (1 + coefficient), 4 * jnp.finfo(cross.dtype).eps, 1.0))
 
@@ -179,14 +180,14 @@ def _log_few(match: _Match, octaves: _Spectra, every: _Spectra, share: Array) ->
 
 def _at_best_gain(match: _Match, spectra: _Spectra) -> _Spectra:
     """Spectra with the residual ``d − g m`` instead of ``d − m``: noise of a reference draws g from one."""
-    cross, explained = jnp.sum(match.model * match.data), jnp.sum(match.model**2)
+    cross, explained = sum_all(match.model * match.data), sum_all(match.model**2)
     gain = jnp.where(match.held, jnp.maximum(cross, 0.0) / _positive(explained), 1.0)
     return spectra._replace(mr=(1 - gain) * (spectra.md - gain * spectra.mm) + gain * spectra.mr)
 
 
 def _log_single(match: _Match, every: _Spectra) -> Array:
     """Logarithm of the probability that one source agrees with one other, and each further one by `LIKE`."""
-    noise = jnp.sum(match.residual**2) / match.number
+    noise = sum_all(match.residual**2) / match.number
     others = jnp.maximum(_sources(match.model, match.data, noise) - 1, 0.0)
     # The bumps of a Gaussian field are details more than sources.
     others *= (match.sparse + 1) / (match.sparse + 4)
@@ -202,7 +203,7 @@ def _places(terms: Chi2Terms, match: _Match) -> Array:
     if terms.frames is None or terms.common is None:
         return jnp.zeros_like(terms.constant)
     reference, image = terms.common
-    left = jnp.sum(match.residual**2) / _positive(jnp.sum(match.data**2))
+    left = sum_all(match.residual**2) / _positive(sum_all(match.data**2))
     noise = left * image.energy / match.number
     # Noise of the reference is not known here; at most it is the half of what there is.
     own = jnp.minimum(noise, reference.energy / (2 * match.number))
@@ -227,8 +228,8 @@ def _sources(model: Array, data: Array, noise: Array) -> Array:
     around = _box_sums(cells[:1], -2, 3)[0] / 3**model.ndim
     highest = power
     for axis in range(power.ndim):
-        highest = reduce(jnp.maximum, [jnp.roll(highest, k, axis) for k in (-1, 0, 1)])
-    return jnp.sum(seen & (power > 2 * around) & (power == highest), dtype=model.dtype)
+        highest = reduce(jnp.maximum, [rolled(highest, k, axis) for k in (-1, 0, 1)])
+    return count(seen & (power > 2 * around) & (power == highest)).astype(model.dtype)
 
 
 def _cell_sums(x: Array) -> Array:
@@ -239,7 +240,7 @@ def _cell_sums(x: Array) -> Array:
 def _box_sums(x: Array, first: int, last: int) -> Array:
     """Sums over the cells from ``first`` to ``last`` of each one, periodic; one leading axis."""
     for axis in range(1, x.ndim):
-        x = reduce(jnp.add, [jnp.roll(x, -k, axis) for k in range(first, last + 1)])
+        x = reduce(jnp.add, [rolled(x, -k, axis) for k in range(first, last + 1)])
     return x
 
 

@@ -109,7 +109,7 @@ def interval_points(terms: Chi2Terms, minimum: Minimum, threshold: Array) -> Lev
     return level_points("profile", terms, minimum, starts, threshold)
 
 
-def extremes(points: LevelPoints, free: tuple[bool, ...]) -> Array:
+def interval_bounds(points: LevelPoints, free: tuple[bool, ...]) -> Array:
     """Lower and upper extreme per axis, shape ``(D, 2)``, from `interval_points`; zero for an axis held."""
     axes = np.flatnonzero(free)
     own = points.displacement[np.arange(len(points.found)), np.resize(axes, len(points.found))]

@@ -30,6 +30,7 @@ from . import overlap
 from .noise import smoothed, smoothing_gain
 from .overlap import Correlation, Frames, correlate, lowest_step
 from .pair import Boundary, Model, Pair
+from .passes import count, every, extremes, mean_over, rolled, some, sum_all
 from .spectrum import Shape, along, half_weights, harmonics, scaled
 
 MARGIN = 2
@@ -128,7 +129,7 @@ def prepare(pair: Pair, model: Model) -> Prepared:
     known = jnp.isfinite(reference)
     valid = jnp.isfinite(image) & is_valid_error(err)
     err = jnp.where(valid, err, 1.0)
-    unit = lax.stop_gradient(jnp.min(err, where=valid, initial=jnp.inf))
+    unit = extremes(jnp.where(valid, err, jnp.inf))[1]
     unit = jnp.where(jnp.isfinite(unit), unit, 1.0)
     variance = None
     if pair.reference_err is not None:
@@ -136,7 +137,7 @@ def prepare(pair: Pair, model: Model) -> Prepared:
         known &= good
         variance = jnp.where(good, pair.reference_err / unit, 0.0) ** 2
     # A reference of which nothing is known says nothing about any pixel.
-    weights = jnp.where(valid & jnp.any(known), (unit / err) ** 2, 0.0)
+    weights = jnp.where(valid & some(known), (unit / err) ** 2, 0.0)
     flat = is_flat(reference, known, model) | is_flat(image, valid, model)
     reference = jnp.where(known, reference, 0.0)
     if model.gain and not model.background:
@@ -144,7 +145,7 @@ def prepare(pair: Pair, model: Model) -> Prepared:
     elif model.boundary.name in ("fill", "constant"):
         pedestal = jnp.full_like(unit, model.boundary.value)
     else:
-        pedestal = lax.stop_gradient(jnp.mean(reference, where=known))
+        pedestal = lax.stop_gradient(mean_over(reference, known))
         pedestal = jnp.where(jnp.isfinite(pedestal), pedestal, 0.0)
     reference = jnp.where(known, (reference - pedestal) / unit, 0.0)
     image = jnp.where(valid, (jnp.where(valid, image, 0.0) - pedestal) / unit, 0.0)
@@ -181,7 +182,7 @@ def lay_out(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     if name != "wrap":
         prepared = _extend(prepared, model.boundary)
     return lax.cond(
-        any_in_batch(~jnp.all(prepared.known)),
+        any_in_batch(~every(prepared.known)),
         lambda p: _settle(p, pair, model),
         as_it_is,
         prepared,
@@ -352,7 +353,7 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
         correlation=correlation,
         frames=(spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)),
         common=(spread_of(reference, counted), spread_of(image, given)),
-        noise_share=jnp.sum(share) / jnp.maximum(jnp.sum(counted), 1),
+        noise_share=sum_all(share) / jnp.maximum(count(counted), 1),
     )
 
 
@@ -368,13 +369,13 @@ def _without_noise(prepared: Prepared, shape: Shape) -> tuple[Prepared, Array]:
     images, counted = [prepared.reference, prepared.image], [prepared.known, prepared.weights > 0]
     of_image = 1 / jnp.where(counted[1], prepared.weights, 1.0)
     variances = [
-        jnp.sum(jnp.where(valid, x, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+        sum_all(jnp.where(valid, x, 0.0)) / jnp.maximum(count(valid), 1)
         for x, valid in zip((variance, of_image), counted, strict=True)
     ]
     gain = smoothing_gain(images, counted, variances, shape)
     reference, image = (smoothed(x, y, gain, shape) for x, y in zip(images, counted, strict=True))
     twice = along(jnp.asarray(half_weights(shape[-1]), gain.dtype), gain.ndim - 1, gain.ndim)
-    passed = jnp.sum(gain**2 * twice) ** 2 / jnp.sum(gain**4 * twice) / prod(shape)
+    passed = sum_all(gain**2 * twice) ** 2 / sum_all(gain**4 * twice) / prod(shape)
     return prepared._replace(reference=reference, image=image), passed
 
 
@@ -421,9 +422,10 @@ def _downhill(start: Array, prepared: Prepared, score: Array, pair: Pair, model:
 
 def spread_of(values: Array, weights: Array) -> Spread:
     """How the values of a frame differ, and how many there are."""
-    number, total = jnp.sum(weights > 0, dtype=values.dtype), jnp.sum(weights, dtype=values.dtype)
-    mean = jnp.sum(weights * values) / jnp.where(total > 0, total, 1.0)
-    return Spread(jnp.sum(weights * (values - mean) ** 2), number)
+    weights = weights.astype(values.dtype)
+    mass = sum_all(weights)
+    mean = sum_all(weights * values) / jnp.where(mass > 0, mass, 1.0)
+    return Spread(sum_all(weights * (values - mean) ** 2), count(weights > 0).astype(values.dtype))
 
 
 def _correlation(prepared: Prepared, shape: Shape, model: Model, uniform: bool) -> Correlation:
@@ -432,7 +434,7 @@ def _correlation(prepared: Prepared, shape: Shape, model: Model, uniform: bool) 
     if model.boundary.name != "overlap":
         return run(frames, whole=False, uniform=uniform)
     return lax.cond(
-        any_in_batch(~(jnp.all(prepared.known) & jnp.all(prepared.weights == 1))),
+        any_in_batch(~(every(prepared.known) & every(prepared.weights == 1))),
         lambda f: run(f, whole=False, uniform=uniform),
         lambda f: run(f, whole=True, uniform=True),
         frames,
@@ -442,7 +444,7 @@ def _correlation(prepared: Prepared, shape: Shape, model: Model, uniform: bool) 
 def _least_overlap(prepared: Prepared, model: Model) -> Array:
     """Pixels that have to overlap, of the frame with fewer valid ones."""
     assert model.boundary.min_overlap is not None
-    counted = jnp.minimum(jnp.sum(prepared.known), jnp.sum(prepared.weights > 0))
+    counted = jnp.minimum(count(prepared.known), count(prepared.weights > 0))
     return jnp.maximum(model.boundary.min_overlap * counted.astype(prepared.weights.dtype), 1.0)
 
 
@@ -459,10 +461,10 @@ def brightness(reference: Array, image: Array, weights: Array, model: Model) -> 
 
     def power(x: Array) -> Array:
         if model.background:
-            x = x - jnp.sum(weights * x) / jnp.maximum(jnp.sum(weights), jnp.finfo(x.dtype).tiny)
-        return jnp.sum(weights * x**2)
+            x = x - sum_all(weights * x) / jnp.maximum(sum_all(weights), jnp.finfo(x.dtype).tiny)
+        return sum_all(weights * x**2)
 
-    here, there = power(image) - jnp.sum(weights > 0, dtype=weights.dtype), power(reference)
+    here, there = power(image) - count(weights > 0).astype(weights.dtype), power(reference)
     return jnp.maximum(here, 0.0) / jnp.where(there > 0, there, 1.0)
 
 
@@ -478,16 +480,16 @@ def without_peaks(filled: Array, known: Array, framed: Array) -> tuple[Array, Ar
     def again(filled: Array) -> Array:
         return fill_smoothly(jnp.where(bare, filled, 0.0), bare)
 
-    return lax.cond(any_in_batch(jnp.any(peaks)), again, lambda x: x, filled), bare
+    return lax.cond(any_in_batch(some(peaks)), again, lambda x: x, filled), bare
 
 
 def in_patches(known: Array) -> Array:
     """Unknown pixels that fill a block of two along every axis: edges and patches, not holes or lines."""
     block = ~known
     for axis in range(known.ndim):
-        block = block & jnp.roll(block, -1, axis)
+        block = block & rolled(block, -1, axis)
     for axis in range(known.ndim):
-        block = block | jnp.roll(block, 1, axis)
+        block = block | rolled(block, 1, axis)
     return block
 
 
@@ -525,25 +527,25 @@ def fill_smoothly(reference: Array, known: Array) -> Array:
         product = curvature(direction)
         # At the solution, where one of a few pixels is after a step, there is no direction.
         going = size > solved
-        length = jnp.where(going, size / jnp.where(going, jnp.sum(direction * product), 1.0), 0.0)
+        length = jnp.where(going, size / jnp.where(going, sum_all(direction * product), 1.0), 0.0)
         x, residual = x + length * direction, residual - length * product
-        new = jnp.sum(residual**2)
+        new = sum_all(residual**2)
         turn = jnp.where(going, new / jnp.where(going, size, 1.0), 0.0)
         return (x, residual, residual + turn * direction, new), None
 
     # In units of their size, whose squares cannot underflow.
-    unit = lax.stop_gradient(jnp.max(jnp.abs(filled)))
+    unit = extremes(jnp.abs(filled))[0]
     unit = jnp.where(unit > 0, unit, 1.0)
     start = filled / unit
     residual = -curvature(start)
-    size = jnp.sum(residual**2)
+    size = sum_all(residual**2)
     solved = lax.stop_gradient(jnp.finfo(size.dtype).eps ** 2 * size)
     state = start, residual, residual, size
     return jnp.where(known, reference, lax.scan(step, state, None, PLATE_STEPS)[0][0] * unit)
 
 
 def _laplacian(x: Array) -> Array:
-    around = [jnp.roll(x, step, axis) for axis in range(x.ndim) for step in (1, -1)]
+    around = [rolled(x, step, axis) for axis in range(x.ndim) for step in (1, -1)]
     return 2 * x.ndim * x - reduce(jnp.add, around)
 
 
@@ -586,7 +588,7 @@ def unknown_variance(
     totals, counts = [zero, zero, zero], [zero, jnp.full_like(zero, ndim), zero]
     for axis in range(ndim):
         (x, *around), (here, *beside) = (
-            [jnp.roll(a, k, axis) for k in (0, 1, -1, 2, -2)] for a in (reference, known)
+            [rolled(a, k, axis) for k in (0, 1, -1, 2, -2)] for a in (reference, known)
         )
         fourth = ((around[2] + around[3] - 4 * (around[0] + around[1]) + 6 * x) / 16) ** 2
         first = ((x - around[0]) / 2) ** 2
@@ -596,9 +598,9 @@ def unknown_variance(
         totals = [
             totals[0] + jnp.where(whole, fourth, 0.0),
             totals[1] + fourth,
-            totals[2] + slopes + jnp.roll(slopes, -1, axis),
+            totals[2] + slopes + rolled(slopes, -1, axis),
         ]
-        counts = [counts[0] + whole, counts[1], counts[2] + pair + jnp.roll(pair, -1, axis)]
+        counts = [counts[0] + whole, counts[1], counts[2] + pair + rolled(pair, -1, axis)]
     number = jnp.stack(counts)
     means = jax.vmap(average_nearby)(jnp.stack(totals) / jnp.maximum(number, 1.0), number > 0)
     # Where a peak is hidden, its flanks have less detail than what has been put in its place.

@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from .checks import array_of
+from .passes import sum_all
 from .sharding import any_sharding
 from .spectrum import Shape, along, contract, half_weights, harmonics
 
@@ -149,8 +150,8 @@ def whitening(
         weight = signal_power(reference_power, reference_noise, shape)
         twice = along(jnp.asarray(half_weights(shape[-1]), weight.dtype), weight.ndim - 1, weight.ndim)
         weight = (weight * twice).at[mean].set(0.0)
-        there = jnp.sum(weight * (reference_power - reference_noise))
-        here = jnp.sum(weight * (image_power - image_noise))
+        there = sum_all(weight * (reference_power - reference_noise))
+        here = sum_all(weight * (image_power - image_noise))
         bright = (there > 0) & (here > 0)
         brightness = jnp.where(bright, here, 1.0) / jnp.where(bright, there, 1.0)
         reference_power, reference_noise = reference_power * brightness, reference_noise * brightness
@@ -233,7 +234,7 @@ def fitted_trend(values: Array, known: Array, places: list[Array]) -> Array:
     number = known.astype(dtype)
     gram = contract(number, products)[pairs]
     # With fewer pixels than coefficients the smallest of many solutions.
-    ridge = 1e2 * jnp.finfo(dtype).eps * jnp.maximum(jnp.sum(number), 1.0)
+    ridge = 1e2 * jnp.finfo(dtype).eps * jnp.maximum(sum_all(number), 1.0)
     found = jnp.linalg.solve(
         gram + ridge * jnp.eye(len(powers), dtype=dtype), contract(number * values, columns)[at]
     )
@@ -246,11 +247,11 @@ def smoothing_gain(images: list[Array], counted: list[Array], variances: list[Ar
     observed = jnp.zeros_like(images[0], shape=())
     for image, valid in zip(images, counted, strict=True):
         taper = hann(box_coordinates(valid, image.dtype)) * valid
-        total = jnp.maximum(jnp.sum(taper), jnp.finfo(image.dtype).tiny)
-        tapered = taper * (image - jnp.sum(taper * image) / total)
+        mass = jnp.maximum(sum_all(taper), jnp.finfo(image.dtype).tiny)
+        tapered = taper * (image - sum_all(taper * image) / mass)
         spectrum = jnp.fft.rfftn(tapered, shape)
         power = spectrum.real**2 + spectrum.imag**2
-        observed = observed + power / jnp.maximum(jnp.sum(taper**2), jnp.finfo(image.dtype).tiny) / 2
+        observed = observed + power / jnp.maximum(sum_all(taper**2), jnp.finfo(image.dtype).tiny) / 2
     noise = reduce(jnp.add, variances) / 2
     return wiener_gain(signal_power(observed, noise, shape), noise, shape)
 

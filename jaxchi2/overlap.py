@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .passes import sum_all
 from .spectrum import Shape, along, conj_product
 
 LEAST_SHARE = 32
@@ -87,8 +88,8 @@ def correlate(frames: Frames, shape: Shape, *, whole: bool, uniform: bool) -> Co
     rounding = jnp.finfo(cross.dtype).eps * (LEAST_SHARE + 2 * sqrt(reference.size))
     # A frame of zeros has none; any number stands for it.
     power, energy = (
-        jnp.maximum(x, 0.0) + rounding * jnp.where(total > 0, total, 1.0)
-        for x, total in ((power, jnp.sum(reference**2)), (energy, jnp.sum(weights * image**2)))
+        jnp.maximum(x, 0.0) + rounding * jnp.where(whole_energy > 0, whole_energy, 1.0)
+        for x, whole_energy in ((power, sum_all(reference**2)), (energy, sum_all(weights * image**2)))
     )
     coefficient = jnp.clip(cross / (jnp.sqrt(power) * jnp.sqrt(energy)), -1.0, 1.0)
     scalars = (jnp.full_like(power, x, shape=()) for x in (4 * rounding, 1.0))
@@ -128,27 +129,27 @@ def lowest_step(
     steps = [tuple(slice(a, a + n) for a, n in zip(at, shape, strict=True)) for at in starts.tolist()]
     known = reduce(jnp.logical_and, [jnp.isfinite(reference[step]) for step in steps])
     weights = jnp.where(known, frames.weights, 0.0)
-    mass = jnp.sum(weights)
+    mass = sum_all(weights)
     mass = jnp.where(mass > 0, mass, 1.0)
-    mean = jnp.sum(weights * frames.image) / mass if background else 0.0
+    mean = sum_all(weights * frames.image) / mass if background else 0.0
     image = weights * (frames.image - mean)
 
     def chi2(model: Array) -> Array:
         model = jnp.where(known, model, 0.0)
-        cross, power, total = jnp.sum(image * model), jnp.sum(weights * model**2), jnp.sum(weights * model)
-        return profiled(-2 * cross, power - total**2 / mass if background else power, gain)
+        cross, power, level = sum_all(image * model), sum_all(weights * model**2), sum_all(weights * model)
+        return profiled(-2 * cross, power - level**2 / mass if background else power, gain)
 
     values = jnp.stack([chi2(reference[step]) for step in steps]) + extra
     middle = len(steps) // 2
-    energy = jnp.sum(jnp.abs(image * (frames.image - mean))) + jnp.abs(values[middle])
+    energy = sum_all(jnp.abs(image * (frames.image - mean))) + jnp.abs(values[middle])
     lower = values < values[middle] - LEAST_SHARE * jnp.finfo(energy.dtype).eps * energy
     best = jnp.argmin(jnp.where(offered & lower, values, jnp.inf))
     return jnp.where(jnp.any(offered & lower), best, middle)
 
 
 def _mean(values: Array, weights: Array) -> Array:
-    total = jnp.sum(weights)
-    return jnp.sum(values * weights) / jnp.where(total > 0, total, 1.0)
+    mass = sum_all(weights)
+    return sum_all(values * weights) / jnp.where(mass > 0, mass, 1.0)
 
 
 def _spectrum(x: Array, shape: Shape) -> Array:

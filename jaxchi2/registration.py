@@ -16,10 +16,11 @@ from jax.typing import ArrayLike
 
 from .chance import evidence
 from .checks import flag, is_traced, positive, real_number
-from .errors import covariance_of, extremes, interval_points
+from .errors import covariance_of, interval_bounds, interval_points
 from .layout import MARGIN
 from .minimum import Minimum, find_minima, find_minimum, is_positive_definite, with_derivative
 from .pair import ANYWHERE, Boundary, Model, Pair, Search, check
+from .passes import count, extremes
 from .sharding import any_sharding
 from .terms import Chi2Terms, is_quick, weighted_terms, with_terms
 from .verdict import RunnerUp, is_unequal, runner_up, separate_minima
@@ -439,19 +440,15 @@ def clipped(pair: Pair, known_err: bool, model: Model, clip: float) -> tuple[Pai
     valid = jnp.isfinite(image)
     left, bright = lax.fori_loop(0, CLIP_ROUNDS, judge, (image, jnp.zeros_like(valid)))
     kept = jnp.isfinite(left)
-    of_pixels = jnp.mean(~kept, where=valid)
-    of_scene = jnp.sum(bright & valid & ~kept) / jnp.maximum(jnp.sum(bright & valid), 1)
+    of_pixels = count(valid & ~kept) / count(valid)
+    of_scene = count(bright & valid & ~kept) / jnp.maximum(count(bright & valid), 1)
     return pair._replace(image=jnp.where(kept, pair.image, jnp.nan)), of_scene > MAX_CLIPPED + 2 * of_pixels
 
 
 def range_of(array: Array) -> Array:
     """Largest finite value less the smallest, or one where that is no unit; a constant."""
-    finite = jnp.isfinite(array)
-    largest, smallest = (
-        jnp.max(array, where=finite, initial=-jnp.inf),
-        jnp.min(array, where=finite, initial=jnp.inf),
-    )
-    extent = lax.stop_gradient(largest - smallest)
+    largest, smallest = extremes(jnp.where(jnp.isfinite(array), array, jnp.nan))
+    extent = largest - smallest
     return jnp.where(jnp.isfinite(extent) & (extent > 0), extent, 1.0)
 
 
@@ -544,7 +541,7 @@ def _at_minimum(known_err: bool, terms: Chi2Terms, nsigma: Array, minimum: Minim
     return _Measured(
         shift=_reduced(terms, whole, fraction),
         covariance=covariance_of(minimum.hessian, model.free) * scale,
-        bounds=extremes(points, model.free),
+        bounds=interval_bounds(points, model.free),
         closed=points.found,
         chi2=chi2,
         scale=scale,
@@ -609,7 +606,7 @@ def _fatal(terms: Chi2Terms, minimum: Minimum, dof: Array) -> Array:
     outside &= model.limited | (terms.settled & ~found)
     cause = [
         (dof <= 0, Status.NO_DATA),
-        (terms.settled & ~jnp.isfinite(jnp.min(terms.grid)), Status.LITTLE_OVERLAP),
+        (terms.settled & ~jnp.isfinite(extremes(terms.grid)[1]), Status.LITTLE_OVERLAP),
         (flat, Status.FLAT),
         (outside, Status.OUT_OF_WINDOW),
         (~found, Status.NOT_CONVERGED),

@@ -6,9 +6,8 @@ term of an even axis sits at −1/2 cycles per pixel before the real part is tak
 the familiar ``cos(πx)``; where several axes are at Nyquist together it is the cosine of the summed phase.
 This is the convention of `jaxchi2.fourier.shiftnd`, and everything here is exact for it.
 
-A product of waves, one for each axis, becomes at the Nyquist terms of the axes U the real part of their
-product, ``Re Π_U g = Π_U Re g − Σ_{a<b} Im g_a Im g_b Π_{others} Re g`` for up to three axes. So a sum over
-all modes is the sum with the real part of every wave at Nyquist, less one over the modes with two axes there.
+A cosine is a pair of waves. So `unfolded` divides a Nyquist term between the frequencies ±1/2, and what is
+left is a plain Fourier series of harmonics −h … h.
 """
 
 from __future__ import annotations
@@ -18,16 +17,20 @@ from dataclasses import dataclass, field
 from functools import partial, reduce
 from itertools import combinations, product
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from scipy.fft import next_fast_len
 
 from .fourier import product_modulo
+from .passes import sum_all
 
 Shape = tuple[int, ...]
-Columns = Callable[[int, np.ndarray, int], Array]
+Waves = tuple[Array, Array]
+"""Real and imaginary parts of waves in columns, shapes ``(harmonics, R)``."""
 
 
 def harmonics(length: int) -> np.ndarray:
@@ -89,26 +92,47 @@ def cycle_phase(indices: np.ndarray, period: int, whole: Array, fraction: Array)
     return turns.astype(fraction.dtype) * np.asarray(2 * np.pi / period, fraction.dtype) + slope * fraction
 
 
-def _waves(indices: np.ndarray, period: int, whole: Array, fraction: Array, order: int) -> Array:
+def _waves(indices: np.ndarray, period: int, whole: Array, fraction: Array, order: int) -> Waves:
     """``(iκ)^r exp(iκs)`` for r = 0 … order in columns, κ = 2π k / period."""
     phase = cycle_phase(indices, period, whole, fraction)
     cos, sin = (along(x, 0, 2) for x in (jnp.cos(phase), jnp.sin(phase)))
     factor = (2j * np.pi * indices[:, None] / period) ** np.arange(order + 1)
-    re, im = factor.real.astype(cos.dtype), factor.imag.astype(cos.dtype)
-    return lax.complex(cos * re - sin * im, cos * im + sin * re)
+    return _times((cos, sin), (factor.real.astype(cos.dtype), factor.imag.astype(cos.dtype)))
 
 
-class _Series:
+def _times(a: tuple, b: tuple) -> tuple[Any, Any]:
+    """Product of complex numbers that are pairs of real ones."""
+    return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["period"])
+@dataclass(frozen=True)
+class FourierSeries:
     """A real trigonometric polynomial ``f(s) = Re Σ_k c_k exp(2πi k·s / period)``, summed axis by axis.
 
-    Compiled as functions of their own, so that a program that needs them often is traced once.
+    Its functions are compiled by themselves, so that a program that needs them often is traced once.
     """
 
-    period: Shape
+    parts: Array
+    """Real and imaginary parts of the coefficients, shape ``(2h_0 + 1, …, 2, h_{D-1} + 1)``: harmonics in the
+    order of ``fftfreq``, those of the last axis not negative."""
+    period: Shape = field(metadata={"static": True})
+    """Period along each axis in pixels."""
 
-    def _sum(self, columns: Columns) -> Array:
-        """``Re Σ_k c_k Π_a columns(a, k_a, period_a)[r_a]``, shape ``(r_0, …, r_{D-1})``."""
-        raise NotImplementedError
+    def _sum(self, waves: Callable[[int, np.ndarray, int], Waves]) -> Array:
+        """``Re Σ_k c_k Π_a waves(a, k_a, period_a)[r_a]``, shape ``(r_0, …, r_{D-1})``; real products."""
+        x, last = self.parts, len(self.period) - 1
+        for axis in range(last, -1, -1):
+            indices = np.arange(x.shape[-1]) if axis == last else harmonics(x.shape[axis])
+            re, im = waves(axis, indices, self.period[axis])
+            # Of the last product the real part is enough.
+            columns = [(re, -im)] if axis == 0 else [(re, -im), (im, re)]
+            matrix = jnp.stack([jnp.stack(pair) for pair in columns], 2)
+            if axis < last:
+                x = jnp.moveaxis(x, -2, axis)
+            axes = ((axis, axis + 1), (0, 1))
+            x = jnp.tensordot(x, matrix, axes, precision=lax.Precision.HIGHEST)
+        return jnp.transpose(x[..., 0, :])
 
     @partial(jax.jit, static_argnames=("order",))
     def derivatives(self, whole: Array, fraction: Array, order: int) -> Array:
@@ -126,127 +150,93 @@ class _Series:
         has full relative precision: the difference of two values would have none left in float32.
         """
 
-        def columns(changing: int, axis: int, indices: np.ndarray, period: int) -> Array:
+        def waves(axis: int, indices: np.ndarray, period: int) -> Waves:
+            """At s, their changes, and at s + d."""
             d = displacements[axis]
             wave = _waves(indices, period, whole[axis], fraction[axis], 0)
             phase = along(np.asarray(2 * np.pi * indices / period, d.dtype), 0, 2) * along(d, 1, 2)
-            change = lax.complex(-2 * jnp.sin(phase / 2) ** 2, jnp.sin(phase))
-            return wave * (1 + change if axis < changing else change if axis == changing else 1 + 0 * change)
+            change = _times(wave, (-2 * jnp.sin(phase / 2) ** 2, jnp.sin(phase)))
+            kinds = [(w, c, w + c) for w, c in zip(wave, change, strict=True)]
+            return jnp.concatenate(kinds[0], 1), jnp.concatenate(kinds[1], 1)
 
-        return reduce(jnp.add, [self._sum(partial(columns, axis)) for axis in range(len(displacements))])
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["spectrum"], meta_fields=["grid", "period"])
-@dataclass(frozen=True)
-class FourierSeries(_Series):
-    """The function of a half-plane spectrum, ``f(s) = Re Σ_k c_k exp(2πi k·s / period) / N``.
-
-    Only that real part is used, so the column ``k_{D-1} = 0`` need not be Hermitian.
-    """
-
-    spectrum: Array
-    """Complex, as ``rfftn`` gives it of an array of shape ``grid``."""
-    grid: Shape = field(metadata={"static": True})
-    """Number of harmonics along each axis; their product is N."""
-    period: Shape = field(metadata={"static": True})
-    """Period along each axis in pixels: ``grid`` for the interpolant of an image."""
-
-    def _sum(self, columns: Columns) -> Array:
-        ndim = len(self.grid)
-        matrices, sines = [], {}
-        for axis, (n, m) in enumerate(zip(self.grid, self.spectrum.shape, strict=True)):
-            indices = harmonics(n)[:m]
-            waves = columns(axis, indices, self.period[axis])
-            if n % 2 == 0:
-                sines[axis] = waves[n // 2].imag
-                waves = real_at_nyquist(waves, indices, n)
-            matrices.append(waves)
-        weights = half_weights(self.grid[-1])[:, None] / prod(self.grid)
-        matrices[-1] = scaled(matrices[-1], jnp.asarray(weights, matrices[-1].real.dtype))
-        result = contract(self.spectrum, matrices).real
-        for pair in combinations(sines, 2):
-            others = [a for a in range(ndim) if a not in pair]
-            modes = self.spectrum[tuple(self.grid[a] // 2 if a in pair else slice(None) for a in range(ndim))]
-            part = contract(modes, [matrices[a] for a in others]).real
-            if ndim - 1 in pair:
-                part = part / prod(self.grid)
-            factors = [along(sines[a], a, ndim) for a in pair]
-            result = result - jnp.expand_dims(part, pair) * factors[0] * factors[1]
-        return result
+        sums = self._sum(waves)
+        changed = [slice(1, 1 + len(d)) for d in displacements]
+        moved = [slice(1 + len(d), None) for d in displacements]
+        parts = []
+        for axis, change in enumerate(changed):
+            still = [slice(0, 1)] * (len(displacements) - axis - 1)
+            parts.append(sums[(*moved[:axis], change, *still)])
+        return reduce(jnp.add, parts)
 
     def sampled(self, oversample: int) -> Array:
-        """Values at every pixel or half pixel of a ``grid`` of pixels, shift zero at index zero."""
-        return interleaved(
-            [
-                jnp.fft.irfftn(_shift_by_constant(self.spectrum, self.grid, offset), self.grid)
-                if any(offset)
-                else jnp.fft.irfftn(self.spectrum, self.grid)
-                for offset in product(np.arange(0, -1, -1 / oversample).tolist(), repeat=len(self.grid))
-            ]
+        """Values at every ``1/oversample`` pixel of one period, shift zero at index zero.
+
+        At least two for the shortest wave.
+        """
+        grid = tuple(oversample * n for n in self.period)
+        columns = self.parts.shape[-1]
+        # What irfftn counts twice has been.
+        weights = np.where(2 * np.arange(columns) % grid[-1] == 0, 1.0, 0.5) * prod(grid)
+        parts = self.parts * along(jnp.asarray(weights, self.parts.dtype), len(grid), len(grid) + 1)
+        spectrum = lax.complex(*(lax.index_in_dim(parts, k, -2, keepdims=False) for k in (0, 1)))
+        for axis, n in enumerate(grid[:-1]):
+            low, high = jnp.split(spectrum, [spectrum.shape[axis] // 2 + 1], axis)
+            if low.shape[axis] + high.shape[axis] > n:
+                # Of a wave of two samples both signs are the same.
+                low, at = jnp.split(low, [n // 2], axis)
+                same, high = jnp.split(high, [1], axis)
+                high = jnp.concatenate([at + same, high], axis)
+            spectrum = jnp.concatenate([_filled(low, axis, n - high.shape[axis]), high], axis)
+        return jnp.fft.irfftn(_filled(spectrum, len(grid) - 1, grid[-1] // 2 + 1), grid)
+
+
+def _filled(array: Array, axis: int, length: int) -> Array:
+    """An array with zeros behind it up to some length of an axis."""
+    return jnp.pad(array, [(0, (length - n) * (a == axis)) for a, n in enumerate(array.shape)])
+
+
+def unfolded(spectrum: Array, shape: Shape) -> Array:
+    """Coefficients of harmonics −h … h, 0 … h on the last axis, of a half-plane spectrum.
+
+    A sum that counts every column but the first twice is ``Re Σ_k`` over all modes: a Nyquist term of one
+    axis is divided between −h and h, of several between −h on all and h on all.
+    """
+    last = len(shape) - 1
+    if shape[-1] % 2 == 0:
+        half = jnp.asarray(np.where(np.arange(spectrum.shape[-1]) == shape[-1] // 2, 0.5, 1.0))
+        spectrum = scaled(spectrum, along(half.astype(spectrum.real.dtype), last, last + 1))
+    for axis in range(last):
+        n = shape[axis]
+        if n % 2:
+            continue
+        before, at, after = jnp.split(spectrum, [n // 2, n // 2 + 1], axis)
+        # Where the other axes are at −h or h the term has their sign.
+        sign = np.zeros([m if a != axis else 1 for a, m in enumerate(at.shape)])
+        for a in range(axis):
+            if shape[a] % 2 == 0:
+                sign[(slice(None),) * a + (shape[a] // 2,)] = 1
+                sign[(slice(None),) * a + (shape[a] // 2 + 1,)] = -1
+        if shape[-1] % 2 == 0:
+            sign[..., shape[-1] // 2] = 1
+        plus, minus = (
+            scaled(at, jnp.asarray((1 + side * sign) / 2, spectrum.real.dtype)) for side in (1, -1)
         )
+        spectrum = jnp.concatenate([before, plus, minus, after], axis)
+    return spectrum
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["phases", "edges"], meta_fields=["period"])
-@dataclass(frozen=True)
-class PolyphaseSeries(_Series):
-    """A trigonometric polynomial of harmonics up to ±n, twice the pixels' band, by its half-pixel samples.
-
-    ``phases`` are spectra on the pixel grid, one for each half-pixel offset. Of a harmonic and its alias,
-    ``k`` and ``k ∓ n``, the two phases of an axis hold the sum and the difference, so nothing of twice the
-    size is transformed or stored. At ±n on an even axis samples tell the cosine; ``edges`` are the sines.
-    """
-
-    phases: tuple[Array, ...]
-    """Half-plane spectra of f at the pixels plus p/2, for each offset p in ``product((0, 1), repeat=D)``."""
-    edges: tuple[FourierSeries, ...]
-    """What the half-pixel samples do not show."""
-    period: Shape = field(metadata={"static": True})
-    """Period along each axis in pixels."""
-
-    def _sum(self, columns: Columns) -> Array:
-        matrices = []
-        for axis, (n, m) in enumerate(zip(self.period, self.phases[0].shape, strict=True)):
-            k = np.concatenate([np.arange((n + 1) // 2), -np.arange(n // 2, 0, -1)])[:m]
-            alias = k - np.where(k < 0, -n, n)
-            weight = half_weights(n)[:, None] / n if axis == len(self.period) - 1 else 1 / n
-            first, second = columns(axis, k, n), columns(axis, alias, n)
-            # Zero's aliases are both ±n: half of each, or none where no product of two waves gets there.
-            ends = second.real if n % 2 == 0 else jnp.zeros_like(second.real)
-            second = jnp.where(k[:, None] == 0, lax.complex(ends, jnp.zeros_like(ends)), second)
-            turn = np.exp(-1j * np.pi * np.stack([k, alias]) / n)[:, :, None]
-            both = [
-                (turn[0] ** p * weight / 2).astype(first.dtype) * first
-                + (turn[1] ** p * weight / 2).astype(first.dtype) * second
-                for p in (0, 1)
-            ]
-            matrices.append(both)
-        offsets = product((0, 1), repeat=len(matrices))
-        sums = [
-            contract(phase, [matrix[p] for matrix, p in zip(matrices, offset, strict=True)]).real
-            for phase, offset in zip(self.phases, offsets, strict=True)
-        ]
-        return reduce(jnp.add, [*sums, *(edge._sum(columns) for edge in self.edges)])
-
-    def sampled(self, oversample: int) -> Array:
-        """Values at every pixel or half pixel over one period, shift zero at index zero."""
-        ndim = len(self.period)
-        return interleaved([jnp.fft.irfftn(phase, self.period) for phase in self.phases[: oversample**ndim]])
+def series_of(spectrum: Array, shape: Shape) -> FourierSeries:
+    """The interpolant of an array by its half-plane spectrum."""
+    return _series(unfolded(spectrum, shape), 1 / prod(shape), shape)
 
 
-def interleaved(values: list[Array]) -> Array:
-    """One grid of samples from several of equal shape, offset by half a pixel along every axis in turn."""
-    if len(values) == 1:
-        return values[0]
-    shape, ndim = values[0].shape, values[0].ndim
-    stacked = jnp.stack(values).reshape(*(2,) * ndim, *shape)
-    order = [axis for a in range(ndim) for axis in (ndim + a, a)]
-    return stacked.transpose(order).reshape([2 * n for n in shape])
-
-
-def real_at_nyquist(waves: Array, indices: np.ndarray, length: int) -> Array:
-    """Waves in columns, those at the Nyquist term replaced by their real part."""
-    kept = along(2 * indices != -length, 0, waves.ndim)
-    return lax.complex(waves.real, waves.imag * jnp.asarray(kept, waves.real.dtype))
+def _series(coefficients: Array, factor: float, period: Shape) -> FourierSeries:
+    """The series of coefficients as `unfolded` gives them, times a factor."""
+    weights = np.full(coefficients.shape[-1], 2.0 * factor)
+    weights[0] = factor
+    parts = jnp.stack([coefficients.real, coefficients.imag], -2)
+    weights = along(jnp.asarray(weights, parts.dtype), parts.ndim - 1, parts.ndim)
+    return FourierSeries(parts * weights, period)
 
 
 def shift_spectrum(spectrum: Array, shape: Shape, whole: Array, fraction: Array) -> Array:
@@ -296,16 +286,14 @@ def nyquist_power(spectrum: Array, shape: Shape) -> FourierSeries:
     even = [n % 2 == 0 for n in shape]
     subsets = [u for u in product(*((False, True) if e else (False,) for e in even)) if any(u)]
     total = {u: _hyperplane_power(spectrum, shape, u) for u in subsets}
-    grid = tuple(3 if e else 1 for e in even)
-    coefficients = jnp.zeros_like(spectrum, shape=(*grid[:-1], 1 + even[-1]))
+    coefficients = jnp.zeros_like(spectrum.real, shape=(*(3 if e else 1 for e in even[:-1]), 2, 1 + even[-1]))
     for u in subsets:
         # Inclusion and exclusion: the modes with exactly the axes u at Nyquist.
         larger = [v for v in subsets if all(b >= a for a, b in zip(u, v, strict=True))]
-        lost = sum(total[v] * (-1) ** (sum(v) - sum(u)) for v in larger) / 2 * prod(grid)
-        # cos(2π Σ_U s) has weight 2 on the half plane, except on its edge column.
-        coefficients = coefficients.at[tuple(map(int, u))].add(lost / (2 if u[-1] else 1))
-        coefficients = coefficients.at[(0,) * len(shape)].add(-lost)
-    return FourierSeries(coefficients, grid, (1,) * len(shape))
+        lost = sum(total[v] * (-1) ** (sum(v) - sum(u)) for v in larger) / 2
+        for at, part in ((u, lost), ((0,) * len(u), -lost)):
+            coefficients = coefficients.at[(*map(int, at[:-1]), 0, int(at[-1]))].add(part)
+    return FourierSeries(coefficients, (1,) * len(shape))
 
 
 def _hyperplane_power(spectrum: Array, shape: Shape, at_nyquist: tuple[bool, ...]) -> Array:
@@ -314,89 +302,31 @@ def _hyperplane_power(spectrum: Array, shape: Shape, at_nyquist: tuple[bool, ...
     power = plane.real**2 + plane.imag**2
     if not at_nyquist[-1]:
         power = power * along(half_weights(shape[-1]).astype(power.dtype), power.ndim - 1, power.ndim)
-    return jnp.sum(power) / prod(shape)
+    return sum_all(power) / prod(shape)
 
 
-def correlated_square(
-    array: Array, spectrum: Array, weights: Array, weight_spectrum: Array
-) -> PolyphaseSeries:
-    """The series of ``Σ_i w_i M(i − s)²`` from M's pixels and their spectrum: exact, M² at full bandwidth."""
-    shape = array.shape
-    phases = []
-    for offset in product((0.0, 0.5), repeat=len(shape)):
-        samples = jnp.fft.irfftn(_shift_by_constant(spectrum, shape, offset), shape) if any(offset) else array
-        phases.append(conj_product(jnp.fft.rfftn(samples**2), weight_spectrum))
-    even = [axis for axis, n in enumerate(shape) if n % 2 == 0]
-    # With one even axis the Nyquist terms are cosines and so are their squares.
-    edges = tuple(_edge(spectrum, shape, weights, axis) for axis in even) if len(even) > 1 else ()
-    return PolyphaseSeries(tuple(phases), edges, shape)
+def correlated_square(spectrum: Array, weight_spectrum: Array, shape: Shape) -> FourierSeries:
+    """The series of ``Σ_i w_i M(i − s)²`` from the half-plane spectra of M and w: exact.
 
-
-def _shift_by_constant(spectrum: Array, shape: Shape, offset: tuple[float, ...]) -> Array:
-    # Behind a barrier, or the compiler spends its time on working out constants as large as the image.
-    fraction = lax.optimization_barrier(jnp.asarray(offset, spectrum.real.dtype))
-    return shift_spectrum(spectrum, shape, jnp.zeros(len(shape), jnp.int32), fraction)
-
-
-def _edge(spectrum: Array, shape: Shape, weights: Array, axis: int) -> FourierSeries:
-    """The sine part of harmonic ±n of an even axis in ``Σ_i w_i M(i − s)²``, of period one pixel along it.
-
-    It comes from the Nyquist terms alone: with ``Z`` the sum over the one-sided band,
-    ``M² = Re(Z²)/2 + |Z|²/2``, and ``Z²`` at −n is the square of the Nyquist plane.
+    M² has harmonics up to ±n, twice the pixels' band; it is formed on a grid that holds them, while those of
+    w repeat with period n.
     """
-    ndim = len(shape)
-    negative = _squared_nyquist_plane(spectrum, shape, axis)
-    sine = (jnp.conj(_reverse(negative)) - negative) / 2
-    for earlier in (a for a in range(axis) if shape[a] % 2 == 0):
-        # What is antisymmetric there too, the earlier axis' own edge has.
-        n = shape[earlier]
-        mean = (jnp.take(sine, n, earlier) + jnp.take(sine, n + 1, earlier)) / 2
-        index = (slice(None),) * earlier
-        sine = sine.at[(*index, n)].set(mean).at[(*index, n + 1)].set(mean)
-    coefficient = conj_product(sine, tiled(jnp.sum(weights, axis)))
-    columns = [jnp.zeros_like(coefficient), coefficient]
-    if axis < ndim - 1:
-        columns.append(-coefficient)
-    series = jnp.stack(columns, axis)
-    if axis < ndim - 1:
-        series = series[..., : shape[-1] + 1]
-    grid = tuple(3 if a == axis else 2 * n + 1 for a, n in enumerate(shape))
-    period = tuple(1 if a == axis else n for a, n in enumerate(shape))
-    return FourierSeries(series * prod(grid), grid, period)
-
-
-def _squared_nyquist_plane(spectrum: Array, shape: Shape, axis: int) -> Array:
-    """Coefficients of ``M²`` at harmonic −n of an even axis, over the other axes' odd grids of 2n + 1."""
-    plane = jnp.take(spectrum, shape[axis] // 2, axis)
-    rest = shape[:axis] + shape[axis + 1 :]
-    if axis < len(shape) - 1:
-        plane = jnp.fft.fftn(jnp.fft.irfftn(plane, rest))
-    if not rest:
-        return plane**2 / (4 * prod(shape) ** 2)
-    for a, n in enumerate(rest):
-        plane = _insert_zeros(plane, a, (n + 1) // 2, n)
-    fine = jnp.fft.ifftn(plane) * (prod(plane.shape) / prod(shape))
-    plane = jnp.fft.fftn(fine**2) / (4 * prod(plane.shape))
-    for a, n in enumerate(rest):
-        plane = _insert_zeros(plane, a, n, 1)
-    return plane
-
-
-def _insert_zeros(array: Array, axis: int, position: int, count: int) -> Array:
-    before, after = jnp.split(array, [position], axis)
-    zeros = jnp.zeros_like(array, shape=(*array.shape[:axis], count, *array.shape[axis + 1 :]))
-    return jnp.concatenate([before, zeros, after], axis)
-
-
-def _reverse(array: Array) -> Array:
-    """``f(k) → f(−k)`` on every axis of a full spectrum."""
-    return jnp.roll(jnp.flip(array), 1, tuple(range(array.ndim)))
-
-
-def tiled(weights: Array) -> Array:
-    """Spectrum of pixel weights at all harmonics up to ±n, in the order of ``fftfreq``: period n repeats."""
-    spectrum = jnp.fft.fftn(weights)
-    for axis in range(weights.ndim):
-        first = lax.slice_in_dim(spectrum, 0, 1, axis=axis)
-        spectrum = jnp.concatenate([spectrum, first, spectrum], axis)
-    return spectrum
+    last = len(shape) - 1
+    fine = tuple(next_fast_len(2 * n + 1, real=True) for n in shape)
+    coefficients = unfolded(spectrum, shape)
+    for axis, n in enumerate(fine[:-1]):
+        low, high = jnp.split(coefficients, [coefficients.shape[axis] // 2 + 1], axis)
+        coefficients = jnp.concatenate([_filled(low, axis, n - high.shape[axis]), high], axis)
+    array = jnp.fft.irfftn(_filled(coefficients, last, fine[-1] // 2 + 1), fine) * (prod(fine) / prod(shape))
+    square, weights = jnp.fft.rfftn(array**2)[..., : shape[-1] + 1], weight_spectrum
+    for axis, (n, m) in enumerate(zip(shape[:-1], fine[:-1], strict=True)):
+        square = jnp.take(square, harmonics(2 * n + 1) % m, axis, mode="clip")
+    # Beyond half the period the last axis' harmonics are those of opposite sign, conjugated.
+    high = jnp.conj(weights[..., np.arange(shape[-1] // 2 + 1, shape[-1] + 1) * -1 % shape[-1]])
+    for axis, n in enumerate(shape[:-1]):
+        weights, high = (
+            jnp.take(x, sign * harmonics(2 * n + 1) % n, axis, mode="clip")
+            for x, sign in ((weights, 1), (high, -1))
+        )
+    weights = jnp.concatenate([weights, high], -1)
+    return _series(conj_product(square, weights), 1 / prod(fine), shape)

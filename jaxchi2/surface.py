@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from .checks import as_numbers, integer, per_axis, positive, refuse, sizes
-from .errors import contour_points, delta_chi2, extremes, interval_points, profile_values
+from .errors import contour_points, delta_chi2, interval_bounds, interval_points, profile_values
 from .minimum import find_minima, find_minimum, split
 from .pair import ANYWHERE, Boundary, Search, check
 from .terms import Chi2Terms, is_quick, uniform_terms, weighted_terms
@@ -122,7 +122,7 @@ class Chi2Surface:
     def _interval(self, threshold: Array) -> Array:
         found = find_minimum(self.terms)
         points = interval_points(self.terms, found, threshold)
-        bounds = extremes(points, self.terms.model.free)
+        bounds = interval_bounds(points, self.terms.model.free)
         return found.whole[:, None] + found.fraction[:, None] + bounds
 
     def contour(self, nsigma: ArrayLike = 1.0, n: int = 64, nfitted: int = 2) -> Array:

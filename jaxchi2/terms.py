@@ -47,9 +47,9 @@ from .layout import (
 from .noise import box_coordinates, fitted_trend, gentle, hann, lower, significant, whitening, wiener_gain
 from .overlap import Correlation, profiled
 from .pair import Model, Pair
+from .passes import count, every, some, sum_all
 from .spectrum import (
     FourierSeries,
-    PolyphaseSeries,
     Shape,
     conj_product,
     contract,
@@ -58,6 +58,7 @@ from .spectrum import (
     harmonics,
     nyquist_power,
     scaled,
+    series_of,
     shift_spectrum,
 )
 from .taylor import multiply, reciprocal
@@ -98,7 +99,7 @@ class Chi2Terms:
 
     cross: FourierSeries
     """``−2 Σ w_i D_i M(i − s)``."""
-    power: FourierSeries | PolyphaseSeries
+    power: FourierSeries
     """``Σ w_i M(i − s)²``."""
     total: FourierSeries | None
     """``Σ w_i M(i − s)``; None where it is not needed, or zero."""
@@ -163,7 +164,7 @@ class Chi2Terms:
     @property
     def bandwidth(self) -> int:
         """How many times the image's band χ² has: twice where squares of Fourier series enter."""
-        return 1 if isinstance(self.power, FourierSeries) and not self.model.gain else 2
+        return 1 if self.weights is None and not self.model.gain else 2
 
     def grid_chi2(self) -> Array:
         """``grid`` as χ²; a score, −2 times a log-likelihood like it, from χ² at the origin."""
@@ -293,9 +294,9 @@ class Chi2Terms:
             # A product with the weights, not a sum over rows: XLA 0.10 compiled that one, fused with the
             # complex arithmetic before it, into a program that crashed where the columns fill its vectors.
             weights = half_weights(self.shape[-1]).astype(power.dtype)
-            return jnp.sum(jnp.dot(power, weights, precision=lax.Precision.HIGHEST)) / prod(self.shape)
+            return sum_all(jnp.dot(power, weights, precision=lax.Precision.HIGHEST)) / prod(self.shape)
         residual = self.image - gain * jnp.fft.irfftn(model, self.shape) - background
-        return jnp.sum(self.weights * residual**2)
+        return sum_all(self.weights * residual**2)
 
     def match(self, whole: Array, fraction: Array) -> tuple[Array, Array, Array]:
         """Model and data about their means, and the residual, at one shift and in units of the errors."""
@@ -307,10 +308,10 @@ class Chi2Terms:
             image = jnp.fft.irfftn(self.image, self.shape)
         else:
             weights, image = self.weights, self.image
-        mass, root = jnp.sum(weights), jnp.sqrt(weights)
+        mass, root = sum_all(weights), jnp.sqrt(weights)
 
         def centred(x: Array) -> Array:
-            return root * (x - jnp.sum(weights * x) / jnp.where(mass > 0, mass, 1.0))
+            return root * (x - sum_all(weights * x) / jnp.where(mass > 0, mass, 1.0))
 
         return centred(model), root * (image - gain * model - background), centred(image)
 
@@ -348,7 +349,7 @@ def is_clean(pair: Pair) -> Array:
 
     An overflow of the sum is taken for a bad pixel, which merely costs time.
     """
-    clean = jnp.isfinite(jnp.sum(pair.reference)) & jnp.isfinite(jnp.sum(pair.image))
+    clean = jnp.isfinite(sum_all(pair.reference)) & jnp.isfinite(sum_all(pair.image))
     if pair.reference_err is not None:
         clean &= jnp.isfinite(pair.reference_err)
     return clean & is_valid_error(pair.err)
@@ -377,8 +378,10 @@ class ReferenceSide(NamedTuple):
     """Half-plane spectrum of the reference."""
     energy: Array
     """``Σ M²``, a scalar."""
-    power: FourierSeries | PolyphaseSeries
+    power: FourierSeries
     """``Σ w_i M(i − s)²``."""
+    power_on_pixels: Array | None
+    """Half-plane spectrum of what that is at whole shifts; None where it is a constant or not needed."""
     total_spectrum: Array | None
     """Half-plane spectrum of ``Σ w_i M(i − s)``; None where it is not needed, or zero."""
     mass: Array
@@ -395,14 +398,14 @@ def uniform_side(pair: Pair, model: Model) -> ReferenceSide:
     """The reference's part of `uniform_terms`."""
     # A common pedestal cancels in χ²; kept, it would cost float32 its digits.
     # With a gain alone it does not cancel.
-    pedestal = lax.stop_gradient(jnp.mean(pair.reference))
+    pedestal = lax.stop_gradient(sum_all(pair.reference) / pair.reference.size)
     pedestal = jnp.zeros_like(pedestal) if model.gain and not model.background else pedestal
     unit = jnp.where(is_valid_error(pair.err), pair.err, jnp.nan)
     reference = (pair.reference - pedestal) / unit
     if model.background:
         # To rounding it is zero already; its derivative is not.
-        reference = reference - jnp.mean(reference)
-    return _unweighted(jnp.fft.rfftn(reference), jnp.sum(reference**2), reference.shape, unit, pedestal)
+        reference = reference - sum_all(reference) / reference.size
+    return _unweighted(jnp.fft.rfftn(reference), sum_all(reference**2), reference.shape, unit, pedestal)
 
 
 def _unweighted(spectrum: Array, energy: Array, shape: Shape, unit: Array, pedestal: Array) -> ReferenceSide:
@@ -410,7 +413,8 @@ def _unweighted(spectrum: Array, energy: Array, shape: Shape, unit: Array, pedes
     return ReferenceSide(
         spectrum=spectrum,
         energy=energy,
-        power=replace(power, spectrum=power.spectrum.at[(0,) * len(shape)].add(energy * prod(power.grid))),
+        power=replace(power, parts=power.parts.at[(0,) * power.parts.ndim].add(energy)),
+        power_on_pixels=None,
         total_spectrum=None,
         mass=jnp.full_like(energy, prod(shape)),
         roughness=_energies(spectrum, shape)[1],
@@ -428,10 +432,10 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
     shape = pair.image.shape
     image, pedestal = (pair.image - side.pedestal) / side.unit, side.pedestal
     if model.background:
-        mean = jnp.mean(image)
+        mean = sum_all(image) / image.size
         image, pedestal = image - mean, pedestal + mean * side.unit
     image_spectrum = jnp.fft.rfftn(image)
-    image_energy = jnp.sum(image**2)
+    image_energy = sum_all(image**2)
     if pair.reference_err is not None:
         first, second = (_periodogram(x, prod(shape)) for x in (side.spectrum, image_spectrum))
         variance = (pair.reference_err / side.unit) ** 2
@@ -443,11 +447,11 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         side = _unweighted(spectrum, _energy(spectrum, shape), shape, side.unit, side.pedestal)
         side = side._replace(mass=side.mass * filters.image.reshape(-1)[0] ** 2)
         image_energy = _energy(image_spectrum, shape)
-    cross = _cross(side.spectrum, image_spectrum, shape)
+    cross_spectrum = _cross(side.spectrum, image_spectrum)
+    cross = series_of(cross_spectrum, shape)
     if model.oversample == 1:
-        cross_grid, power_grid = _searched(cross.spectrum, shape, model), side.energy
+        cross_grid, power_grid = _searched(cross_spectrum, shape, model), side.energy
     else:
-        assert isinstance(side.power, FourierSeries)
         cross_grid, power_grid = cross.sampled(2), jnp.tile(_half_pixel_values(side.power), shape)
     return Chi2Terms(
         cross=cross,
@@ -479,8 +483,8 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
     )
 
 
-def _cross(reference: Array, image: Array, shape: Shape) -> FourierSeries:
-    return FourierSeries(conj_product(scaled(reference, -2.0), image), shape, shape)
+def _cross(reference: Array, image: Array) -> Array:
+    return conj_product(scaled(reference, -2.0), image)
 
 
 def _searched(spectrum: Array, shape: Shape, model: Model) -> Array:
@@ -519,7 +523,7 @@ def _periodogram(spectrum: Array, number: Array | int) -> Array:
 def _energy(spectrum: Array, shape: Shape) -> Array:
     power = spectrum.real**2 + spectrum.imag**2
     weights = half_weights(shape[-1]).astype(power.dtype)
-    return jnp.sum(jnp.dot(power, weights, precision=lax.Precision.HIGHEST)) / prod(shape)
+    return sum_all(jnp.dot(power, weights, precision=lax.Precision.HIGHEST)) / prod(shape)
 
 
 def _energies(spectrum: Array, shape: Shape) -> tuple[Array, Array]:
@@ -546,7 +550,7 @@ def _bound(side: ReferenceSide, image_spectrum: Array, shape: Shape) -> Array:
 
 def _half_pixel_values(power: FourierSeries) -> Array:
     """A series of period one pixel at 0 and ½ on every axis, shape ``(2,)*D``."""
-    ndim, dtype = power.spectrum.ndim, power.spectrum.real.dtype
+    ndim, dtype = len(power.period), power.parts.dtype
     steps = [jnp.asarray([0.0, 0.5], dtype)] * ndim
     zero = jnp.zeros(ndim, jnp.int32), jnp.zeros(ndim, dtype)
     return power.derivatives(*zero, 0) + power.differences(*zero, steps)
@@ -555,12 +559,16 @@ def _half_pixel_values(power: FourierSeries) -> Array:
 def weighted_side(layout: Layout, prepared: Prepared, model: Model) -> ReferenceSide:
     """The reference's part of `weighted_terms`."""
     spectrum, weight_spectrum = jnp.fft.rfftn(layout.reference), jnp.fft.rfftn(layout.weights)
+    on_pixels = None
+    if model.boundary.name != "overlap":
+        on_pixels = conj_product(jnp.fft.rfftn(layout.reference**2), weight_spectrum)
     return ReferenceSide(
         spectrum=spectrum,
-        energy=jnp.sum(layout.reference**2),
-        power=correlated_square(layout.reference, spectrum, layout.weights, weight_spectrum),
+        energy=sum_all(layout.reference**2),
+        power=correlated_square(spectrum, weight_spectrum, layout.reference.shape),
+        power_on_pixels=on_pixels,
         total_spectrum=conj_product(spectrum, weight_spectrum) if model.background else None,
-        mass=jnp.sum(layout.weights),
+        mass=sum_all(layout.weights),
         roughness=_energies(spectrum, layout.reference.shape)[1],
         unit=prepared.unit,
         pedestal=prepared.pedestal,
@@ -615,7 +623,7 @@ def is_shareable(shared: SharedReference, pair: Pair) -> Array:
     if shared.layout is None:
         return is_clean(pair)
     image = jnp.where(shared.layout.weights > 0, pair.image, 0.0)
-    return jnp.isfinite(jnp.sum(pair.reference)) & jnp.isfinite(jnp.sum(image))
+    return jnp.isfinite(sum_all(pair.reference)) & jnp.isfinite(sum_all(image))
 
 
 def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, model: Model) -> Chi2Terms:
@@ -624,17 +632,16 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
     mass = side.mass
     shared = jnp.zeros_like(mass)
     if model.background:
-        shared = jnp.sum(weights * image) / jnp.where(mass > 0, mass, 1.0)
+        shared = sum_all(weights * image) / jnp.where(mass > 0, mass, 1.0)
         image = image - shared
     image_spectrum = jnp.fft.rfftn(weights * image)
-    constant = jnp.sum(weights * image**2)
-    cross = _cross(side.spectrum, image_spectrum, shape)
-    total = None if side.total_spectrum is None else FourierSeries(side.total_spectrum, shape, shape)
-    grid = _search_grid(layout, cross, side, total, model)
+    constant = sum_all(weights * image**2)
+    cross = _cross(side.spectrum, image_spectrum)
+    grid = _search_grid(layout, cross, side, model)
     return Chi2Terms(
-        cross=cross,
+        cross=series_of(cross, shape),
         power=side.power,
-        total=total,
+        total=None if side.total_spectrum is None else series_of(side.total_spectrum, shape),
         constant=constant,
         mass=jnp.where(mass > 0, mass, 1.0),
         grid=with_prior(grid, model.oversample, pair, model),
@@ -643,9 +650,9 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
         reference=side.spectrum,
         image=image,
         weights=weights,
-        n_valid=jnp.sum(weights > 0, dtype=jnp.int32),
+        n_valid=count(weights > 0),
         amplitude=jnp.sqrt(side.energy) * jnp.sqrt(constant),
-        contrast=constant - jnp.sum(weights * image) ** 2 / jnp.where(mass > 0, mass, 1.0),
+        contrast=constant - sum_all(weights * image) ** 2 / jnp.where(mass > 0, mass, 1.0),
         roughness=_bound(side, image_spectrum, shape),
         flat=flat,
         settled=layout.settled,
@@ -661,28 +668,24 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
     )
 
 
-def _search_grid(
-    layout: Layout,
-    cross: FourierSeries,
-    side: ReferenceSide,
-    total: FourierSeries | None,
-    model: Model,
-) -> Array:
-    over, shape = model.oversample, layout.reference.shape
-    power, mass = side.power, side.mass
-    assert isinstance(power, PolyphaseSeries)
+def _search_grid(layout: Layout, cross: Array, side: ReferenceSide, model: Model) -> Array:
+    over, shape, mass = model.oversample, layout.reference.shape, side.mass
 
     def of_the_series() -> Array:
+        assert side.power_on_pixels is not None
+        total_grid: Array | float = 0.0
         if over == 1 and not (model.gain or model.background):
-            return _searched(power.phases[0] + cross.spectrum, shape, model)
+            return _searched(side.power_on_pixels + cross, shape, model)
         if over == 1:
-            on_grid, cross_grid = (_searched(x, shape, model) for x in (power.phases[0], cross.spectrum))
-            total_grid = 0.0 if total is None else _searched(total.spectrum, shape, model)
+            power_grid, cross_grid = (_searched(x, shape, model) for x in (side.power_on_pixels, cross))
+            if side.total_spectrum is not None:
+                total_grid = _searched(side.total_spectrum, shape, model)
         else:
-            on_grid, cross_grid = power.sampled(over), cross.sampled(over)
-            total_grid = 0.0 if total is None else total.sampled(over)
-        on_grid = on_grid - total_grid**2 / jnp.where(mass > 0, mass, 1.0)
-        return profiled(cross_grid, on_grid, model.gain)
+            power_grid, cross_grid = side.power.sampled(over), series_of(cross, shape).sampled(over)
+            if side.total_spectrum is not None:
+                total_grid = series_of(side.total_spectrum, shape).sampled(over)
+        power_grid = power_grid - total_grid**2 / jnp.where(mass > 0, mass, 1.0)
+        return profiled(cross_grid, power_grid, model.gain)
 
     if model.compact:
         return of_the_series()
@@ -715,21 +718,21 @@ def _wiener(layout: Layout, model: Model) -> Layout:
     """
     shape, weights, periodic = layout.reference.shape, layout.weights, model.boundary.name == "wrap"
     counted = weights > 0
-    number = jnp.maximum(jnp.sum(counted), 1).astype(weights.dtype)
+    number = jnp.maximum(count(counted), 1).astype(weights.dtype)
     assert layout.variance is not None
     variance = jnp.broadcast_to(layout.variance, shape)
-    noise = jnp.sum(jnp.where(counted, variance, 0.0)) / number
-    image_noise = jnp.sum(jnp.where(counted, 1 / jnp.where(counted, weights, 1.0), 0.0)) / number
+    noise = sum_all(jnp.where(counted, variance, 0.0)) / number
+    image_noise = sum_all(jnp.where(counted, 1 / jnp.where(counted, weights, 1.0), 0.0)) / number
     # A spectrum of nothing is not to be divided by.
-    image_noise = jnp.where(jnp.any(counted), image_noise, 1.0)
+    image_noise = jnp.where(some(counted), image_noise, 1.0)
     places = box_coordinates(counted, weights.dtype)
     taper = jnp.ones_like(weights) if periodic else hann(places)
 
     def mean_of(x: Array) -> Array:
-        return jnp.sum(jnp.where(counted, x, 0.0)) / number
+        return sum_all(jnp.where(counted, x, 0.0)) / number
 
     def power_of(x: Array, seen: Array) -> Array:
-        mass = jnp.maximum(jnp.sum(jnp.where(seen, taper**2, 0.0)), 1e-3)
+        mass = jnp.maximum(sum_all(jnp.where(seen, taper**2, 0.0)), 1e-3)
 
         def of(x: Array) -> Array:
             return _periodogram(jnp.fft.rfftn(taper * x), mass)
@@ -740,7 +743,7 @@ def _wiener(layout: Layout, model: Model) -> Layout:
             filled = jnp.where(seen, x, average_nearby(x, seen))
             return lower(of(filled), of(jnp.where(seen, x, 0.0)), shape)
 
-        return lax.cond(any_in_batch(~jnp.all(seen | (taper == 0))), with_holes, of, x)
+        return lax.cond(any_in_batch(~every(seen | (taper == 0))), with_holes, of, x)
 
     mean = mean_of(layout.reference)
     reference, image = layout.reference - mean, layout.image - mean_of(layout.image)
@@ -754,7 +757,7 @@ def _wiener(layout: Layout, model: Model) -> Layout:
     )
     signal, noise = filters.signal, noise * filters.brightness
     if model.boundary.name == "overlap":
-        freedom = jnp.maximum(jnp.sum(taper**2) ** 2 / jnp.maximum(jnp.sum(taper**4), 1e-3), 1.0)
+        freedom = jnp.maximum(sum_all(taper**2) ** 2 / jnp.maximum(sum_all(taper**4), 1e-3), 1.0)
         signal = significant(signal, (noise + image_noise) / 2, freedom, shape)
         gain = wiener_gain(gentle(signal, shape), noise, shape)
         # A trend is no matter for a periodic filter, nor is the mean for any.
@@ -774,8 +777,8 @@ def _wiener(layout: Layout, model: Model) -> Layout:
     def left(weight: np.ndarray) -> Array:
         """Variance of the cross-spectrum over the signal, each with these weights, less the image's noise."""
         modes = jnp.asarray(weight * half_weights(shape[-1]), gain.dtype)
-        spread = jnp.sum(modes * gain**2 * (signal * (noise + image_noise) + noise * image_noise))
-        seen = jnp.sum(modes * gain * signal)
+        spread = sum_all(modes * gain**2 * (signal * (noise + image_noise) + noise * image_noise))
+        seen = sum_all(modes * gain * signal)
         return jnp.where(seen > 0, spread / jnp.where(seen > 0, seen, 1.0) - image_noise, 0.0)
 
     # A shift is seen in the slopes, a gain in the values.
@@ -794,7 +797,7 @@ def _wiener(layout: Layout, model: Model) -> Layout:
         return variance / jnp.clip(part, 0.05, 1.0) + filters.brightness * missing
 
     variance = lax.cond(
-        any_in_batch(~jnp.all(layout.known)),
+        any_in_batch(~every(layout.known)),
         around_unknown,
         lambda x: x,
         share * filters.brightness * variance,
@@ -809,15 +812,15 @@ def _calibration(filtered: Array, layout: Layout, kept: Array, model: Model) -> 
     the noise there, in frequency.
     """
     counted = layout.weights > 0
-    number = jnp.sum(counted, dtype=filtered.dtype)
+    number = count(counted).astype(filtered.dtype)
 
     def centred(x: Array) -> Array:
-        mean = jnp.sum(jnp.where(counted, x, 0.0)) / jnp.maximum(number, 1.0) if model.background else 0.0
+        mean = sum_all(jnp.where(counted, x, 0.0)) / jnp.maximum(number, 1.0) if model.background else 0.0
         return jnp.where(counted, x - mean, 0.0)
 
     weights = jnp.asarray(half_weights(filtered.shape[-1]), kept.dtype)
-    noise = jnp.sum(jnp.dot(kept, weights, precision=lax.Precision.HIGHEST)) / filtered.size
-    power, product = jnp.sum(centred(filtered) ** 2), jnp.sum(centred(filtered) * centred(layout.reference))
+    noise = sum_all(jnp.dot(kept, weights, precision=lax.Precision.HIGHEST)) / filtered.size
+    power, product = sum_all(centred(filtered) ** 2), sum_all(centred(filtered) * centred(layout.reference))
     factor = (product - number * noise) / jnp.where(power > 0, power, 1.0)
     return jnp.where((power > 0) & (factor > 0), factor, 1.0)
 

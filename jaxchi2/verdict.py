@@ -15,6 +15,7 @@ from .chance import Evidence
 from .layout import MARGIN, grid_minimum, grid_shifts, in_window, shift_at
 from .minimum import Candidates, Minimum, best_pixel, stationary, value_gradient_hessian
 from .overlap import Correlation, log_left, score
+from .passes import extremes, sum_all
 from .spectrum import along, contract
 from .terms import Chi2Terms
 
@@ -230,11 +231,11 @@ def is_unequal(terms: Chi2Terms, whole: Array, fraction: Array, least: float) ->
     """
     model, residual, data = terms.match(whole, fraction)
     tiny = jnp.finfo(data.dtype).tiny
-    power, energy, held = (jnp.sum(x**2) for x in (model, data, residual))
-    cross = jnp.sum(model * data)
+    power, energy, held = (sum_all(x**2) for x in (model, data, residual))
+    cross = sum_all(model * data)
     free = energy - cross**2 / jnp.maximum(power, tiny)
     root = jnp.ones_like(data) if terms.weights is None else jnp.sqrt(terms.weights)
-    offset = jnp.sum(root * residual) ** 2 / terms.mass
+    offset = sum_all(root * residual) ** 2 / terms.mass
     rounding = 16 * jnp.finfo(data.dtype).eps * energy
     result = jnp.zeros_like(terms.flat)
     if not terms.model.gain:
@@ -244,7 +245,7 @@ def is_unequal(terms: Chi2Terms, whole: Array, fraction: Array, least: float) ->
     if terms.correlation is not None:
         r = in_window(terms.correlation.coefficient, 1, terms.pair, replace(terms.model, oversample=1))
         r = jnp.where(jnp.isfinite(r), r, 0.0)
-        opposite, alike = (jnp.min(score(terms.correlation._replace(coefficient=x))) for x in (-r, r))
+        opposite, alike = (extremes(score(terms.correlation._replace(coefficient=x)))[1] for x in (-r, r))
         result |= terms.settled & (opposite < least * alike) & (opposite < alike - OPPOSITE)
     return result
 
