@@ -154,12 +154,8 @@ def prepare(pair: Pair, model: Model) -> Prepared:
 
 def is_flat(image: Array, valid: Array, model: Model) -> Array:
     """Whether valid pixels are equal to rounding, all of them or those of every line along a free axis."""
-
-    def extremes(axis: int | None) -> tuple[Array, Array]:
-        largest = jnp.max(image, axis, where=valid, initial=-jnp.inf)
-        return largest, jnp.min(image, axis, where=valid, initial=jnp.inf)
-
-    highest, lowest = extremes(None)
+    seen = jnp.where(valid, image, jnp.nan)
+    highest, lowest = extremes(seen)
     rounding = 8 * jnp.finfo(image.dtype).eps * jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
     flat = highest - lowest <= rounding
     if model.boundary.name in ("fill", "constant"):
@@ -167,10 +163,11 @@ def is_flat(image: Array, valid: Array, model: Model) -> Array:
         return flat
     # Weights that end at an edge give χ² a minimum even so.
     for axis in np.flatnonzero(model.free).tolist():
-        largest, smallest = extremes(axis)
+        largest, smallest = extremes(seen, (axis,))
         # Lines of one valid pixel each say nothing about it.
-        lines = jnp.any(jnp.sum(valid, axis) > 1)
-        flat |= lines & jnp.all(largest - smallest <= rounding)
+        ones = jnp.ones_like(image, shape=(image.shape[axis],))
+        number = jnp.tensordot(valid.astype(image.dtype), ones, ((axis,), (0,)))
+        flat |= some(number > 1) & every(largest - smallest <= rounding)
     return flat
 
 
@@ -381,11 +378,11 @@ def _without_noise(prepared: Prepared, shape: Shape) -> tuple[Prepared, Array]:
 
 def moved_to(x: Array, shift: Array, grid: Shape, frame: Shape, outside: float) -> Array:
     """Pixels of a reference moved by whole pixels over a periodic grid, in a frame that begins at zero."""
-    # The window leaves the frames 2·GUARD apart around the search grid, no more.
-    span = tuple(max(a, b) for a, b in zip(grid, frame, strict=True))
-    margin = [(0, a - b) for a, b in zip(span, x.shape, strict=True)]
-    moved = jnp.roll(jnp.pad(x, margin, constant_values=outside), shift, range(x.ndim))
-    return moved[tuple(slice(0, n) for n in frame)]
+    for axis, (n, period, length) in enumerate(zip(x.shape, grid, frame, strict=True)):
+        # The window leaves the frames 2·GUARD apart around the search grid, no more.
+        index = (jnp.arange(length, dtype=jnp.int32) - shift[axis]) % max(period, length)
+        x = jnp.take(x, jnp.where(index < n, index, n), axis, mode="fill", fill_value=outside)
+    return x
 
 
 def _downhill(start: Array, prepared: Prepared, score: Array, pair: Pair, model: Model) -> Array:
@@ -499,13 +496,22 @@ def margins(frame: Shape) -> tuple[int, ...]:
 
 
 def eroded(known: Array, margin: int | tuple[int, ...], outside: str = "wrap") -> Array:
-    """Whether all pixels within ``margin`` along every axis are known; ``outside`` as in ``jnp.pad``."""
+    """Whether all pixels within ``margin`` along every axis are known; ``outside`` as in ``jnp.pad``.
+
+    With "constant" nothing is known there.
+    """
     sizes = (margin,) * known.ndim if isinstance(margin, int) else margin
     for axis, (length, size) in enumerate(zip(known.shape, sizes, strict=True)):
-        around = [(size * (a == axis),) * 2 for a in range(known.ndim)]
-        wide = jnp.pad(known, around, mode=outside)
-        steps = range(2 * size + 1)
-        known = reduce(jnp.logical_and, [lax.slice_in_dim(wide, k, k + length, axis=axis) for k in steps])
+        lines = []
+        for step in range(-size, size + 1):
+            index = np.arange(length) + step
+            inside = (outside != "constant") | ((index >= 0) & (index < length))
+            index = index % length if outside == "wrap" else np.clip(index, 0, length - 1)
+            lines.append(
+                jnp.take(known, index, axis, mode="clip")
+                & along(np.broadcast_to(inside, length), axis, known.ndim)
+            )
+        known = reduce(jnp.logical_and, lines)
     return known
 
 
@@ -620,8 +626,8 @@ def rise(filled: Array, known: Array) -> Array:
     highest, lowest = jnp.where(known, filled, -jnp.inf), jnp.where(known, filled, jnp.inf)
     for axis in range(filled.ndim):
         steps = range(-MARGIN, MARGIN + 1)
-        highest = reduce(jnp.maximum, [jnp.roll(highest, k, axis) for k in steps])
-        lowest = reduce(jnp.minimum, [jnp.roll(lowest, k, axis) for k in steps])
+        highest = reduce(jnp.maximum, [rolled(highest, k, axis) for k in steps])
+        lowest = reduce(jnp.minimum, [rolled(lowest, k, axis) for k in steps])
     seen = jnp.isfinite(highest)
     above = jnp.maximum(filled - jnp.where(seen, highest, 0.0), jnp.where(seen, lowest, 0.0) - filled)
     return jnp.where(seen, jnp.maximum(above, 0.0), 0.0)

@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
-from .passes import sum_all
+from .passes import running_sum, sum_all
 from .spectrum import Shape, along, conj_product
 
 LEAST_SHARE = 32
@@ -126,21 +126,24 @@ def lowest_step(
     """
     ndim, shape = frames.image.ndim, frames.image.shape
     starts = 2 - np.indices((3,) * ndim).reshape(ndim, -1).T
-    steps = [tuple(slice(a, a + n) for a, n in zip(at, shape, strict=True)) for at in starts.tolist()]
-    known = reduce(jnp.logical_and, [jnp.isfinite(reference[step]) for step in steps])
+    known = jnp.isfinite(reference)
+    for axis in range(ndim):
+        lines = [lax.slice_in_dim(known, k, k + shape[axis], axis=axis) for k in range(3)]
+        known = reduce(jnp.logical_and, lines)
     weights = jnp.where(known, frames.weights, 0.0)
     mass = sum_all(weights)
     mass = jnp.where(mass > 0, mass, 1.0)
     mean = sum_all(weights * frames.image) / mass if background else 0.0
     image = weights * (frames.image - mean)
 
-    def chi2(model: Array) -> Array:
-        model = jnp.where(known, model, 0.0)
+    def chi2(start: Array) -> Array:
+        model = jnp.where(known, lax.dynamic_slice(reference, start, shape), 0.0)
         cross, power, level = sum_all(image * model), sum_all(weights * model**2), sum_all(weights * model)
         return profiled(-2 * cross, power - level**2 / mass if background else power, gain)
 
-    values = jnp.stack([chi2(reference[step]) for step in steps]) + extra
-    middle = len(steps) // 2
+    # One program for all steps.
+    values = lax.map(chi2, jnp.asarray(starts, jnp.int32)) + extra
+    middle = len(starts) // 2
     energy = sum_all(jnp.abs(image * (frames.image - mean))) + jnp.abs(values[middle])
     lower = values < values[middle] - LEAST_SHARE * jnp.finfo(energy.dtype).eps * energy
     best = jnp.argmin(jnp.where(offered & lower, values, jnp.inf))
@@ -152,34 +155,24 @@ def _mean(values: Array, weights: Array) -> Array:
     return sum_all(values * weights) / jnp.where(mass > 0, mass, 1.0)
 
 
-def _spectrum(x: Array, shape: Shape) -> Array:
-    padding = [(0, m - n) for m, n in zip(shape, x.shape, strict=True)]
-    return jnp.fft.rfftn(jnp.pad(x, padding))
+def _padded(x: Array, shape: Shape) -> Array:
+    return jnp.pad(x, [(0, m - n) for m, n in zip(shape, x.shape, strict=True)])
 
 
 def _sums(frames: Frames, shape: Shape, uniform: bool) -> _Sums:
-    """By correlations of the frames, their squares and their weights."""
+    """By correlations of the frames, their squares and their weights; all transformed together."""
     reference, known, image, weights = frames
-    known_hat, model_hat, square_hat = (_spectrum(x, shape) for x in (known, reference, reference**2))
-    weight_hat, data_hat, energy_hat = (
-        _spectrum(x, shape) for x in (weights, weights * image, weights * image**2)
-    )
-
-    def correlated(a: Array, b: Array) -> Array:
-        return jnp.fft.irfftn(conj_product(a, b), shape)
-
-    mass = correlated(known_hat, weight_hat)
     valid = (weights > 0).astype(weights.dtype)
-    number = mass if uniform else correlated(known_hat, _spectrum(valid, shape))
-    return _Sums(
-        number=jnp.round(number),
-        mass=jnp.round(mass) if uniform else mass,
-        cross=correlated(model_hat, data_hat),
-        model=correlated(model_hat, weight_hat),
-        data=correlated(known_hat, data_hat),
-        power=correlated(square_hat, weight_hat),
-        energy=correlated(known_hat, energy_hat),
-    )
+    arrays = [known, reference, reference**2, weights, weights * image, weights * image**2, valid]
+    axes = tuple(range(1, image.ndim + 1))
+    spectra = jnp.fft.rfftn(jnp.stack([_padded(x, shape) for x in arrays[: 6 if uniform else 7]]), axes=axes)
+    # Mass, cross, model, data, power, energy; and the number, where that is another than the mass.
+    pairs = [(0, 3), (1, 4), (1, 3), (0, 4), (2, 3), (0, 5), (0, 6)][: len(spectra)]
+    of_reference, of_image = (np.array(side) for side in zip(*pairs, strict=True))
+    products = conj_product(spectra[of_reference], spectra[of_image])
+    mass, *rest = jnp.fft.irfftn(products, shape, axes)
+    number = jnp.round(mass if uniform else rest.pop())
+    return _Sums(number, number if uniform else mass, *rest)
 
 
 def _whole_sums(frames: Frames, shape: Shape) -> _Sums:
@@ -192,23 +185,21 @@ def _whole_sums(frames: Frames, shape: Shape) -> _Sums:
     columns = [along(jnp.asarray(c, image.dtype), a, image.ndim) for a, c in enumerate(counts)]
     # From the data, so that it varies over devices as they do.
     number = reduce(jnp.multiply, columns, jnp.ones_like(image, shape=(1,) * image.ndim))
-
-    def over(x: Array, moved: bool) -> Array:
-        for axis, (start, stop, shift) in enumerate(overlaps):
-            first = start + shift if moved else start
-            sums = jnp.pad(jnp.cumsum(x, axis), [(int(a == axis), 0) for a in range(x.ndim)])
-            x = jnp.take(sums, first + stop - start, axis) - jnp.take(sums, first, axis)
-        return x
-
-    return _Sums(
-        number=number,
-        mass=number,
-        cross=jnp.fft.irfftn(conj_product(_spectrum(reference, shape), _spectrum(image, shape)), shape),
-        model=over(reference, moved=False),
-        data=over(image, moved=True),
-        power=over(reference**2, moved=False),
-        energy=over(image**2, moved=True),
-    )
+    frame = tuple(max(m, n) for m, n in zip(reference.shape, image.shape, strict=True))
+    sums = jnp.stack([_padded(x, frame) for x in (reference, reference**2, image, image**2)])
+    for axis, (start, stop, shift) in enumerate(overlaps):
+        running = running_sum(sums, axis + 1)
+        sums = jnp.concatenate(
+            [
+                jnp.take(x, first + stop - start, axis + 1, mode="clip")
+                - jnp.take(x, first, axis + 1, mode="clip")
+                for x, first in ((running[:2], start), (running[2:], start + shift))
+            ]
+        )
+    model, power, data, energy = sums
+    spectra = [jnp.fft.rfftn(_padded(x, shape)) for x in (reference, image)]
+    cross = jnp.fft.irfftn(conj_product(*spectra), shape)
+    return _Sums(number, number, cross, model, data, power, energy)
 
 
 def _overlap_of(reference: int, image: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
