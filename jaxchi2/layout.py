@@ -25,12 +25,13 @@ import numpy as np
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 from scipy.fft import next_fast_len
+from scipy.signal import convolve
 
 from . import overlap
 from .noise import smoothed, smoothing_gain
 from .overlap import Correlation, Frames, correlate, lowest_step
 from .pair import Boundary, Model, Pair
-from .passes import count, every, extremes, mean_over, rolled, some, sum_all
+from .passes import count, every, extremes, mean_over, rolled, some, sum_all, wrapped
 from .spectrum import Shape, along, half_weights, harmonics, scaled
 
 MARGIN = 2
@@ -303,7 +304,8 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     frame = prepared.image.shape
     shape = search_shape(prepared.reference.shape, frame, model)
     searched, independent = _without_noise(prepared, shape)
-    correlation = _correlation(searched, shape, model, uniform=pair.err.ndim == 0)
+    frames = Frames(searched.reference, searched.known, searched.image, searched.weights)
+    correlation = correlate(frames, shape, uniform=pair.err.ndim == 0)
     correlation = correlation._replace(independent=independent)
     enough = correlation.number >= _least_overlap(prepared, model)
     score = in_window(jnp.where(enough, overlap.score(correlation), jnp.inf), 1, pair, model)
@@ -327,7 +329,7 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     known = jnp.isfinite(moved)
     variance = prepared.variance
     framed = here(jnp.ones_like(prepared.reference), outside=0.0) > 0
-    reference, known = without_peaks(fill_smoothly(jnp.where(known, moved, 0.0), known), known, framed)
+    reference, known = without_peaks(jnp.where(known, moved, 0.0), known, framed)
     inner = eroded(~in_patches(known), margins(frame))
     given = jnp.where(known & inner, padded(prepared.weights), 0.0)
     counted = given > 0
@@ -425,19 +427,6 @@ def spread_of(values: Array, weights: Array) -> Spread:
     return Spread(sum_all(weights * (values - mean) ** 2), count(weights > 0).astype(values.dtype))
 
 
-def _correlation(prepared: Prepared, shape: Shape, model: Model, uniform: bool) -> Correlation:
-    frames = Frames(prepared.reference, prepared.known, prepared.image, prepared.weights)
-    run = partial(correlate, shape=shape)
-    if model.boundary.name != "overlap":
-        return run(frames, whole=False, uniform=uniform)
-    return lax.cond(
-        any_in_batch(~(every(prepared.known) & every(prepared.weights == 1))),
-        lambda f: run(f, whole=False, uniform=uniform),
-        lambda f: run(f, whole=True, uniform=True),
-        frames,
-    )
-
-
 def _least_overlap(prepared: Prepared, model: Model) -> Array:
     """Pixels that have to overlap, of the frame with fewer valid ones."""
     assert model.boundary.min_overlap is not None
@@ -465,19 +454,33 @@ def brightness(reference: Array, image: Array, weights: Array, model: Model) -> 
     return jnp.maximum(here, 0.0) / jnp.where(there > 0, there, 1.0)
 
 
-def without_peaks(filled: Array, known: Array, framed: Array) -> tuple[Array, Array]:
-    """A continued reference without the flanks of peaks that are hidden by a mask, and what is known then.
+def without_peaks(reference: Array, known: Array, framed: Array) -> tuple[Array, Array]:
+    """A reference continued without the flanks of peaks that are hidden by a mask, and what is known then.
 
     A saturated star is steepest where its mask ends: no continuation from there is near enough to what is
     hidden. Without its flanks the whole star is missing, which is smooth, as all that passed the same optics.
     """
-    peaks = framed & ~known & (rise(filled, known) > PEAK)
-    bare = known & eroded(~peaks, MARGIN)
 
-    def again(filled: Array) -> Array:
-        return fill_smoothly(jnp.where(bare, filled, 0.0), bare)
+    def bare(filled: Array, known: Array) -> tuple[Array, Array]:
+        peaks = framed & ~known & (rise(filled, known) > PEAK)
+        return known & eroded(~peaks, MARGIN), some(peaks)
 
-    return lax.cond(any_in_batch(some(peaks)), again, lambda x: x, filled), bare
+    def fill(state: tuple, first: Array) -> tuple:
+        _, known, _ = state
+        filled = fill_smoothly(jnp.where(known, reference, 0.0), known)
+        hidden = first & some(framed & ~known)
+        none = jnp.zeros_like(hidden)
+        known, again = lax.cond(any_in_batch(hidden), bare, lambda _, known: (known, none), filled, known)
+        return filled, known, again & first
+
+    def step(state: tuple, first: Array) -> tuple[tuple, None]:
+        wanted = any_in_batch(first | state[2])
+        return lax.cond(wanted, fill, lambda state, _: state, state, first), None
+
+    # One program for the first time and the second.
+    state = reference, known, jnp.zeros_like(known, shape=())
+    filled, known, _ = lax.scan(step, state, jnp.asarray([True, False]))[0]
+    return filled, known
 
 
 def in_patches(known: Array) -> Array:
@@ -526,7 +529,7 @@ def fill_smoothly(reference: Array, known: Array) -> Array:
     filled = jnp.where(known, reference, average_nearby(reference, known))
 
     def curvature(x: Array) -> Array:
-        return jnp.where(unknown, _laplacian(_laplacian(x)), 0.0)
+        return jnp.where(unknown, _thin_plate(x), 0.0)
 
     def step(state: tuple, _: None) -> tuple[tuple, None]:
         x, residual, direction, size = state
@@ -550,9 +553,17 @@ def fill_smoothly(reference: Array, known: Array) -> Array:
     return jnp.where(known, reference, lax.scan(step, state, None, PLATE_STEPS)[0][0] * unit)
 
 
-def _laplacian(x: Array) -> Array:
-    around = [rolled(x, step, axis) for axis in range(x.ndim) for step in (1, -1)]
-    return 2 * x.ndim * x - reduce(jnp.add, around)
+def _thin_plate(x: Array) -> Array:
+    """``∇² ∇² x`` by differences, periodic."""
+    laplacian = np.zeros((3,) * x.ndim)
+    laplacian[(1,) * x.ndim] = 2 * x.ndim
+    for unit in np.eye(x.ndim, dtype=int):
+        laplacian[tuple(1 + unit)] = laplacian[tuple(1 - unit)] = -1
+    stencil = np.rint(convolve(laplacian, laplacian, method="direct"))
+    around = wrapped(x, 2)
+    places = [tuple(slice(k, k + n) for k, n in zip(at, x.shape, strict=True)) for at in np.argwhere(stencil)]
+    parts = [float(stencil[tuple(s.start for s in at)]) * around[at] for at in places]
+    return reduce(jnp.add, parts)
 
 
 def average_nearby(values: Array, known: Array) -> Array:
@@ -592,21 +603,27 @@ def unknown_variance(
     ndim, zero = reference.ndim, jnp.zeros_like(reference)
     # Mean squares over the axes: of details, of details with filled pixels in them, and of slopes.
     totals, counts = [zero, zero, zero], [zero, jnp.full_like(zero, ndim), zero]
+    values, there = wrapped(reference, 2), wrapped(known, 2)
     for axis in range(ndim):
-        (x, *around), (here, *beside) = (
-            [rolled(a, k, axis) for k in (0, 1, -1, 2, -2)] for a in (reference, known)
-        )
-        fourth = ((around[2] + around[3] - 4 * (around[0] + around[1]) + 6 * x) / 16) ** 2
-        first = ((x - around[0]) / 2) ** 2
-        whole, pair = reduce(jnp.logical_and, beside, here), here & beside[0]
+
+        def line(array: Array, axis: int = axis) -> list[Array]:
+            """The array at two pixels before to two behind along the axis."""
+            places = [[2 + k * (a == axis) for a in range(ndim)] for k in range(-2, 3)]
+            return [
+                array[tuple(slice(k, k + n) for k, n in zip(at, reference.shape, strict=True))]
+                for at in places
+            ]
+
+        x, here = line(values), line(there)
+        fourth = ((x[0] + x[4] - 4 * (x[1] + x[3]) + 6 * x[2]) / 16) ** 2
+        whole = reduce(jnp.logical_and, here)
+        totals[0], totals[1] = totals[0] + jnp.where(whole, fourth, 0.0), totals[1] + fourth
+        counts[0] = counts[0] + whole
         # Half of a difference belongs to either pixel, so that no direction is another.
-        slopes = jnp.where(pair, first, 0.0)
-        totals = [
-            totals[0] + jnp.where(whole, fourth, 0.0),
-            totals[1] + fourth,
-            totals[2] + slopes + rolled(slopes, -1, axis),
-        ]
-        counts = [counts[0] + whole, counts[1], counts[2] + pair + rolled(pair, -1, axis)]
+        for k in (1, 2):
+            pair = here[k] & here[k + 1]
+            totals[2] = totals[2] + jnp.where(pair, ((x[k + 1] - x[k]) / 2) ** 2, 0.0)
+            counts[2] = counts[2] + pair
     number = jnp.stack(counts)
     means = jax.vmap(average_nearby)(jnp.stack(totals) / jnp.maximum(number, 1.0), number > 0)
     # Where a peak is hidden, its flanks have less detail than what has been put in its place.

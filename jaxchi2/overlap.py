@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .passes import running_sum, sum_all
-from .spectrum import Shape, along, conj_product
+from .passes import sum_all
+from .spectrum import Shape, conj_product
 
 LEAST_SHARE = 32
 """Share of a frame's energy, in roundings, below which that of an overlap is not told from none."""
@@ -70,17 +70,17 @@ class _Sums(NamedTuple):
     """``Σ w D²``."""
 
 
-def correlate(frames: Frames, shape: Shape, *, whole: bool, uniform: bool) -> Correlation:
+def correlate(frames: Frames, shape: Shape, uniform: bool) -> Correlation:
     """Correlation of two frames on a periodic grid on which they meet nowhere but where they overlap.
 
-    ``whole`` says that every pixel is known and weighs one, ``uniform`` that every valid one weighs one.
+    ``uniform`` says that every valid pixel weighs one.
     """
     known, weights = frames.known.astype(frames.weights.dtype), frames.weights
     # Ranking profiles the background whatever is fitted, so the means may go; kept, they would cost digits.
     reference = jnp.where(frames.known, frames.reference - _mean(frames.reference, known), 0.0)
     image = jnp.where(weights > 0, frames.image - _mean(frames.image, weights), 0.0)
     frames = Frames(reference, known, image, weights)
-    sums = _whole_sums(frames, shape) if whole else _sums(frames, shape, uniform)
+    sums = _sums(frames, shape, uniform)
     mass = jnp.where(sums.mass > 0, sums.mass, 1.0)
     cross = sums.cross - sums.model * sums.data / mass
     power, energy = sums.power - sums.model**2 / mass, sums.energy - sums.data**2 / mass
@@ -173,40 +173,3 @@ def _sums(frames: Frames, shape: Shape, uniform: bool) -> _Sums:
     mass, *rest = jnp.fft.irfftn(products, shape, axes)
     number = jnp.round(mass if uniform else rest.pop())
     return _Sums(number, number if uniform else mass, *rest)
-
-
-def _whole_sums(frames: Frames, shape: Shape) -> _Sums:
-    """The same without a bad pixel and with one weight: but for the product, sums over rectangles."""
-    reference, _, image, _ = frames
-    overlaps = [
-        _overlap_of(m, n, length) for m, n, length in zip(reference.shape, image.shape, shape, strict=True)
-    ]
-    counts = [stop - start for start, stop, _ in overlaps]
-    columns = [along(jnp.asarray(c, image.dtype), a, image.ndim) for a, c in enumerate(counts)]
-    # From the data, so that it varies over devices as they do.
-    number = reduce(jnp.multiply, columns, jnp.ones_like(image, shape=(1,) * image.ndim))
-    frame = tuple(max(m, n) for m, n in zip(reference.shape, image.shape, strict=True))
-    sums = jnp.stack([_padded(x, frame) for x in (reference, reference**2, image, image**2)])
-    for axis, (start, stop, shift) in enumerate(overlaps):
-        running = running_sum(sums, axis + 1)
-        sums = jnp.concatenate(
-            [
-                jnp.take(x, first + stop - start, axis + 1, mode="clip")
-                - jnp.take(x, first, axis + 1, mode="clip")
-                for x, first in ((running[:2], start), (running[2:], start + shift))
-            ]
-        )
-    model, power, data, energy = sums
-    spectra = [jnp.fft.rfftn(_padded(x, shape)) for x in (reference, image)]
-    cross = jnp.fft.irfftn(conj_product(*spectra), shape)
-    return _Sums(number, number, cross, model, data, power, energy)
-
-
-def _overlap_of(reference: int, image: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First and last + 1 pixel of the reference that the image covers, and the shift, at each grid sample."""
-    index = np.arange(length)
-    # Shifts from −reference to image, the former at the end of the period.
-    shift = np.where(index < image, index, index - length)
-    start = np.clip(-shift, 0, reference)
-    stop = np.maximum(np.clip(image - shift, 0, reference), start)
-    return start, stop, np.where(stop > start, shift, 0)

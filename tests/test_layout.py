@@ -11,7 +11,7 @@ from direct import interpolate, moved, scene
 
 from jaxchi2 import Boundary, Status, chi2_surface, layout, register
 from jaxchi2.layout import MARGIN
-from jaxchi2.overlap import Frames, correlate
+from jaxchi2.overlap import LEAST_SHARE, Frames, correlate
 from jaxchi2.pair import Pair, check_model
 
 SHAPE = (40, 37)
@@ -176,14 +176,15 @@ def test_a_peak_that_a_mask_hides_is_left_out_with_its_flanks(dtype):
     known = values < 3000
     known[20, 21] = False
     framed = jnp.ones(known.shape, bool)
-    filled = layout.fill_smoothly(jnp.asarray(np.where(known, values, 0.0), dtype), jnp.asarray(known))
-    bare, left = layout.without_peaks(filled, jnp.asarray(known), framed)
+    given = jnp.asarray(np.where(known, values, 0.0), dtype)
+    bare, left = layout.without_peaks(given, jnp.asarray(known), framed)
     np.testing.assert_array_equal(left[14:], known[14:])
+    filled = layout.fill_smoothly(given, jnp.asarray(known))
     np.testing.assert_allclose(bare[14:], filled[14:], atol=0.1)
     assert np.max(np.asarray(bright)[np.asarray(left)]) < 300
     assert np.max(np.asarray(bare)[:14]) < 300
     # What is beyond the frame is no peak of it.
-    _, kept = layout.without_peaks(filled, jnp.asarray(known), jnp.zeros(known.shape, bool))
+    _, kept = layout.without_peaks(given, jnp.asarray(known), jnp.zeros(known.shape, bool))
     np.testing.assert_array_equal(kept, known)
 
 
@@ -357,22 +358,31 @@ def test_overlap_map_is_the_score_of_the_correlation(x64):
     ("shape", "other"),
     [((30,), (30,)), ((31,), (24,)), ((16, 15), (16, 15)), ((12, 21), (19, 8)), ((8, 9, 10), (7, 9, 6))],
 )
-def test_whole_frames_correlate_as_any_others_do(shape, other, dtype):
-    """Frames without a bad pixel skip transforms; counts are the same, correlations to rounding."""
+def test_frames_correlate_over_their_overlap(shape, other, dtype):
+    """Number of pixels and correlation coefficient at every whole shift, one by one."""
     rng = np.random.default_rng(0)
-    images = [jnp.asarray(3 + rng.normal(size=n), dtype) for n in (shape, other)]
-    model = check_model(shape, other, "overlap")
-    prepared = layout.prepare(Pair(*images, jnp.asarray(0.5, dtype)), model)
+    images = [(3 + rng.normal(size=n)).astype(dtype) for n in (shape, other)]
+    model = check_model(shape, other, "overlap", max_shift=np.inf)
+    prepared = layout.prepare(Pair(*map(jnp.asarray, images), jnp.asarray(0.5, dtype)), model)
     grid = layout.search_shape(shape, other, model)
     frames = Frames(prepared.reference, prepared.known, prepared.image, prepared.weights)
-    quick = correlate(frames, grid, whole=True, uniform=True)
     for uniform in (True, False):
-        general = correlate(frames, grid, whole=False, uniform=uniform)
-        np.testing.assert_array_equal(quick.number, general.number)
-        # Where few pixels overlap, rounding is all there is.
-        many = np.asarray(general.number) > 3
-        atol = 2e3 * np.finfo(dtype).eps
-        np.testing.assert_allclose(quick.coefficient[many], general.coefficient[many], rtol=0, atol=atol)
+        found = jax.jit(partial(correlate, shape=grid, uniform=uniform))(frames)
+        for shift in np.ndindex(*(m + n - 1 for m, n in zip(shape, other, strict=True))):
+            shift = np.array(shift) - np.array(shape) + 1
+            low, high = np.maximum(shift, 0), np.minimum(shift + shape, other)
+            here = images[1][tuple(map(slice, low, high))].ravel().astype(float)
+            there = images[0][tuple(map(slice, low - shift, high - shift))].ravel().astype(float)
+            index = tuple(shift % grid)
+            assert found.number[index] == here.size
+            if here.size > 3:
+                expected = np.corrcoef(here, there)[0, 1]
+                # The rounding of the frames' energy is added to that of the overlap.
+                pairs = zip((there, here), images, strict=True)
+                shares = [np.var(x) * x.size / (np.var(y) * y.size) for x, y in pairs]
+                rounding = np.finfo(dtype).eps * (LEAST_SHARE + 2 * np.sqrt(images[0].size))
+                atol = 4 * rounding * (1 + np.sum(1 / np.array(shares)))
+                np.testing.assert_allclose(found.coefficient[index], expected, rtol=0, atol=atol)
 
 
 def test_whole_frames_and_others_in_one_batch(dtype):
