@@ -8,19 +8,20 @@ source: a star is like another.
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 from math import log
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from .layout import Spread, grid_shifts
 from .noise import block_sums
 from .passes import count, rolled, sum_all
 from .spectrum import contract, half_weights
-from .terms import Chi2Terms
+from .terms import Chi2Terms, Matched
 
 SINGLE = 0.02
 """Weight of the chance that a single source in either frame is another of like brightness."""
@@ -70,9 +71,9 @@ class _Spectra(NamedTuple):
     md: Array
 
 
-def evidence(terms: Chi2Terms, whole: Array, fraction: Array) -> Evidence:
+def evidence(terms: Chi2Terms, matched: Matched) -> Evidence:
     """How many independent residuals a match has, and how likely chance makes one as good."""
-    match = _match(terms, whole, fraction)
+    match = _match(terms, matched)
     octaves = _spectra(match, terms.shape)
     every = _Spectra(*(jnp.sum(x) for x in octaves))
     size = float(np.prod(terms.shape))
@@ -99,9 +100,9 @@ def evidence(terms: Chi2Terms, whole: Array, fraction: Array) -> Evidence:
     return Evidence(share, jnp.minimum(log_chance, 0.0), news)
 
 
-def _match(terms: Chi2Terms, whole: Array, fraction: Array) -> _Match:
+def _match(terms: Chi2Terms, matched: Matched) -> _Match:
     # How much chance explains is a matter of the best gain and background, whatever is held.
-    model, residual, data = terms.match(whole, fraction)
+    model, residual, data = matched
     number = jnp.maximum(terms.n_valid, 1).astype(data.dtype)
 
     # Unequal weights make few of the pixels count, without a source.
@@ -118,8 +119,11 @@ def _match(terms: Chi2Terms, whole: Array, fraction: Array) -> _Match:
 
 
 def _spectra(match: _Match, shape: tuple[int, ...]) -> _Spectra:
-    m, r, d = (power_spectrum(x) for x in (match.model, match.residual, match.data))
-    return _Spectra(*(_positive(by_octave(x, shape)) for x in (m, r, d, m * m, m * r, m * d)))
+    axes = tuple(range(1, len(shape) + 1))
+    spectra = jnp.fft.rfftn(jnp.stack([match.model, match.residual, match.data]), axes=axes)
+    power = spectra.real**2 + spectra.imag**2
+    powers = jnp.concatenate([power, power[:1] * power])
+    return _Spectra(*_positive(jax.vmap(partial(by_octave, shape=shape))(powers)))
 
 
 def _shifts(terms: Chi2Terms) -> float:
@@ -244,12 +248,6 @@ def _box_sums(x: Array, first: int, last: int) -> Array:
     return x
 
 
-def power_spectrum(x: Array) -> Array:
-    """Power of every mode of the half plane."""
-    spectrum = jnp.fft.rfftn(x)
-    return spectrum.real**2 + spectrum.imag**2
-
-
 def by_octave(x: Array, shape: tuple[int, ...]) -> Array:
     """Sums of a half-plane spectrum over octaves of the largest component of the frequency, zero left out."""
     longest = max(shape)
@@ -261,8 +259,9 @@ def by_octave(x: Array, shape: tuple[int, ...]) -> Array:
         columns.append(np.eye(count + 1)[np.minimum(octave, count).astype(int)])
     columns[-1] = columns[-1][: shape[-1] // 2 + 1] * half_weights(shape[-1])[:, None]
     table = contract(x, [jnp.asarray(c, x.dtype) for c in columns])
-    octave = reduce(np.maximum, np.indices(table.shape))
-    return jnp.stack([jnp.sum(jnp.where(octave == k, table, 0.0)) for k in range(1, count + 1)])
+    octave = reduce(np.maximum, np.indices(table.shape)).ravel()
+    members = jnp.asarray(octave[:, None] == np.arange(1, count + 1), x.dtype)
+    return jnp.dot(table.ravel(), members, precision=lax.Precision.HIGHEST)
 
 
 def _positive(x: Array) -> Array:

@@ -65,6 +65,10 @@ class Candidates(NamedTuple):
     """Which of them there are, shape ``(n,)``."""
     fraction: Array
     """What is to be added to ``whole`` after the refinement, which leaves ``start`` where there is none."""
+    value: Array
+    """χ² there less its constant, shape ``(n,)``."""
+    hessian: Array
+    """Its second derivatives, shape ``(n, D, D)``."""
     converged: Array
     """Which of them are refined, shape ``(n,)``."""
 
@@ -308,7 +312,8 @@ def find_minima(terms: Chi2Terms, others: Candidates) -> tuple[Minimum, Candidat
     # One loop after the other, and a program with one loop.
     fraction, taylor, found = lax.map(lambda point: descend(terms, *point), points)
     minimum = _minimum(terms, whole, fraction[0], taylor[0], found[0])
-    return minimum, others._replace(fraction=fraction[1:], converged=found[1:])
+    value, _, hessian = jax.vmap(partial(value_gradient_hessian, free=terms.model.free))(taylor[1:])
+    return minimum, others._replace(fraction=fraction[1:], value=value, hessian=hessian, converged=found[1:])
 
 
 def with_derivative(terms: Chi2Terms, minimum: Minimum) -> Minimum:

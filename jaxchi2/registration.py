@@ -473,9 +473,9 @@ def solve(
     found = _measured(known_err, failed, terms, nsigma, minimum)
     unequal = jnp.zeros_like(failed)
     if others is not None:
-        place = _in_reach(searched, minimum)
-        seen = evidence(searched, *place)
-        unequal = is_unequal(searched, *place, MAX_IMPROVEMENT)
+        matched = searched.match(*_in_reach(searched, minimum))
+        seen = evidence(searched, matched)
+        unequal = is_unequal(searched, matched, MAX_IMPROVEMENT)
         second = runner_up(searched, minimum, others, lax.stop_gradient(found.scale), seen)
         chance = jnp.exp(seen.log_chance)
     else:

@@ -64,6 +64,16 @@ from .spectrum import (
 from .taylor import multiply, reciprocal
 
 
+class Matched(NamedTuple):
+    """Pixels of a match in units of the errors."""
+
+    model: Array
+    """About its mean."""
+    residual: Array
+    data: Array
+    """About its mean."""
+
+
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[
@@ -298,8 +308,8 @@ class Chi2Terms:
         residual = self.image - gain * jnp.fft.irfftn(model, self.shape) - background
         return sum_all(self.weights * residual**2)
 
-    def match(self, whole: Array, fraction: Array) -> tuple[Array, Array, Array]:
-        """Model and data about their means, and the residual, at one shift and in units of the errors."""
+    def match(self, whole: Array, fraction: Array) -> Matched:
+        """Model, residual and data at one shift."""
         gain, background = self.nuisances(whole, fraction)
         spectrum = shift_spectrum(self.reference, self.shape, whole - self.origin, fraction)
         model = jnp.fft.irfftn(spectrum, self.shape)
@@ -313,7 +323,7 @@ class Chi2Terms:
         def centred(x: Array) -> Array:
             return root * (x - sum_all(weights * x) / jnp.where(mass > 0, mass, 1.0))
 
-        return centred(model), root * (image - gain * model - background), centred(image)
+        return Matched(centred(model), root * (image - gain * model - background), centred(image))
 
     def expected_image(self, whole: Array, fraction: Array) -> tuple[Array, Array]:
         """The best model in the image's frame and units, and which pixels count; for weighted terms."""

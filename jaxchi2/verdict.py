@@ -13,11 +13,11 @@ from jax import Array, lax
 
 from .chance import Evidence
 from .layout import MARGIN, grid_minimum, grid_shifts, in_window, shift_at
-from .minimum import Candidates, Minimum, best_pixel, stationary, value_gradient_hessian
+from .minimum import Candidates, Minimum, best_pixel, stationary
 from .overlap import Correlation, log_left, score
 from .passes import extremes, sum_all
 from .spectrum import along, contract
-from .terms import Chi2Terms
+from .terms import Chi2Terms, Matched
 
 REACH = 4
 """Samples on either side that the search's correlation is interpolated from."""
@@ -96,7 +96,8 @@ def separate_minima(terms: Chi2Terms, n: int) -> Candidates:
     picked = shift_at(indices, grid.shape, over, terms.model)
     whole = picked // over
     start, exist = (picked - whole * over).astype(grid.dtype) / over, jnp.isfinite(lowest_values)
-    return Candidates(whole, start, exist, fraction=start, converged=jnp.zeros_like(exist))
+    unknown = jnp.full_like(start, jnp.nan, shape=(n, ndim, ndim))
+    return Candidates(whole, start, exist, start, unknown[:, 0, 0], unknown, jnp.zeros_like(exist))
 
 
 def smallest(values: Array, n: int) -> tuple[Array, Array]:
@@ -114,13 +115,8 @@ def peaks(terms: Chi2Terms, minimum: Minimum, others: Candidates) -> Peaks:
     Where pixels of the reference are unknown, each shift has weights of its own. Then these are whole
     shifts, and their Δχ² is that of their scores between the pixels.
     """
-    whole, start, exist, fraction, use = others
-
-    def refined_at(whole: Array, fraction: Array) -> tuple[Array, Array]:
-        value, _, hessian = value_gradient_hessian(terms.derivatives(whole, fraction, 2), terms.model.free)
-        return stationary(terms, whole, *lax.stop_gradient((fraction, value, hessian)))[:2]
-
-    fraction, refined = lax.map(lambda at: refined_at(*at), (whole, fraction))
+    whole, start, exist, *point, use = others
+    fraction, refined, _ = jax.vmap(partial(stationary, terms))(whole, *lax.stop_gradient(point))
     over, shape = terms.oversample, np.array(terms.grid.shape)
     index = jnp.round((whole + start) * over).astype(jnp.int32) % shape[None, :]
     best = jnp.round((minimum.whole + minimum.fraction) * over).astype(jnp.int32) % shape
@@ -224,12 +220,12 @@ def _rounding(terms: Chi2Terms) -> Array:
     return 16 * jnp.finfo(largest.dtype).eps * largest
 
 
-def is_unequal(terms: Chi2Terms, whole: Array, fraction: Array, least: float) -> Array:
+def is_unequal(terms: Chi2Terms, matched: Matched, least: float) -> Array:
     """Whether a gain or a background that is held makes χ² ``least`` times larger, or a gain is negative.
 
     Noise of the reference draws the best gain below one: only a larger one tells of other brightness.
     """
-    model, residual, data = terms.match(whole, fraction)
+    model, residual, data = matched
     tiny = jnp.finfo(data.dtype).tiny
     power, energy, held = (sum_all(x**2) for x in (model, data, residual))
     cross = sum_all(model * data)
