@@ -223,11 +223,8 @@ def level_points(
 
     def on_series(u: Array) -> Array:
         displacement = u * scale
-        tensor = terms.derivatives(minimum.whole, minimum.fraction + displacement, 2)
         # Not the difference of two values of χ², which with a gain are as large as the image's energy.
-        steps = [displacement[a : a + 1] for a in range(ndim)]
-        rise = terms.differences(minimum.whole, minimum.fraction, steps).reshape(())
-        tensor = tensor.at[(0,) * ndim].set(rise)
+        tensor = terms.rise(minimum.whole, minimum.fraction, displacement, 2)
         for axis in range(ndim):
             tensor = tensor * along(_powers(scale[axis])[:3], axis, ndim)
         return tensor / threshold

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial, reduce
 from itertools import combinations, product
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,14 +95,30 @@ def cycle_phase(indices: np.ndarray, period: int, whole: Array, fraction: Array)
 def _waves(indices: np.ndarray, period: int, whole: Array, fraction: Array, order: int) -> Waves:
     """``(iκ)^r exp(iκs)`` for r = 0 … order in columns, κ = 2π k / period."""
     phase = cycle_phase(indices, period, whole, fraction)
-    cos, sin = (along(x, 0, 2) for x in (jnp.cos(phase), jnp.sin(phase)))
+    wave = tuple(along(x, 0, 2) for x in (jnp.cos(phase), jnp.sin(phase)))
+    return _times(wave, _powers(indices, period, order, fraction.dtype))
+
+
+def _powers(indices: np.ndarray, period: int, order: int, dtype: jnp.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """``(iκ)^r`` for r = 0 … order in columns."""
     factor = (2j * np.pi * indices[:, None] / period) ** np.arange(order + 1)
-    return _times((cos, sin), (factor.real.astype(cos.dtype), factor.imag.astype(cos.dtype)))
+    return factor.real.astype(dtype), factor.imag.astype(dtype)
 
 
 def _times(a: tuple, b: tuple) -> tuple[Any, Any]:
     """Product of complex numbers that are pairs of real ones."""
     return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+
+
+class Differences(NamedTuple):
+    """A function about a point s, at displacements d from it."""
+
+    start: Array
+    """``f(s)``, a scalar."""
+    change: Array
+    """``f(s + d) − f(s)`` on the grid of the displacements."""
+    there: Array
+    """``f(s + d)`` there; of a single displacement the derivatives, ``(order + 1,) * D``."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["period"])
@@ -142,8 +158,10 @@ class FourierSeries:
         """
         return self._sum(lambda axis, k, period: _waves(k, period, whole[axis], fraction[axis], order))
 
-    @jax.jit
-    def differences(self, whole: Array, fraction: Array, displacements: list[Array]) -> Array:
+    @partial(jax.jit, static_argnames=("order",))
+    def differences(
+        self, whole: Array, fraction: Array, displacements: list[Array], order: int = 0
+    ) -> Differences:
         """``f(s + d) − f(s)`` at ``s = whole + fraction``, for d on the grid spanned by one vector per axis.
 
         The waves enter as ``exp(iκd) − 1`` without cancellation, axis after axis, so a small difference
@@ -151,22 +169,24 @@ class FourierSeries:
         """
 
         def waves(axis: int, indices: np.ndarray, period: int) -> Waves:
-            """At s, their changes, and at s + d."""
+            """At s, their changes, and at s + d with derivatives."""
             d = displacements[axis]
             wave = _waves(indices, period, whole[axis], fraction[axis], 0)
             phase = along(np.asarray(2 * np.pi * indices / period, d.dtype), 0, 2) * along(d, 1, 2)
             change = _times(wave, (-2 * jnp.sin(phase / 2) ** 2, jnp.sin(phase)))
-            kinds = [(w, c, w + c) for w, c in zip(wave, change, strict=True)]
-            return jnp.concatenate(kinds[0], 1), jnp.concatenate(kinds[1], 1)
+            moved = tuple(w + c for w, c in zip(wave, change, strict=True))
+            powers = _powers(indices, period, order, d.dtype)
+            there = [_times(moved, tuple(p[:, r : r + 1] for p in powers)) for r in range(order + 1)]
+            re, im = zip(wave, change, *there, strict=True)
+            return jnp.concatenate(re, 1), jnp.concatenate(im, 1)
 
         sums = self._sum(waves)
+        still, ndim = slice(0, 1), len(displacements)
         changed = [slice(1, 1 + len(d)) for d in displacements]
-        moved = [slice(1 + len(d), None) for d in displacements]
-        parts = []
-        for axis, change in enumerate(changed):
-            still = [slice(0, 1)] * (len(displacements) - axis - 1)
-            parts.append(sums[(*moved[:axis], change, *still)])
-        return reduce(jnp.add, parts)
+        moved = [slice(1 + len(d), 1 + 2 * len(d)) for d in displacements]
+        parts = [sums[(*moved[:a], changed[a], *[still] * (ndim - a - 1))] for a in range(ndim)]
+        there = sums[tuple(slice(1 + len(d), None) for d in displacements)]
+        return Differences(sums[(0,) * ndim], reduce(jnp.add, parts), there)
 
     def sampled(self, oversample: int) -> Array:
         """Values at every ``1/oversample`` pixel of one period, shift zero at index zero.

@@ -49,6 +49,7 @@ from .overlap import Correlation, profiled
 from .pair import Model, Pair
 from .passes import count, every, some, sum_all
 from .spectrum import (
+    Differences,
     FourierSeries,
     Shape,
     conj_product,
@@ -189,40 +190,69 @@ class Chi2Terms:
     def derivatives(self, whole: Array, fraction: Array, order: int) -> Array:
         """Partial derivatives of χ² less its constant up to ``order`` per axis at ``whole + fraction``."""
         at = whole - self.origin
-        cross, power = (x.derivatives(at, fraction, order) for x in (self.cross, self.power))
-        if self.total is not None:
-            total = self.total.derivatives(at, fraction, order)
-            power = power - multiply(total, total) / self.mass
-        if self.model.gain:
-            result = multiply(multiply(cross, cross), reciprocal(power)) / -4
-        else:
-            result = cross + power
+        cross, power, total = self._each(lambda series: series.derivatives(at, fraction, order))
+        result = self._combined(cross, power, total)
         return result if self.pair.prior is None else result + self._prior(whole, fraction, order)
 
     def differences(self, whole: Array, fraction: Array, displacements: list[Array]) -> Array:
         """``χ²(s + d) − χ²(s)`` on the grid of displacements d spanned by one vector per axis."""
         at = whole - self.origin
-        cross, power = (x.differences(at, fraction, displacements) for x in (self.cross, self.power))
-        if self.total is not None:
-            total = self.total.differences(at, fraction, displacements)
-            start = self.total.derivatives(at, fraction, 0).reshape(())
-            power = power - (2 * start + total) * total / self.mass
+        return self._changed(
+            *self._each(lambda series: series.differences(at, fraction, displacements)),
+            whole + fraction,
+            displacements,
+        )
+
+    def rise(self, whole: Array, fraction: Array, displacement: Array, order: int) -> Array:
+        """Derivatives of χ² at ``whole + fraction + displacement``, for the first what χ² has risen by."""
+        at, steps = whole - self.origin, list(displacement[:, None])
+        each = self._each(lambda series: series.differences(at, fraction, steps, order))
+        cross, power, total = (None if x is None else x.there for x in each)
+        result = self._combined(cross, power, total)
+        if self.pair.prior is not None:
+            result = result + self._prior(whole, fraction + displacement, order)
+        change = self._changed(*each, whole + fraction, steps)
+        return result.at[(0,) * len(steps)].set(change.reshape(()))
+
+    def _each(self, function: Callable[[FourierSeries], Any]) -> tuple[Any, Any, Any]:
+        """A function of cross, power and total, None where there is no total."""
+        total = None if self.total is None else function(self.total)
+        return function(self.cross), function(self.power), total
+
+    def _combined(self, cross: Array, power: Array, total: Array | None) -> Array:
+        """Derivatives of χ² from those of the series."""
+        if total is not None:
+            power = power - multiply(total, total) / self.mass
+        if self.model.gain:
+            return multiply(multiply(cross, cross), reciprocal(power)) / -4
+        return cross + power
+
+    def _changed(
+        self,
+        cross: Differences,
+        power: Differences,
+        total: Differences | None,
+        shift: Array,
+        displacements: list[Array],
+    ) -> Array:
+        """Differences of χ² from those of the series."""
+        change, start = power.change, power.start
+        if total is not None:
+            change = change - (2 * total.start + total.change) * total.change / self.mass
+            start = start - total.start**2 / self.mass
         if self.model.gain:
             # The difference of two quotients, without subtracting them.
-            cross_start, power_start, _ = self.sums(whole, fraction)
-            change = (2 * cross_start + cross) * cross - cross_start**2 / power_start * power
-            result = -change / (4 * (power_start + power))
+            square = (2 * cross.start + cross.change) * cross.change - cross.start**2 / start * change
+            result = -square / (4 * (start + change))
         else:
-            result = cross + power
-        if self.pair.prior is not None:
-            offset = whole + fraction
-            start = prior_chi2(self.pair.prior, [offset[a : a + 1] for a in range(len(offset))])
-            result = (
-                result
-                + prior_chi2(self.pair.prior, [offset[a] + d for a, d in enumerate(displacements)])
-                - start
-            )
-        return result
+            result = cross.change + change
+        if self.pair.prior is None:
+            return result
+        here, there = (
+            [s + d for s, d in zip(shift, x, strict=True)]
+            for x in (jnp.zeros_like(shift)[:, None], displacements)
+        )
+        return result + prior_chi2(self.pair.prior, there) - prior_chi2(self.pair.prior, here)
 
     def _prior(self, whole: Array, fraction: Array, order: int) -> Array:
         assert self.pair.prior is not None
@@ -563,7 +593,7 @@ def _half_pixel_values(power: FourierSeries) -> Array:
     ndim, dtype = len(power.period), power.parts.dtype
     steps = [jnp.asarray([0.0, 0.5], dtype)] * ndim
     zero = jnp.zeros(ndim, jnp.int32), jnp.zeros(ndim, dtype)
-    return power.derivatives(*zero, 0) + power.differences(*zero, steps)
+    return power.differences(*zero, steps).there
 
 
 def weighted_side(layout: Layout, prepared: Prepared, model: Model) -> ReferenceSide:

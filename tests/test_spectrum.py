@@ -43,12 +43,14 @@ class Case:
         displacements = [jnp.asarray(d) for d in self.displacements]
         return {
             "derivatives": series.derivatives(whole, fraction, 2),
-            "differences": series.differences(whole, fraction, displacements),
-            "tiny": series.differences(whole, fraction, [1e-9 * d for d in displacements]),
+            "differences": series.differences(whole, fraction, displacements).change,
+            "tiny": series.differences(whole, fraction, [1e-9 * d for d in displacements]).change,
+            "moved": series.differences(whole, fraction, [d[1:2] for d in displacements], 2),
+            "there": series.derivatives(whole, fraction + jnp.stack([d[1] for d in displacements]), 2),
             "sampled": [series.sampled(oversample) for oversample in (1, 2)],
             "shifted": jnp.fft.irfftn(shift_spectrum(spectrum, shape, whole, fraction), shape),
             "power": power.derivatives(whole, fraction, 2),
-            "power differences": power.differences(whole, fraction, displacements),
+            "power differences": power.differences(whole, fraction, displacements).change,
             "power sampled": power.sampled(2),
         }
 
@@ -91,6 +93,13 @@ def test_differences(case):
     positions = [s + d for s, d in zip(case.shift, case.displacements, strict=True)]
     expected = interpolate(case.array, positions) - case.value(case.shift)
     np.testing.assert_allclose(case.found["differences"], expected, atol=1e-12)
+
+
+def test_derivatives_at_a_displaced_point(case):
+    start, change, there = case.found["moved"]
+    np.testing.assert_allclose(there, case.found["there"], atol=1e-10)
+    np.testing.assert_allclose(start, case.found["derivatives"].flat[0], atol=1e-12)
+    np.testing.assert_allclose(start + change.item(), there.flat[0], atol=1e-12)
 
 
 def test_differences_keep_their_precision_when_tiny(case):
