@@ -572,19 +572,25 @@ def average_nearby(values: Array, known: Array) -> Array:
     The kernel ``exp(−2π · 0.7 |k|)`` in frequency is the half-space Poisson kernel: the nearest pixels decide
     at an edge, and far from any the sides blend.
     """
-    shape, ndim = values.shape, values.ndim
+    return _averages(values[None], known[None])[0]
+
+
+def _averages(values: Array, known: Array) -> Array:
+    """`average_nearby` of arrays with a leading axis; those without a mask of their own are all known."""
+    number, *shape = values.shape
+    ndim = len(shape)
     squares = [
-        along(jnp.asarray((harmonics(n)[:m] / n) ** 2, values.dtype), a, ndim)
+        along(jnp.asarray((harmonics(n)[:m] / n) ** 2, values.dtype), a + 1, ndim + 1)
         for a, (n, m) in enumerate(zip(shape, [*shape[:-1], shape[-1] // 2 + 1], strict=True))
     ]
     smooth = jnp.exp(-2 * jnp.pi * 0.7 * jnp.sqrt(reduce(jnp.add, squares)))
-
-    def blurred(x: Array) -> Array:
-        return jnp.fft.irfftn(scaled(jnp.fft.rfftn(x), smooth), shape)
-
-    average, share = blurred(jnp.where(known, values, 0.0)), blurred(known.astype(values.dtype))
+    holes = known.astype(values.dtype)
+    given = [jnp.where(known, values[: len(known)], 0.0), values[len(known) :], holes]
+    axes = tuple(range(1, ndim + 1))
+    blurred = jnp.fft.irfftn(scaled(jnp.fft.rfftn(jnp.concatenate(given), axes=axes), smooth), shape, axes)
+    share = jnp.concatenate([blurred[number:], jnp.ones_like(blurred[len(known) : number])])
     reached = share > 10 * jnp.finfo(share.dtype).eps
-    return jnp.where(reached, average / jnp.where(reached, share, 1.0), 0.0)
+    return jnp.where(reached, blurred[:number] / jnp.where(reached, share, 1.0), 0.0)
 
 
 def unknown_variance(
@@ -601,8 +607,8 @@ def unknown_variance(
     variance of the white noise in the reference, whose differences say nothing about the scene.
     """
     ndim, zero = reference.ndim, jnp.zeros_like(reference)
-    # Mean squares over the axes: of details, of details with filled pixels in them, and of slopes.
-    totals, counts = [zero, zero, zero], [zero, jnp.full_like(zero, ndim), zero]
+    # Mean squares over the axes: of details, of slopes, and of details with filled pixels in them.
+    totals, counts = [zero, zero, zero], [zero, zero]
     values, there = wrapped(reference, 2), wrapped(known, 2)
     for axis in range(ndim):
 
@@ -617,18 +623,19 @@ def unknown_variance(
         x, here = line(values), line(there)
         fourth = ((x[0] + x[4] - 4 * (x[1] + x[3]) + 6 * x[2]) / 16) ** 2
         whole = reduce(jnp.logical_and, here)
-        totals[0], totals[1] = totals[0] + jnp.where(whole, fourth, 0.0), totals[1] + fourth
+        totals[0], totals[2] = totals[0] + jnp.where(whole, fourth, 0.0), totals[2] + fourth / ndim
         counts[0] = counts[0] + whole
         # Half of a difference belongs to either pixel, so that no direction is another.
         for k in (1, 2):
             pair = here[k] & here[k + 1]
-            totals[2] = totals[2] + jnp.where(pair, ((x[k + 1] - x[k]) / 2) ** 2, 0.0)
-            counts[2] = counts[2] + pair
+            totals[1] = totals[1] + jnp.where(pair, ((x[k + 1] - x[k]) / 2) ** 2, 0.0)
+            counts[1] = counts[1] + pair
     number = jnp.stack(counts)
-    means = jax.vmap(average_nearby)(jnp.stack(totals) / jnp.maximum(number, 1.0), number > 0)
+    found = jnp.concatenate([jnp.stack(totals[:2]) / jnp.maximum(number, 1.0), totals[2][None]])
+    means = _averages(found, number > 0)
     # Where a peak is hidden, its flanks have less detail than what has been put in its place.
-    detail = jnp.maximum(jnp.maximum(means[0], means[1]) - 70 / 256 * noise, 0.0)
-    slope = jnp.maximum(means[2] - 1 / 2 * noise, 0.0)
+    detail = jnp.maximum(jnp.maximum(means[0], means[2]) - 70 / 256 * noise, 0.0)
+    slope = jnp.maximum(means[1] - 1 / 2 * noise, 0.0)
     patches = in_patches(known)
     rim = patches & ~eroded(~known, 1)
     source = DETAIL * detail + jnp.where(patches, jnp.where(rim, RIM_SLOPE, 0.0), HOLE_SLOPE) * slope

@@ -244,7 +244,7 @@ def chi2_surface(
     -------
     Chi2Surface
         A pytree; call it, or ask it for maps, zooms, intervals, profiles and contours. Cost: 3 FFTs for
-        equal errors and "wrap", about 12 with an error map. Inside ``jit``, where it cannot be known that no
+        equal errors and "wrap", about 14 with an error map. Inside ``jit``, where it cannot be known that no
         pixel is bad, always the latter.
 
     Raises
