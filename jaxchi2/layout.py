@@ -16,6 +16,7 @@ depends on the shift. Two steps settle that:
 from __future__ import annotations
 
 from functools import partial, reduce
+from itertools import product
 from math import prod
 from typing import NamedTuple
 
@@ -25,7 +26,6 @@ import numpy as np
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 from scipy.fft import next_fast_len
-from scipy.signal import convolve
 
 from . import overlap
 from .noise import smoothed, smoothing_gain
@@ -555,15 +555,18 @@ def fill_smoothly(reference: Array, known: Array) -> Array:
 
 def _thin_plate(x: Array) -> Array:
     """``∇² ∇² x`` by differences, periodic."""
-    laplacian = np.zeros((3,) * x.ndim)
-    laplacian[(1,) * x.ndim] = 2 * x.ndim
-    for unit in np.eye(x.ndim, dtype=int):
-        laplacian[tuple(1 + unit)] = laplacian[tuple(1 - unit)] = -1
-    stencil = np.rint(convolve(laplacian, laplacian, method="direct"))
+    units = np.eye(x.ndim, dtype=int)
+    laplacian = [(0 * units[0], 2 * x.ndim), *((side * unit, -1) for unit in units for side in (1, -1))]
+    weights: dict[tuple[int, ...], int] = {}
+    for (first, one), (second, two) in product(laplacian, repeat=2):
+        at = tuple((2 + first + second).tolist())
+        weights[at] = weights.get(at, 0) + one * two
     around = wrapped(x, 2)
-    places = [tuple(slice(k, k + n) for k, n in zip(at, x.shape, strict=True)) for at in np.argwhere(stencil)]
-    parts = [float(stencil[tuple(s.start for s in at)]) * around[at] for at in places]
-    return reduce(jnp.add, parts)
+
+    def moved(at: tuple[int, ...]) -> Array:
+        return around[tuple(slice(k, k + n) for k, n in zip(at, x.shape, strict=True))]
+
+    return reduce(jnp.add, [weight * moved(at) for at, weight in weights.items()])
 
 
 def average_nearby(values: Array, known: Array) -> Array:

@@ -255,8 +255,8 @@ def _series(coefficients: Array, factor: float, period: Shape) -> FourierSeries:
     weights = np.full(coefficients.shape[-1], 2.0 * factor)
     weights[0] = factor
     parts = jnp.stack([coefficients.real, coefficients.imag], -2)
-    weights = along(jnp.asarray(weights, parts.dtype), parts.ndim - 1, parts.ndim)
-    return FourierSeries(parts * weights, period)
+    columns = along(jnp.asarray(weights, parts.dtype), parts.ndim - 1, parts.ndim)
+    return FourierSeries(parts * columns, period)
 
 
 def shift_spectrum(spectrum: Array, shape: Shape, whole: Array, fraction: Array) -> Array:

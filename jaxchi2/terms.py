@@ -207,8 +207,8 @@ class Chi2Terms:
         """Derivatives of χ² at ``whole + fraction + displacement``, for the first what χ² has risen by."""
         at, steps = whole - self.origin, list(displacement[:, None])
         each = self._each(lambda series: series.differences(at, fraction, steps, order))
-        cross, power, total = (None if x is None else x.there for x in each)
-        result = self._combined(cross, power, total)
+        cross, power, total = each
+        result = self._combined(cross.there, power.there, None if total is None else total.there)
         if self.pair.prior is not None:
             result = result + self._prior(whole, fraction + displacement, order)
         change = self._changed(*each, whole + fraction, steps)

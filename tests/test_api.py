@@ -26,6 +26,7 @@ ORDER = [
     "arrays",
     "checks",
     "sharding",
+    "passes",
     "fourier",
     "spectrum",
     "sampling",
