@@ -508,7 +508,7 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         n_valid=jnp.full_like(image_energy, prod(shape), dtype=jnp.int32),
         amplitude=jnp.sqrt(side.energy) * jnp.sqrt(image_energy),
         contrast=image_energy - image_spectrum.reshape(-1)[0].real ** 2 / prod(shape),
-        roughness=_bound(side, image_spectrum, shape),
+        roughness=_bound(side, image_spectrum, shape, model),
         flat=jnp.zeros_like(image_energy, dtype=bool),
         settled=jnp.zeros_like(image_energy, dtype=bool),
         correlation=None,
@@ -578,14 +578,16 @@ def _energies(spectrum: Array, shape: Shape) -> tuple[Array, Array]:
     return sums[(0,) * len(shape)], sums[tuple(np.eye(len(shape), dtype=int))]
 
 
-def _bound(side: ReferenceSide, image_spectrum: Array, shape: Shape) -> Array:
-    """What bounds the correlation's second derivative as far as rounding is concerned.
+def _bound(side: ReferenceSide, image_spectrum: Array, shape: Shape, model: Model) -> Array:
+    """What bounds the second derivatives of χ² as far as rounding is concerned.
 
     That of a transform is a few ulp of the whole in every mode, and so enters by the roughness of the other.
+    At the best gain the power of the reference is a factor, and has no part of its own.
     """
     energy, roughness = _energies(image_spectrum, shape)
+    own = 0.0 if model.gain else jnp.sqrt(side.energy)
     # The root of a product would overflow.
-    return jnp.sqrt(energy) * jnp.sqrt(side.roughness) + jnp.sqrt(side.energy) * jnp.sqrt(roughness)
+    return (jnp.sqrt(energy) + own) * jnp.sqrt(side.roughness) + jnp.sqrt(side.energy) * jnp.sqrt(roughness)
 
 
 def _half_pixel_values(power: FourierSeries) -> Array:
@@ -693,7 +695,7 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
         n_valid=count(weights > 0),
         amplitude=jnp.sqrt(side.energy) * jnp.sqrt(constant),
         contrast=constant - sum_all(weights * image) ** 2 / jnp.where(mass > 0, mass, 1.0),
-        roughness=_bound(side, image_spectrum, shape),
+        roughness=_bound(side, image_spectrum, shape, model),
         flat=flat,
         settled=layout.settled,
         correlation=layout.correlation,
