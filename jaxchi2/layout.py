@@ -88,6 +88,11 @@ class Prepared(NamedTuple):
     flat: Array
     """Whether either image is constant to rounding, all of it or along an axis where the shift is free."""
 
+    @property
+    def frames(self) -> Frames:
+        """What the frames are compared by."""
+        return Frames(self.reference, self.known, self.image, self.weights)
+
 
 class Spread(NamedTuple):
     """How the values of a frame differ."""
@@ -304,8 +309,7 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     frame = prepared.image.shape
     shape = search_shape(prepared.reference.shape, frame, model)
     searched, independent = _without_noise(prepared, shape)
-    frames = Frames(searched.reference, searched.known, searched.image, searched.weights)
-    correlation = correlate(frames, shape, uniform=pair.err.ndim == 0)
+    correlation = correlate(searched.frames, shape, uniform=pair.err.ndim == 0)
     correlation = correlation._replace(independent=independent)
     enough = correlation.number >= _least_overlap(prepared, model)
     score = in_window(jnp.where(enough, overlap.score(correlation), jnp.inf), 1, pair, model)
@@ -352,7 +356,7 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
         correlation=correlation,
         frames=(spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)),
         common=(spread_of(reference, counted), spread_of(image, given)),
-        noise_share=sum_all(share) / jnp.maximum(count(counted), 1),
+        noise_share=mean_over(share, counted),
     )
 
 
@@ -367,10 +371,7 @@ def _without_noise(prepared: Prepared, shape: Shape) -> tuple[Prepared, Array]:
     prepared, variance = lax.stop_gradient((prepared, variance))
     images, counted = [prepared.reference, prepared.image], [prepared.known, prepared.weights > 0]
     of_image = 1 / jnp.where(counted[1], prepared.weights, 1.0)
-    variances = [
-        sum_all(jnp.where(valid, x, 0.0)) / jnp.maximum(count(valid), 1)
-        for x, valid in zip((variance, of_image), counted, strict=True)
-    ]
+    variances = [mean_over(x, valid) for x, valid in zip((variance, of_image), counted, strict=True)]
     gain = smoothing_gain(images, counted, variances, shape)
     reference, image = (smoothed(x, y, gain, shape) for x, y in zip(images, counted, strict=True))
     twice = along(jnp.asarray(half_weights(shape[-1]), gain.dtype), gain.ndim - 1, gain.ndim)
@@ -396,7 +397,6 @@ def _downhill(start: Array, prepared: Prepared, score: Array, pair: Pair, model:
     prepared, score, pair = lax.stop_gradient((prepared, score, pair))
     shape, ndim = score.shape, score.ndim
     steps = np.indices((3,) * ndim).reshape(ndim, -1).T - 1
-    frames = Frames(prepared.reference, prepared.known, prepared.image, prepared.weights)
     reference = jnp.where(prepared.known, prepared.reference, jnp.nan)
     around = tuple(n + 2 for n in prepared.image.shape)
 
@@ -410,7 +410,7 @@ def _downhill(start: Array, prepared: Prepared, score: Array, pair: Pair, model:
             extra = at_places(list(places.astype(extra.dtype).T[..., None])).reshape(-1)
         moved = moved_to(reference, at + 1, shape, around, outside=jnp.nan)
         best = lowest_step(
-            moved, frames, gain=model.gain, background=model.background, offered=offered, extra=extra
+            moved, prepared.frames, gain=model.gain, background=model.background, offered=offered, extra=extra
         )
         change = jnp.asarray(steps, at.dtype)[best]
         return at + change, jnp.any(change != 0), count + 1
@@ -471,7 +471,7 @@ def without_peaks(reference: Array, known: Array, framed: Array) -> tuple[Array,
         hidden = first & some(framed & ~known)
         none = jnp.zeros_like(hidden)
         known, again = lax.cond(any_in_batch(hidden), bare, lambda _, known: (known, none), filled, known)
-        return filled, known, again & first
+        return filled, known, again
 
     def step(state: tuple, first: Array) -> tuple[tuple, None]:
         wanted = any_in_batch(first | state[2])

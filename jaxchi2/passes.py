@@ -35,8 +35,8 @@ def every(mask: Array) -> Array:
 
 
 def mean_over(x: Array, mask: Array) -> Array:
-    """Mean of the elements where ``mask`` is true; NaN where none is."""
-    return sum_all(jnp.where(mask, x, 0.0)) / count(mask)
+    """Mean of the elements where ``mask`` is true; zero where none is."""
+    return sum_all(jnp.where(mask, x, 0.0)) / jnp.maximum(count(mask), 1)
 
 
 def extremes(x: Array, axes: tuple[int, ...] | None = None) -> tuple[Array, Array]:

@@ -54,21 +54,8 @@ def along(vector: Array | np.ndarray, axis: int, ndim: int) -> Array:
 
 def contract(tensor: Array, columns: list[Array]) -> Array:
     """Sum ``tensor`` against one matrix per axis, ``Σ_k tensor[k] Π_a columns[a][k_a, r_a]``."""
-
-    def product(x: Array, matrix: Array, axis: int) -> Array:
-        return jnp.tensordot(x, matrix, axes=((axis,), (0,)), precision=lax.Precision.HIGHEST)
-
     for axis in reversed(range(len(columns))):
-        matrix = columns[axis]
-        if axis == len(columns) - 1 and jnp.iscomplexobj(tensor):
-            # Of a large tensor, in real products: what makes it need not be stored as complex numbers then.
-            both = jnp.concatenate([matrix.real, matrix.imag], 1)
-            (re, im), (turned_re, turned_im) = (
-                jnp.split(product(x, both, axis), 2, -1) for x in (tensor.real, tensor.imag)
-            )
-            tensor = lax.complex(re - turned_im, im + turned_re)
-        else:
-            tensor = product(tensor, matrix, axis)
+        tensor = jnp.tensordot(tensor, columns[axis], ((axis,), (0,)), precision=lax.Precision.HIGHEST)
     return jnp.transpose(tensor)
 
 
@@ -199,15 +186,20 @@ class FourierSeries:
         weights = np.where(2 * np.arange(columns) % grid[-1] == 0, 1.0, 0.5) * prod(grid)
         parts = self.parts * along(jnp.asarray(weights, self.parts.dtype), len(grid), len(grid) + 1)
         spectrum = lax.complex(*(lax.index_in_dim(parts, k, -2, keepdims=False) for k in (0, 1)))
-        for axis, n in enumerate(grid[:-1]):
-            low, high = jnp.split(spectrum, [spectrum.shape[axis] // 2 + 1], axis)
-            if low.shape[axis] + high.shape[axis] > n:
-                # Of a wave of two samples both signs are the same.
-                low, at = jnp.split(low, [n // 2], axis)
-                same, high = jnp.split(high, [1], axis)
-                high = jnp.concatenate([at + same, high], axis)
-            spectrum = jnp.concatenate([_filled(low, axis, n - high.shape[axis]), high], axis)
-        return jnp.fft.irfftn(_filled(spectrum, len(grid) - 1, grid[-1] // 2 + 1), grid)
+        return jnp.fft.irfftn(_on_grid(spectrum, grid), grid)
+
+
+def _on_grid(coefficients: Array, grid: Shape) -> Array:
+    """Harmonics −h … h, 0 … h on the last axis, in the half plane of a grid of at least 2h samples."""
+    for axis, n in enumerate(grid[:-1]):
+        low, high = jnp.split(coefficients, [coefficients.shape[axis] // 2 + 1], axis)
+        if low.shape[axis] + high.shape[axis] > n:
+            # Of a wave of two samples both signs are the same.
+            low, at = jnp.split(low, [n // 2], axis)
+            same, high = jnp.split(high, [1], axis)
+            high = jnp.concatenate([at + same, high], axis)
+        coefficients = jnp.concatenate([_filled(low, axis, n - high.shape[axis]), high], axis)
+    return _filled(coefficients, len(grid) - 1, grid[-1] // 2 + 1)
 
 
 def _filled(array: Array, axis: int, length: int) -> Array:
@@ -274,18 +266,13 @@ def shift_spectrum(spectrum: Array, shape: Shape, whole: Array, fraction: Array)
         waves.append((parts[0], parts[1]))
         if n % 2 == 0:
             sines[axis] = parts[2]
-    re, im = _outer(waves)
+    re, im = reduce(_times, waves)
     for a, b in combinations(sines, 2):
         both = sines[a] * sines[b]
         others = [wave for axis, wave in enumerate(waves) if axis not in (a, b)]
-        c, s = _outer(others) if others else (1.0, 0.0)
+        c, s = reduce(_times, others) if others else (1.0, 0.0)
         re, im = re - both * c, im - both * s
     return lax.complex(spectrum.real * re - spectrum.imag * im, spectrum.real * im + spectrum.imag * re)
-
-
-def _outer(waves: list[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Real and imaginary part of the product of complex waves."""
-    return reduce(lambda x, y: (x[0] * y[0] - x[1] * y[1], x[0] * y[1] + x[1] * y[0]), waves)
 
 
 def _computed(rows: Array) -> Array:
@@ -331,13 +318,8 @@ def correlated_square(spectrum: Array, weight_spectrum: Array, shape: Shape) -> 
     M² has harmonics up to ±n, twice the pixels' band; it is formed on a grid that holds them, while those of
     w repeat with period n.
     """
-    last = len(shape) - 1
     fine = tuple(next_fast_len(2 * n + 1, real=True) for n in shape)
-    coefficients = unfolded(spectrum, shape)
-    for axis, n in enumerate(fine[:-1]):
-        low, high = jnp.split(coefficients, [coefficients.shape[axis] // 2 + 1], axis)
-        coefficients = jnp.concatenate([_filled(low, axis, n - high.shape[axis]), high], axis)
-    array = jnp.fft.irfftn(_filled(coefficients, last, fine[-1] // 2 + 1), fine) * (prod(fine) / prod(shape))
+    array = jnp.fft.irfftn(_on_grid(unfolded(spectrum, shape), fine), fine) * (prod(fine) / prod(shape))
     square, weights = jnp.fft.rfftn(array**2)[..., : shape[-1] + 1], weight_spectrum
     for axis, (n, m) in enumerate(zip(shape[:-1], fine[:-1], strict=True)):
         square = jnp.take(square, harmonics(2 * n + 1) % m, axis, mode="clip")

@@ -47,7 +47,7 @@ from .layout import (
 from .noise import box_coordinates, fitted_trend, gentle, hann, lower, significant, whitening, wiener_gain
 from .overlap import Correlation, profiled
 from .pair import Model, Pair
-from .passes import count, every, some, sum_all
+from .passes import count, every, mean_over, some, sum_all
 from .spectrum import (
     Differences,
     FourierSeries,
@@ -713,21 +713,17 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
 def _search_grid(layout: Layout, cross: Array, side: ReferenceSide, model: Model) -> Array:
     over, shape, mass = model.oversample, layout.reference.shape, side.mass
 
+    def sampled(spectrum: Array) -> Array:
+        return _searched(spectrum, shape, model) if over == 1 else series_of(spectrum, shape).sampled(over)
+
     def of_the_series() -> Array:
         assert side.power_on_pixels is not None
-        total_grid: Array | float = 0.0
         if over == 1 and not (model.gain or model.background):
-            return _searched(side.power_on_pixels + cross, shape, model)
-        if over == 1:
-            power_grid, cross_grid = (_searched(x, shape, model) for x in (side.power_on_pixels, cross))
-            if side.total_spectrum is not None:
-                total_grid = _searched(side.total_spectrum, shape, model)
-        else:
-            power_grid, cross_grid = side.power.sampled(over), series_of(cross, shape).sampled(over)
-            if side.total_spectrum is not None:
-                total_grid = series_of(side.total_spectrum, shape).sampled(over)
-        power_grid = power_grid - total_grid**2 / jnp.where(mass > 0, mass, 1.0)
-        return profiled(cross_grid, power_grid, model.gain)
+            return sampled(side.power_on_pixels + cross)
+        power_grid = sampled(side.power_on_pixels) if over == 1 else side.power.sampled(over)
+        if side.total_spectrum is not None:
+            power_grid = power_grid - sampled(side.total_spectrum) ** 2 / jnp.where(mass > 0, mass, 1.0)
+        return profiled(sampled(cross), power_grid, model.gain)
 
     if model.compact:
         return of_the_series()
@@ -760,18 +756,14 @@ def _wiener(layout: Layout, model: Model) -> Layout:
     """
     shape, weights, periodic = layout.reference.shape, layout.weights, model.boundary.name == "wrap"
     counted = weights > 0
-    number = jnp.maximum(count(counted), 1).astype(weights.dtype)
     assert layout.variance is not None
     variance = jnp.broadcast_to(layout.variance, shape)
-    noise = sum_all(jnp.where(counted, variance, 0.0)) / number
-    image_noise = sum_all(jnp.where(counted, 1 / jnp.where(counted, weights, 1.0), 0.0)) / number
+    noise = mean_over(variance, counted)
+    image_noise = mean_over(1 / jnp.where(counted, weights, 1.0), counted)
     # A spectrum of nothing is not to be divided by.
     image_noise = jnp.where(some(counted), image_noise, 1.0)
     places = box_coordinates(counted, weights.dtype)
     taper = jnp.ones_like(weights) if periodic else hann(places)
-
-    def mean_of(x: Array) -> Array:
-        return sum_all(jnp.where(counted, x, 0.0)) / number
 
     def power_of(x: Array, seen: Array) -> Array:
         mass = jnp.maximum(sum_all(jnp.where(seen, taper**2, 0.0)), 1e-3)
@@ -787,8 +779,8 @@ def _wiener(layout: Layout, model: Model) -> Layout:
 
         return lax.cond(any_in_batch(~every(seen | (taper == 0))), with_holes, of, x)
 
-    mean = mean_of(layout.reference)
-    reference, image = layout.reference - mean, layout.image - mean_of(layout.image)
+    mean = mean_over(layout.reference, counted)
+    reference, image = layout.reference - mean, layout.image - mean_over(layout.image, counted)
     filters = whitening(
         power_of(reference, layout.known),
         power_of(image, counted),
@@ -857,7 +849,7 @@ def _calibration(filtered: Array, layout: Layout, kept: Array, model: Model) -> 
     number = count(counted).astype(filtered.dtype)
 
     def centred(x: Array) -> Array:
-        mean = sum_all(jnp.where(counted, x, 0.0)) / jnp.maximum(number, 1.0) if model.background else 0.0
+        mean = mean_over(x, counted) if model.background else 0.0
         return jnp.where(counted, x - mean, 0.0)
 
     weights = jnp.asarray(half_weights(filtered.shape[-1]), kept.dtype)

@@ -11,7 +11,7 @@ from direct import interpolate, moved, scene
 
 from jaxchi2 import Boundary, Status, chi2_surface, layout, register
 from jaxchi2.layout import MARGIN
-from jaxchi2.overlap import LEAST_SHARE, Frames, correlate
+from jaxchi2.overlap import LEAST_SHARE, correlate
 from jaxchi2.pair import Pair, check_model
 
 SHAPE = (40, 37)
@@ -365,9 +365,8 @@ def test_frames_correlate_over_their_overlap(shape, other, dtype):
     model = check_model(shape, other, "overlap", max_shift=np.inf)
     prepared = layout.prepare(Pair(*map(jnp.asarray, images), jnp.asarray(0.5, dtype)), model)
     grid = layout.search_shape(shape, other, model)
-    frames = Frames(prepared.reference, prepared.known, prepared.image, prepared.weights)
     for uniform in (True, False):
-        found = jax.jit(partial(correlate, shape=grid, uniform=uniform))(frames)
+        found = jax.jit(partial(correlate, shape=grid, uniform=uniform))(prepared.frames)
         for shift in np.ndindex(*(m + n - 1 for m, n in zip(shape, other, strict=True))):
             shift = np.array(shift) - np.array(shape) + 1
             low, high = np.maximum(shift, 0), np.minimum(shift + shape, other)
