@@ -18,8 +18,7 @@ import numpy as np
 from jax import Array, lax
 
 from .layout import Spread, grid_shifts
-from .noise import block_sums
-from .passes import count, rolled, sum_all
+from .passes import block_sums, count, neighbours, sum_all
 from .spectrum import contract, half_weights
 from .terms import Chi2Terms, Matched
 
@@ -226,25 +225,20 @@ def _sources(model: Array, data: Array, noise: Array) -> Array:
     A source is the brightest box of two by two cells around, and twice as bright as what surrounds it: an
     extended one says no more than a single one, however many maxima it has.
     """
-    cells = jnp.stack([_cell_sums(model**2), _cell_sums(model * data)])
+    cells = jnp.stack([block_sums(x, CELL) for x in (model**2, model * data)])
     power, product = _box_sums(cells, 0, 1)
     seen = product > SEEN * jnp.sqrt(_positive(power) * noise)
     around = _box_sums(cells[:1], -2, 3)[0] / 3**model.ndim
     highest = power
     for axis in range(power.ndim):
-        highest = reduce(jnp.maximum, [rolled(highest, k, axis) for k in (-1, 0, 1)])
+        highest = reduce(jnp.maximum, neighbours(highest, -1, 1, axis))
     return count(seen & (power > 2 * around) & (power == highest)).astype(model.dtype)
-
-
-def _cell_sums(x: Array) -> Array:
-    """Sums over cells of `CELL` samples along every axis, the last filled up with zeros."""
-    return block_sums(jnp.pad(x, [(0, -n % CELL) for n in x.shape]), CELL)
 
 
 def _box_sums(x: Array, first: int, last: int) -> Array:
     """Sums over the cells from ``first`` to ``last`` of each one, periodic; one leading axis."""
     for axis in range(1, x.ndim):
-        x = reduce(jnp.add, [rolled(x, -k, axis) for k in range(first, last + 1)])
+        x = reduce(jnp.add, neighbours(x, first, last, axis))
     return x
 
 

@@ -19,7 +19,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from .checks import array_of
-from .passes import sum_all
+from .passes import block_sums, sum_all
 from .sharding import any_sharding
 from .spectrum import Shape, along, contract, half_weights, harmonics
 
@@ -96,7 +96,8 @@ def noise_of(array: Array) -> Array:
     least = 2 * jnp.nanmin(jnp.where(detail > 0, detail, jnp.nan))
     block = 2
     while block <= LARGEST_BLOCK and min(array.shape) >= LEAST_BLOCKS * block:
-        median = jnp.nanmedian(_detail(block_sums(array, block)))
+        whole = tuple(slice(0, n // block * block) for n in array.shape)
+        median = jnp.nanmedian(_detail(block_sums(array[whole], block)))
         found = jnp.where(told, found, median / block ** (array.ndim / 2))
         told |= median >= least
         block *= 2
@@ -108,14 +109,6 @@ def _detail(array: Array) -> Array:
     for axis in range(array.ndim):
         array = jnp.diff(array, 2, axis)
     return jnp.abs(jnp.where(jnp.isfinite(array), array, jnp.nan))
-
-
-def block_sums(array: Array, size: int) -> Array:
-    """Sums over blocks of ``size`` along every axis; what does not fill one is left out."""
-    number = [n // size for n in array.shape]
-    array = array[tuple(slice(0, n * size) for n in number)]
-    split = array.reshape([m for n in number for m in (n, size)])
-    return jnp.sum(split, tuple(range(1, split.ndim, 2)))
 
 
 class Whitening(NamedTuple):

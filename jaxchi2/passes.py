@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.custom_batching import custom_vmap
 
 
 def sum_all(x: Array) -> Array:
@@ -39,6 +40,20 @@ def mean_over(x: Array, mask: Array) -> Array:
     return sum_all(jnp.where(mask, x, 0.0)) / jnp.maximum(count(mask), 1)
 
 
+@custom_vmap
+def any_in_batch(flag: Array) -> Array:
+    """``flag``, and under ``vmap`` whether any of the batch has it: one answer, so ``cond`` stays a branch.
+
+    A batched predicate would turn ``lax.cond`` into a select that computes both sides for every frame.
+    """
+    return flag
+
+
+@any_in_batch.def_vmap
+def _any_in_batch_rule(axis_size: int, in_batched: list[bool], flag: Array) -> tuple[Array, bool]:
+    return any_in_batch(jnp.any(flag, axis=0) if in_batched[0] else flag), False
+
+
 def extremes(x: Array, axes: tuple[int, ...] | None = None) -> tuple[Array, Array]:
     """Largest and smallest element over some axes or all; without a derivative. A NaN is neither."""
     x = lax.stop_gradient(x)
@@ -54,15 +69,28 @@ def extremes(x: Array, axes: tuple[int, ...] | None = None) -> tuple[Array, Arra
     return largest, smallest
 
 
-def rolled(x: Array, step: int, axis: int) -> Array:
-    """``jnp.roll`` by a constant, by indices: part of the kernel that uses it."""
-    index = (np.arange(x.shape[axis]) - step) % x.shape[axis]
-    return jnp.take(x, index, axis, mode="clip")
+def block_sums(x: Array, size: int) -> Array:
+    """Sums over blocks of ``size`` along every axis, the last filled up with zeros."""
+    x = jnp.pad(x, [(0, -n % size) for n in x.shape])
+    split = x.reshape([m for n in x.shape for m in (n // size, size)])
+    return jnp.sum(split, tuple(range(1, split.ndim, 2)))
+
+
+def neighbours(x: Array, first: int, last: int, axis: int, outside: str = "wrap") -> list[Array]:
+    """``x[i + k]`` along an axis for every k from ``first`` to ``last``; ``outside`` as in ``jnp.pad``.
+
+    Slices, where an index would be looked up for every element.
+    """
+    pads = [(max(-first, 0), max(last, 0)) if a == axis else (0, 0) for a in range(x.ndim)]
+    # Behind a barrier, or every slice would pad anew.
+    padded, start = lax.optimization_barrier(jnp.pad(x, pads, mode=outside)), pads[axis][0]
+    return [
+        lax.slice_in_dim(padded, start + k, start + k + x.shape[axis], axis=axis)
+        for k in range(first, last + 1)
+    ]
 
 
 def wrapped(x: Array, margin: int) -> Array:
     """A periodic array with so many pixels more on every side; its slices are shifted arrays."""
-    for axis, n in enumerate(x.shape):
-        x = jnp.take(x, np.arange(-margin, n + margin) % n, axis, mode="clip")
-    # Behind a barrier, or every slice would look its pixels up anew.
-    return lax.optimization_barrier(x)
+    # Behind a barrier, or every slice would pad anew.
+    return lax.optimization_barrier(jnp.pad(x, margin, mode="wrap"))

@@ -207,6 +207,11 @@ def _filled(array: Array, axis: int, length: int) -> Array:
     return jnp.pad(array, [(0, (length - n) * (a == axis)) for a, n in enumerate(array.shape)])
 
 
+def _joined(array: Array, axis: int, parts: list[tuple[int, int]]) -> Array:
+    """Parts of an array along an axis, one behind the other."""
+    return jnp.concatenate([lax.slice_in_dim(array, a, b, axis=axis) for a, b in parts], axis)
+
+
 def unfolded(spectrum: Array, shape: Shape) -> Array:
     """Coefficients of harmonics −h … h, 0 … h on the last axis, of a half-plane spectrum.
 
@@ -320,15 +325,14 @@ def correlated_square(spectrum: Array, weight_spectrum: Array, shape: Shape) -> 
     """
     fine = tuple(next_fast_len(2 * n + 1, real=True) for n in shape)
     array = jnp.fft.irfftn(_on_grid(unfolded(spectrum, shape), fine), fine) * (prod(fine) / prod(shape))
-    square, weights = jnp.fft.rfftn(array**2)[..., : shape[-1] + 1], weight_spectrum
+    square = jnp.fft.rfftn(array**2)[..., : shape[-1] + 1]
     for axis, (n, m) in enumerate(zip(shape[:-1], fine[:-1], strict=True)):
-        square = jnp.take(square, harmonics(2 * n + 1) % m, axis, mode="clip")
+        square = _joined(square, axis, [(0, n + 1), (m - n, m)])
     # Beyond half the period the last axis' harmonics are those of opposite sign, conjugated.
-    high = jnp.conj(weights[..., np.arange(shape[-1] // 2 + 1, shape[-1] + 1) * -1 % shape[-1]])
+    opposite = jnp.flip(jnp.conj(weight_spectrum[..., : (shape[-1] + 1) // 2]), -1)
     for axis, n in enumerate(shape[:-1]):
-        weights, high = (
-            jnp.take(x, sign * harmonics(2 * n + 1) % n, axis, mode="clip")
-            for x, sign in ((weights, 1), (high, -1))
-        )
-    weights = jnp.concatenate([weights, high], -1)
+        opposite = jnp.flip(_joined(opposite, axis, [(1, n), (0, 1)]), axis)
+    weights = jnp.concatenate([weight_spectrum, opposite], -1)
+    for axis, n in enumerate(shape[:-1]):
+        weights = _joined(weights, axis, [(0, n), (0, 1), (0, n)])
     return _series(conj_product(square, weights), 1 / prod(fine), shape)

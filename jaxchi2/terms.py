@@ -31,7 +31,6 @@ from .layout import (
     Layout,
     Prepared,
     Spread,
-    any_in_batch,
     as_it_is,
     average_nearby,
     fill_smoothly,
@@ -47,7 +46,7 @@ from .layout import (
 from .noise import box_coordinates, fitted_trend, gentle, hann, lower, significant, whitening, wiener_gain
 from .overlap import Correlation, profiled
 from .pair import Model, Pair
-from .passes import count, every, mean_over, some, sum_all
+from .passes import any_in_batch, count, every, mean_over, some, sum_all
 from .spectrum import (
     Differences,
     FourierSeries,

@@ -241,7 +241,9 @@ def is_unequal(terms: Chi2Terms, matched: Matched, least: float) -> Array:
     if terms.correlation is not None:
         r = in_window(terms.correlation.coefficient, 1, terms.pair, replace(terms.model, oversample=1))
         r = jnp.where(jnp.isfinite(r), r, 0.0)
-        opposite, alike = (extremes(score(terms.correlation._replace(coefficient=x)))[1] for x in (-r, r))
+        # Of those alike the scores are negative, of opposite ones here positive.
+        largest, smallest = extremes(jnp.sign(r) * score(terms.correlation._replace(coefficient=jnp.abs(r))))
+        opposite, alike = -largest, jnp.minimum(smallest, 0.0)
         result |= terms.settled & (opposite < least * alike) & (opposite < alike - OPPOSITE)
     return result
 

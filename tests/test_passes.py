@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchi2.passes import count, every, extremes, mean_over, rolled, some, sum_all
+from jaxchi2.passes import block_sums, count, every, extremes, mean_over, neighbours, some, sum_all
 
 SHAPES = [(1,), (70,), (33, 40), (7, 1, 65)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -46,14 +46,31 @@ def test_extremes_leave_out_what_is_no_number(dtype):
     assert smallest == np.inf
 
 
+@pytest.mark.parametrize("outside", ["wrap", "constant", "edge"])
 @shapes
-def test_rolled(shape, dtype):
+def test_neighbours(shape, outside, dtype):
     values = np.random.default_rng(2).normal(size=shape).astype(dtype)
     for axis in range(len(shape)):
-        for step in (-3, 0, 2, 101):
-            np.testing.assert_array_equal(
-                rolled(jnp.asarray(values), step, axis), np.roll(values, step, axis)
-            )
+        for first, last in ((-2, 1), (0, 3), (-3, -1), (-shape[axis] - 2, 0)):
+            margin = np.zeros((len(shape), 2), int)
+            margin[axis] = max(-first, 0), max(last, 0)
+            padded = np.pad(values, margin, mode=outside)
+            found = neighbours(jnp.asarray(values), first, last, axis, outside)
+            assert len(found) == last - first + 1
+            for k, shifted in zip(range(first, last + 1), found, strict=True):
+                index = np.arange(shape[axis]) + k + margin[axis, 0]
+                np.testing.assert_array_equal(shifted, np.take(padded, index, axis))
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+@shapes
+def test_sums_of_blocks(shape, size, dtype):
+    values = np.random.default_rng(4).normal(size=shape).astype(dtype)
+    found = block_sums(jnp.asarray(values), size)
+    assert found.shape == tuple(-(-n // size) for n in shape)
+    for index in np.ndindex(found.shape):
+        block = values[tuple(slice(size * k, size * (k + 1)) for k in index)]
+        np.testing.assert_allclose(found[index], block.sum(), rtol=0, atol=64 * np.finfo(dtype).eps)
 
 
 def test_in_batches_and_backwards():
@@ -63,5 +80,5 @@ def test_in_batches_and_backwards():
     largest, smallest = jax.vmap(extremes)(values)
     np.testing.assert_array_equal(largest, values.max((1, 2)))
     np.testing.assert_array_equal(smallest, values.min((1, 2)))
-    slope = jax.grad(lambda x: sum_all(rolled(x, 1, 0) * values[1]))(values[0])
+    slope = jax.grad(lambda x: sum_all(neighbours(x, -1, -1, 0)[0] * values[1]))(values[0])
     np.testing.assert_allclose(slope, np.roll(values[1], -1, 0), rtol=1e-6)
