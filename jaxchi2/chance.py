@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .layout import Spread, grid_shifts
+from .layout import Spread, inside_window
 from .passes import block_sums, count, neighbours, sum_all
 from .spectrum import contract, half_weights
 from .terms import Chi2Terms, Matched
@@ -125,12 +125,12 @@ def _spectra(match: _Match, shape: tuple[int, ...]) -> _Spectra:
     return _Spectra(*_positive(jax.vmap(partial(by_octave, shape=shape))(powers)))
 
 
-def _shifts(terms: Chi2Terms) -> float:
+def _shifts(terms: Chi2Terms) -> Array:
     """Whole shifts in the window."""
-    shifts = 1.0
+    shifts, over = jnp.ones_like(terms.constant), terms.oversample
     for axis, length in enumerate(terms.grid.shape):
-        inside = grid_shifts(length, terms.model.window[axis], terms.oversample)[1]
-        shifts *= int(inside.sum()) / terms.oversample if terms.model.free[axis] else 1
+        if terms.model.free[axis]:
+            shifts *= count(inside_window(axis, length, over, terms.pair, terms.model)) / over
     return shifts
 
 

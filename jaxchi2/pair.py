@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil, log2
+from math import ceil, log2, prod
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +37,8 @@ from .spectrum import Shape
 
 MIN_OVERLAP, SMALL_OVERLAP = 0.25, 0.02
 """Least overlap, and that where ``max_shift`` is given: enough pixels to tell chance from a match."""
+SMALLEST_PADDED, LARGEST_PADDED = 16, 2**16
+"""Least length of an axis, and most pixels, of frames that are made larger; see `larger_frames`."""
 BOUNDARIES = ("wrap", "fill", "constant", "reflect", "nearest", "overlap")
 Window = tuple[tuple[float, float], ...]
 
@@ -123,6 +125,8 @@ class Pair(NamedTuple):
     """Mean and inverse covariance."""
     held: Array | None = None
     """Shift of the axes that are held, shape ``(D,)``; of no meaning for the others."""
+    window: Array | None = None
+    """Lowest and highest shift along each axis, shape ``(D, 2)``; None: those of the model."""
 
     @property
     def ndim(self) -> int:
@@ -356,8 +360,12 @@ def check(
     search: Search,
     oversample: int,
     compact: bool = False,
+    padded: bool = False,
 ) -> tuple[Pair, Model]:
-    """Everything that `register` and `chi2_surface` are given, checked and sorted."""
+    """Everything that `register` and `chi2_surface` are given, checked and sorted.
+
+    ``padded`` says that the pair may come back in `larger_frames`.
+    """
     if not isinstance(search, Search):
         refuse("search", "a Search", search, TypeError)
     if search.prior is not None and err is None and weights is None:
@@ -373,10 +381,9 @@ def check(
         mask=mask,
         reference_mask=reference_mask,
     )
-    model = check_model(
-        pair.reference.shape,
-        pair.image.shape,
-        boundary,
+    checked = partial(
+        check_model,
+        boundary=boundary,
         gain=fit_gain,
         background=fit_background,
         oversample=oversample,
@@ -384,4 +391,43 @@ def check(
         fixed=search.fixed,
         compact=compact,
     )
-    return _with_search(pair, search), model
+    model = checked(pair.reference.shape, pair.image.shape)
+    pair = _with_search(pair, search)
+    shape = larger_frames(pair.reference.shape, pair.image.shape)
+    if not padded or shape is None or boundary.name != "overlap" or pair.traced:
+        return pair, model
+    window = jnp.asarray(np.array(model.window), pair.image.dtype)
+    return _in_frames(pair, shape)._replace(window=window), checked(shape, shape)
+
+
+def larger_frames(reference: Shape, image: Shape) -> Shape | None:
+    """One of few shapes that holds both frames, if these are small and alike: a power of two, or 3/2 of one.
+
+    A program for every shape takes seconds to compile, and milliseconds to run.
+    """
+    shape = tuple(
+        next(m for k in range(n.bit_length() + 1) for m in (2**k, 3 * 2**k // 2) if m >= n) for n in image
+    )
+    alike = reference == image and min(image) >= SMALLEST_PADDED
+    return shape if alike and prod(shape) <= LARGEST_PADDED else None
+
+
+def _in_frames(pair: Pair, shape: Shape) -> Pair:
+    """The pair with unknown pixels behind its own along every axis."""
+
+    def beside(x: Array) -> Array:
+        if not x.ndim:
+            return x
+        # Not by JAX, which would compile a program for every shape.
+        larger = np.full(shape, np.nan, x.dtype)
+        larger[tuple(slice(0, n) for n in x.shape)] = x
+        return jnp.asarray(larger)
+
+    noise = None if pair.reference_err is None else beside(pair.reference_err)
+    with jax.debug_nans(False):
+        return pair._replace(
+            reference=beside(pair.reference),
+            image=beside(pair.image),
+            err=beside(pair.err),
+            reference_err=noise,
+        )

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from direct import interpolate, moved, scene
 
-from jaxchi2 import Boundary, Status, chi2_surface, layout, register
+from jaxchi2 import Boundary, Search, Status, chi2_surface, layout, register
 from jaxchi2.layout import MARGIN
 from jaxchi2.overlap import LEAST_SHARE, correlate
-from jaxchi2.pair import Pair, check_model
+from jaxchi2.pair import Pair, check_model, larger_frames
+from jaxchi2.registration import measure
 
 SHAPE = (40, 37)
 SHIFT = np.array([2.3, -1.6])
@@ -452,3 +453,78 @@ def test_a_volume_of_few_planes_has_an_answer(depth, dtype):
         found = register(big[window].astype(dtype), image.astype(dtype), 0.1)
         assert found.status == 0
         assert np.all(np.abs(found.shift - np.array(shift)) < 5 * found.stderr)
+
+
+# --- frames of few shapes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frame", "larger"),
+    [
+        ((100, 140), (128, 192)),
+        ((128, 192), (128, 192)),
+        ((16, 17, 33), (16, 24, 48)),
+        ((65536,), (65536,)),
+        ((257, 192), None),
+        ((65537,), None),
+        ((15, 40), None),
+    ],
+)
+def test_larger_frames(frame, larger):
+    assert larger_frames(frame, frame) == larger
+    assert larger_frames(frame, (*frame[:-1], frame[-1] + 1)) is None
+
+
+def test_many_shapes_have_one_program():
+    shapes = [(33, 33), (34, 47), (41, 37), (48, 48)]
+    before = measure._cache_size()
+    for shape in shapes:
+        assert_right(register(*crops(SHIFT, shape), 0.05), SHIFT)
+        assert_right(register(*crops(SHIFT, shape), 0.05, max_shift=5), SHIFT)
+    assert measure._cache_size() == before + 2
+
+
+def spoiled(reference, image):
+    """The pair with a hole in either image."""
+    reference, image = reference.copy(), image.copy()
+    reference[10:12, 20], image[5, 7:9] = np.nan, np.nan
+    return reference, image
+
+
+@pytest.mark.parametrize("shift", [SHIFT, np.array([14.3, -17.8])])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"err": 0.05},
+        {"err": np.random.default_rng(5).uniform(0.04, 0.06, (41, 45))},
+        {"err": 0.05, "reference_err": 0.01},
+        {"fit_gain": True, "fit_background": True, "nsigma": 2.0},
+        {"err": 0.05, "search": Search(fixed=(None, 0.0))},
+    ],
+    ids=["error", "error map", "noise in both", "unknown noise", "held axis"],
+)
+def test_larger_frames_hold_the_same(options, shift, dtype):
+    """Inside jit frames stay what they are; both ways differ in how far the continuation goes."""
+    if "search" in options:
+        shift = shift * (1, 0)
+    images = spoiled(*(x.astype(dtype) for x in crops(shift, (41, 45))))
+    found = register(*images, **options)
+    expected = jax.jit(partial(register, **options))(*images)
+    assert found.status == expected.status == Status.OK
+    assert abs(int(found.dof) - int(expected.dof)) <= 2
+    free = np.asarray(expected.stderr) > 0
+    error = np.where(free, expected.stderr, 1.0)
+    assert np.all(np.abs(found.shift - expected.shift) < 0.1 * error)
+    np.testing.assert_allclose(found.stderr, expected.stderr, rtol=0.03)
+    np.testing.assert_allclose(found.interval, expected.interval, rtol=0, atol=0.2 * error.max())
+    np.testing.assert_allclose(found.chi2, expected.chi2, rtol=0.03)
+    np.testing.assert_allclose(found.gain, expected.gain, rtol=0, atol=0.1 * found.gain_err)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shift": 9.5}])
+def test_larger_frames_do_not_widen_the_window(options):
+    """Of 41 pixels 20 may be looked at, of the 48 that they are put into 24."""
+    edge = options.get("max_shift", 20.5)
+    for shift, inside in ((edge - 0.7, True), (edge + 3.2, False)):
+        images = crops(np.array([0.4, shift]), (48, 41), err=0.01)
+        assert (register(*images, 0.01, **options).status == Status.OK) == inside
