@@ -244,7 +244,7 @@ def search_shape(reference: Shape, image: Shape, model: Model) -> Shape:
     if model.boundary.name != "overlap":
         return reference
     pairs = zip(reference, image, model.whole_window, strict=True)
-    return tuple(next_fast_len(max(m + high, n - low) + 2 * GUARD, real=True) for m, n, (low, high) in pairs)
+    return tuple(next_fast_len(max(m + high, n - low), real=True) for m, n, (low, high) in pairs)
 
 
 def odd_fast_len(length: int) -> int:
@@ -316,20 +316,22 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     frame = prepared.image.shape
     shape = search_shape(prepared.reference.shape, frame, model)
     searched, independent = _without_noise(prepared, shape)
-    correlation = correlate(searched.frames, shape, uniform=pair.err.ndim == 0)
+    overlapping = model.boundary.name == "overlap"
+    correlation = correlate(
+        searched.frames, shape, pair.err.ndim == 0, model.whole_window if overlapping else None
+    )
     correlation = correlation._replace(independent=independent)
     enough = correlation.number >= _least_overlap(prepared, model)
     score = in_window(jnp.where(enough, overlap.score(correlation), jnp.inf), 1, pair, model)
     if pair.initial is not None:
         origin = jnp.round(lax.stop_gradient(started(pair.initial, pair, model))).astype(jnp.int32)
     else:
-        start = shift_at(grid_minimum(with_prior(score, 1, pair, model)), shape, 1, model)
+        start = shift_at(grid_minimum(with_prior(score, 1, pair, model)), score.shape, 1, model)
         origin = _downhill(start, searched, score, pair, model)
 
-    overlapping = model.boundary.name == "overlap"
     guard = GUARD if overlapping else 0
     local = tuple(odd_fast_len(n + 2 * guard) for n in frame) if overlapping else frame
-    here = partial(moved_to, shift=origin + guard, grid=shape, frame=local)
+    here = partial(moved_to, shift=origin + guard, frame=local, periodic=not overlapping)
 
     def padded(x: Array) -> Array:
         return jnp.pad(x, [(guard, m - n - guard) for m, n in zip(local, frame, strict=True)])
@@ -386,12 +388,15 @@ def _without_noise(prepared: Prepared, shape: Shape) -> tuple[Prepared, Array]:
     return prepared._replace(reference=reference, image=image), passed
 
 
-def moved_to(x: Array, shift: Array, grid: Shape, frame: Shape, outside: float) -> Array:
-    """Pixels of a reference moved by whole pixels over a periodic grid, in a frame that begins at zero."""
-    for axis, (n, period, length) in enumerate(zip(x.shape, grid, frame, strict=True)):
-        # The window leaves the frames 2·GUARD apart around the search grid, no more.
-        index = (jnp.arange(length, dtype=jnp.int32) - shift[axis]) % max(period, length)
-        x = jnp.take(x, jnp.where(index < n, index, n), axis, mode="fill", fill_value=outside)
+def moved_to(x: Array, shift: Array, frame: Shape, periodic: bool, outside: float) -> Array:
+    """Pixels of a reference moved by whole pixels, in a frame that begins at zero."""
+    for axis, (n, length) in enumerate(zip(x.shape, frame, strict=True)):
+        index = jnp.arange(length, dtype=jnp.int32) - shift[axis]
+        if periodic:
+            index %= n
+        x = jnp.take(
+            x, jnp.where((index >= 0) & (index < n), index, n), axis, mode="fill", fill_value=outside
+        )
     return x
 
 
@@ -415,7 +420,7 @@ def _downhill(start: Array, prepared: Prepared, score: Array, pair: Pair, model:
         if pair.prior is not None:
             at_places = jax.vmap(partial(prior_chi2, pair.prior))
             extra = at_places(list(places.astype(extra.dtype).T[..., None])).reshape(-1)
-        moved = moved_to(reference, at + 1, shape, around, outside=jnp.nan)
+        moved = moved_to(reference, at + 1, around, model.boundary.name != "overlap", outside=jnp.nan)
         best = lowest_step(
             moved, prepared.frames, gain=model.gain, background=model.background, offered=offered, extra=extra
         )

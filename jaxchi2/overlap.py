@@ -24,6 +24,8 @@ from jax import Array, lax
 from .passes import sum_all
 from .spectrum import Shape, conj_product
 
+BESIDE = 4
+"""Samples beyond the window that are known on either side, to be interpolated from."""
 LEAST_SHARE = 32
 """Share of a frame's energy, in roundings, below which that of an overlap is not told from none."""
 
@@ -70,17 +72,25 @@ class _Sums(NamedTuple):
     """``Σ w D²``."""
 
 
-def correlate(frames: Frames, shape: Shape, uniform: bool) -> Correlation:
+def window_shape(shape: Shape, window: tuple[tuple[int, int], ...]) -> Shape:
+    """Of the part of a periodic grid that has the shifts from the first to the last along every axis."""
+    return tuple(min(n, high - low + 1 + 2 * BESIDE) for n, (low, high) in zip(shape, window, strict=True))
+
+
+def correlate(
+    frames: Frames, shape: Shape, uniform: bool, window: tuple[tuple[int, int], ...] | None = None
+) -> Correlation:
     """Correlation of two frames on a periodic grid on which they meet nowhere but where they overlap.
 
-    ``uniform`` says that every valid pixel weighs one.
+    ``uniform`` says that every valid pixel weighs one. With a ``window`` of first and last shifts only that
+    part of the grid is kept, see `window_shape`.
     """
     known, weights = frames.known.astype(frames.weights.dtype), frames.weights
     # Ranking profiles the background whatever is fitted, so the means may go; kept, they would cost digits.
     reference = jnp.where(frames.known, frames.reference - _mean(frames.reference, known), 0.0)
     image = jnp.where(weights > 0, frames.image - _mean(frames.image, weights), 0.0)
     frames = Frames(reference, known, image, weights)
-    sums = _sums(frames, shape, uniform)
+    sums = _sums(frames, shape, uniform, window or tuple((-n, n) for n in shape))
     mass = jnp.where(sums.mass > 0, sums.mass, 1.0)
     cross = sums.cross - sums.model * sums.data / mass
     power, energy = sums.power - sums.model**2 / mass, sums.energy - sums.data**2 / mass
@@ -159,7 +169,7 @@ def _padded(x: Array, shape: Shape) -> Array:
     return jnp.pad(x, [(0, m - n) for m, n in zip(shape, x.shape, strict=True)])
 
 
-def _sums(frames: Frames, shape: Shape, uniform: bool) -> _Sums:
+def _sums(frames: Frames, shape: Shape, uniform: bool, window: tuple[tuple[int, int], ...]) -> _Sums:
     """By correlations of the frames, their squares and their weights; all transformed together."""
     reference, known, image, weights = frames
     valid = (weights > 0).astype(weights.dtype)
@@ -167,9 +177,20 @@ def _sums(frames: Frames, shape: Shape, uniform: bool) -> _Sums:
     axes = tuple(range(1, image.ndim + 1))
     spectra = jnp.fft.rfftn(jnp.stack([_padded(x, shape) for x in arrays[: 6 if uniform else 7]]), axes=axes)
     # Mass, cross, model, data, power, energy; and the number, where that is another than the mass.
-    pairs = [(0, 3), (1, 4), (1, 3), (0, 4), (2, 3), (0, 5), (0, 6)][: len(spectra)]
-    of_reference, of_image = (np.array(side) for side in zip(*pairs, strict=True))
-    products = conj_product(spectra[of_reference], spectra[of_image])
-    mass, *rest = jnp.fft.irfftn(products, shape, axes)
+    pairs = np.array([(0, 3), (1, 4), (1, 3), (0, 4), (2, 3), (0, 5), (0, 6)][: len(spectra)])
+
+    products = conj_product(spectra[pairs[:, 0]], spectra[pairs[:, 1]])
+    mass, *rest = (
+        _cropped(x, window_shape(shape, window), window) for x in jnp.fft.irfftn(products, shape, axes)
+    )
     number = jnp.round(mass if uniform else rest.pop())
     return _Sums(number, number if uniform else mass, *rest)
+
+
+def _cropped(grid: Array, shape: Shape, window: tuple[tuple[int, int], ...]) -> Array:
+    for axis, (n, m, (_, high)) in enumerate(zip(grid.shape, shape, window, strict=True)):
+        if m < n:
+            end = high + 1 + BESIDE
+            parts = (lax.slice_in_dim(grid, a, b, axis=axis) for a, b in ((0, end), (n - m + end, n)))
+            grid = jnp.concatenate(list(parts), axis)
+    return grid

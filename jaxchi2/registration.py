@@ -368,16 +368,19 @@ def register(
         search=search,
         oversample=oversample,
         compact=True,
-        padded=not is_traced(nsigma),
+        padded=True,
     )
     clip, nsigma, verdict = check_measure(pair.image.dtype, clip, nsigma, verdict)
     known_err = err is not None or weights is not None
     run = partial(measure, nsigma=nsigma, known_err=known_err, model=model, clip=clip, verdict=verdict)
-    masked = mask is not None or reference_mask is not None
-    if clip is not None or masked or is_traced(nsigma) or not is_quick(pair, model):
+    if is_traced((pair, nsigma)):
         return run(pair, clean=None)
-    result = run(pair, clean=True)
-    return result if result.status != Status.FLAT else run(pair, clean=False)
+    masked = mask is not None or reference_mask is not None
+    if clip is None and not masked and is_quick(pair, model):
+        result = run(pair, clean=True)
+        if result.status != Status.FLAT:
+            return result
+    return run(pair, clean=False)
 
 
 def check_measure(

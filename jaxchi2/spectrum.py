@@ -298,14 +298,17 @@ def nyquist_power(spectrum: Array, shape: Shape) -> FourierSeries:
     even = [n % 2 == 0 for n in shape]
     subsets = [u for u in product(*((False, True) if e else (False,) for e in even)) if any(u)]
     total = {u: _hyperplane_power(spectrum, shape, u) for u in subsets}
-    coefficients = jnp.zeros_like(spectrum.real, shape=(*(3 if e else 1 for e in even[:-1]), 2, 1 + even[-1]))
+    parts: dict[tuple[int, ...], list[Array]] = {}
     for u in subsets:
         # Inclusion and exclusion: the modes with exactly the axes u at Nyquist.
         larger = [v for v in subsets if all(b >= a for a, b in zip(u, v, strict=True))]
         lost = sum(total[v] * (-1) ** (sum(v) - sum(u)) for v in larger) / 2
         for at, part in ((u, lost), ((0,) * len(u), -lost)):
-            coefficients = coefficients.at[(*map(int, at[:-1]), 0, int(at[-1]))].add(part)
-    return FourierSeries(coefficients, (1,) * len(shape))
+            parts.setdefault((*map(int, at[:-1]), 0, int(at[-1])), []).append(part)
+    grid = (*(3 if e else 1 for e in even[:-1]), 2, 1 + even[-1])
+    zero = jnp.zeros_like(spectrum.real, shape=())
+    coefficients = [reduce(jnp.add, parts.get(at, [zero])) for at in np.ndindex(grid)]
+    return FourierSeries(jnp.stack(coefficients).reshape(grid), (1,) * len(shape))
 
 
 def _hyperplane_power(spectrum: Array, shape: Shape, at_nyquist: tuple[bool, ...]) -> Array:

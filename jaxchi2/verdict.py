@@ -14,13 +14,11 @@ from jax import Array, lax
 from .chance import Evidence
 from .layout import MARGIN, grid_minimum, grid_shifts, in_window, shift_at
 from .minimum import Candidates, Minimum, best_pixel, stationary
-from .overlap import Correlation, log_left, score
+from .overlap import BESIDE, Correlation, log_left, score
 from .passes import extremes, sum_all
 from .spectrum import along, contract
 from .terms import Chi2Terms, Matched
 
-REACH = 4
-"""Samples on either side that the search's correlation is interpolated from."""
 BETWEEN = 9
 """Places per pixel where it is."""
 OPPOSITE = 50.0
@@ -89,7 +87,9 @@ def separate_minima(terms: Chi2Terms, n: int) -> Candidates:
     near = jnp.ones((1,) * ndim, bool)
     for axis, length in enumerate(grid.shape):
         shift = jnp.asarray(grid_shifts(length, terms.model.window[axis], over)[0], jnp.int32)
-        distance = (shift - start[axis] + length // 2) % length - length // 2
+        distance = shift - start[axis]
+        if terms.period is not None:
+            distance = (distance + length // 2) % length - length // 2
         near = near & along(jnp.abs(distance) <= own + jnp.abs(led - start)[axis], axis, ndim)
     values = jnp.where(lowest & ~near, in_window(grid, over, terms.pair, terms.model), jnp.inf)
     lowest_values, indices = smallest(values, n)
@@ -162,11 +162,11 @@ def _match(terms: Chi2Terms, index: Array) -> _Match:
     assert terms.correlation is not None
     coefficient, number, *scalars = terms.correlation
     whole = index // terms.oversample
-    steps = np.arange(-REACH, REACH + 1)
+    steps = np.arange(-BESIDE, BESIDE + 1)
     around = [(whole[a] + steps) % n for a, n in enumerate(coefficient.shape)]
     patch = coefficient[jnp.ix_(*around)]
     distance = np.linspace(-0.5, 0.5, BETWEEN)[None, :] - steps[:, None]
-    lanczos = np.where(np.abs(distance) < REACH, np.sinc(distance) * np.sinc(distance / REACH), 0.0)
+    lanczos = np.where(np.abs(distance) < BESIDE, np.sinc(distance) * np.sinc(distance / BESIDE), 0.0)
     # Where all correlate, 1 − r² is the small difference that matters.
     lanczos /= lanczos.sum(axis=0)
     values = contract(patch, [jnp.asarray(lanczos, patch.dtype)] * patch.ndim)
