@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,9 +31,18 @@ def known_flags(flags: Sequence[str]) -> list[str]:
     return list(flags) if starts(flags) else [flag for flag in flags if starts([flag])]
 
 
-# Once for a run: its workers and the processes that tests start inherit the variable.
+# Once for a run: its workers and the processes that tests start inherit the variables.
 if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = " ".join(known_flags(XLA_FLAGS))
+# What one of them has compiled the others read, from a folder that begins empty and goes with the run.
+PROGRAMS = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    PROGRAMS = tempfile.TemporaryDirectory(prefix="programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    # XLA warns of each program that it reads that its processor had preferences by other names.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import numpy as np
