@@ -24,8 +24,10 @@ from .motion import Affine, Rigid, Shift, Similarity
 from .noise import estimate_noise
 from .pair import Boundary, Search
 from .pipeline import register_and_align
-from .registration import Registration, Status, register
+from .registration import register
+from .results import Registration
 from .stack import register_stack
+from .status import Status
 from .surface import Chi2Surface, chi2_surface
 from .verdict import Peaks, Posterior, RunnerUp
 

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .layout import Spread, inside_window
+from .layout import Spread
 from .passes import block_sums, count, neighbours, sum_all
-from .spectrum import contract, half_weights
+from .searchgrid import inside_window
+from .spectrum import contract, half_weights, squared
 from .terms import Chi2Terms, Matched
 
 SINGLE = 0.02
@@ -120,7 +121,7 @@ def _match(terms: Chi2Terms, matched: Matched) -> _Match:
 def _spectra(match: _Match, shape: tuple[int, ...]) -> _Spectra:
     axes = tuple(range(1, len(shape) + 1))
     spectra = jnp.fft.rfftn(jnp.stack([match.model, match.residual, match.data]), axes=axes)
-    power = spectra.real**2 + spectra.imag**2
+    power = squared(spectra)
     powers = jnp.concatenate([power, power[:1] * power])
     return _Spectra(*_positive(jax.vmap(partial(by_octave, shape=shape))(powers)))
 

@@ -20,7 +20,8 @@ from jax.typing import ArrayLike
 from .arrays import unit_of
 from .batch import default_batch_size, in_chunks
 from .checks import array_of, boolean_array, choice, flag, integer, numbers, positive, stack_of
-from .layout import GUARD, fill_smoothly, odd_fast_len
+from .continuation import fill_smoothly
+from .layout import GUARD, odd_fast_len
 from .motion import plain_shift
 from .sharding import any_sharding
 from .spectrum import Shape, along, conj_product, harmonics

@@ -41,9 +41,11 @@ from .checks import (
 from .coadd import align_stack
 from .noise import estimate_noise
 from .pair import Boundary, Search, as_boundary, check_max_shift
-from .registration import MIN_PROBABILITY, Registration, Status, range_of, register
+from .registration import MIN_PROBABILITY, range_of, register
+from .results import Registration
 from .sharding import any_sharding
 from .stack import register_stack
+from .status import Status
 from .template import Others, has_answer, mean_of_others, most_usual, number_of_shifts, with_chance
 
 

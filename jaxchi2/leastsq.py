@@ -22,16 +22,19 @@ from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
+from .builders import weighted_terms
 from .checks import choice, described, integer, per_axis, positive, refuse
-from .layout import MARGIN, Prepared, eroded, fill_smoothly, lay_out, prepare
+from .continuation import MARGIN, eroded, fill_smoothly
+from .layout import Prepared, lay_out, prepare
 from .minimum import best_pixel
 from .motion import MOTIONS, Motion, check_motion, sources
 from .noise import noise_of
 from .pair import ANYWHERE, Boundary, Model, Pair, check
-from .registration import Status, clipped, in_units, is_bad_fit, range_of, root
+from .registration import clipped, range_of
+from .results import in_units, is_bad_fit, root
 from .sampling import Interpolant, interpolant
 from .spectrum import Shape, shift_spectrum
-from .terms import weighted_terms
+from .status import Status
 
 INTERPOLATIONS = {"fourier": None, "linear": 1, "cubic": 3}
 CLIP_AT_START = 6.0

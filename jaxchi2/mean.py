@@ -18,7 +18,8 @@ from .batch import frame_axis, on_mesh
 from .chunks import Frame, Options, given, in_its_unit, register_chunks
 from .coadd import align_stack
 from .layout import is_valid_error
-from .registration import MAX_REDUCED_CHI2, Registration, range_of
+from .registration import range_of
+from .results import MAX_REDUCED_CHI2, Registration
 from .template import (
     Others,
     frame_of,

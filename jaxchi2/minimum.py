@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .layout import grid_minimum, in_window, shift_at, started
+from .searchgrid import grid_minimum, in_window, shift_at, started
 from .taylor import translate
 from .terms import Chi2Terms
 

@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from .checks import array_of
 from .passes import block_sums, sum_all
 from .sharding import any_sharding
-from .spectrum import Shape, along, contract, half_weights, harmonics
+from .spectrum import Shape, along, contract, half_weights, harmonics, squared
 
 BINS = 64
 LARGEST_BLOCK = 32
@@ -243,7 +243,7 @@ def smoothing_gain(images: list[Array], counted: list[Array], variances: list[Ar
         mass = jnp.maximum(sum_all(taper), jnp.finfo(image.dtype).tiny)
         tapered = taper * (image - sum_all(taper * image) / mass)
         spectrum = jnp.fft.rfftn(tapered, shape)
-        power = spectrum.real**2 + spectrum.imag**2
+        power = squared(spectrum)
         observed = observed + power / jnp.maximum(sum_all(taper**2), jnp.finfo(image.dtype).tiny) / 2
     noise = reduce(jnp.add, variances) / 2
     return wiener_gain(signal_power(observed, noise, shape), noise, shape)

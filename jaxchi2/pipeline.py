@@ -13,7 +13,8 @@ from .align import align, check_order
 from .arrays import unit_of
 from .checks import array_of, as_real_array, numbers, scalar
 from .pair import as_boundary
-from .registration import Registration, register
+from .registration import register
+from .results import Registration
 
 
 def register_and_align(

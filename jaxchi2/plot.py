@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .pair import Boundary
-    from .registration import Registration
+    from .results import Registration
     from .rows import StreamResult
 
 __all__ = ["plot_drift", "plot_registration"]
@@ -327,7 +327,7 @@ def _draw_path(
 
 
 def _counts(status: np.ndarray, failed: np.ndarray) -> str:
-    from .registration import Status
+    from .status import Status
 
     counts = [
         (int(np.sum(status & flag != 0)), str(flag.name).lower().replace("_", " ")) for flag in Status if flag
@@ -473,7 +473,8 @@ def _draw_chi2(
 
 
 def _title(result: Registration) -> str:
-    from .registration import Status, digits
+    from .results import digits
+    from .status import Status
 
     status = Status(int(result.status))
     shift, sigma = (np.asarray(values, dtype=float) for values in (result.shift, result.stderr))

@@ -40,8 +40,10 @@ from .pair import (
     check_model,
     check_switches,
 )
-from .registration import Registration, Status, check_measure
+from .registration import check_measure
+from .results import Registration
 from .sharding import any_sharding
+from .status import Status
 from .template import frame_of
 
 REFERENCES = ("mean", "first", "previous")

@@ -24,12 +24,13 @@ from .io import optional
 from .mean import MeanTemplate, most_of_mean
 from .outputs import REPLACES, Output, check_outputs, files_of, locked
 from .pair import as_boundary
-from .registration import Registration, Status
+from .results import Registration
 from .rows import StreamResult, believed_shift, column_types, columns_of, result_of
 from .settings import check_same, describe, describe_files, describe_run, fingerprint
 from .sources import Frames, aligned_origin, open_frames, read_array
 from .stack import REFERENCES, mean_template, register_stack
 from .stackfile import StackFile, known_stack_format, open_stack_file
+from .status import Status
 from .tables import ParquetTable, TextTable, known_table_format, open_table
 
 __all__ = ["StreamResult", "register_file"]

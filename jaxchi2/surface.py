@@ -11,11 +11,12 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from .builders import is_quick, uniform_terms, weighted_terms
 from .checks import as_numbers, integer, per_axis, positive, refuse, sizes
 from .errors import contour_points, delta_chi2, interval_bounds, interval_points, profile_values
 from .minimum import find_minima, find_minimum, split
 from .pair import ANYWHERE, Boundary, Search, check
-from .terms import Chi2Terms, is_quick, uniform_terms, weighted_terms
+from .terms import Chi2Terms
 from .verdict import Peaks, Posterior, peaks, posterior, separate_minima
 
 

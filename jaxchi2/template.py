@@ -16,8 +16,10 @@ from jax import Array, lax
 
 from .coadd import Aligned
 from .pair import Boundary, check_model
-from .registration import MAX_CHANCE, Registration, Status
+from .registration import MAX_CHANCE
+from .results import Registration
 from .spectrum import Shape
+from .status import Status
 
 FATAL = Status.NO_DATA | Status.LITTLE_OVERLAP | Status.FLAT | Status.NOT_CONVERGED | Status.OUT_OF_WINDOW
 """Flags of a frame without an answer."""

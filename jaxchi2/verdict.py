@@ -12,10 +12,11 @@ import numpy as np
 from jax import Array, lax
 
 from .chance import Evidence
-from .layout import MARGIN, grid_minimum, grid_shifts, in_window, shift_at
+from .continuation import MARGIN
 from .minimum import Candidates, Minimum, best_pixel, stationary
 from .overlap import BESIDE, Correlation, log_left, score
 from .passes import extremes, sum_all
+from .searchgrid import grid_minimum, grid_shifts, in_window, shift_at
 from .spectrum import along, contract
 from .terms import Chi2Terms, Matched
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from direct import interpolate, moved, scene
 
-from jaxchi2 import Boundary, Search, Status, chi2_surface, layout, register
-from jaxchi2.layout import MARGIN
+from jaxchi2 import Boundary, Search, Status, chi2_surface, continuation, layout, register, searchgrid
+from jaxchi2.continuation import MARGIN
 from jaxchi2.overlap import BESIDE, LEAST_SHARE, correlate, window_shape
 from jaxchi2.pair import Pair, check_model, larger_frames
 from jaxchi2.registration import measure
@@ -143,11 +143,11 @@ def test_continuation_is_the_thin_plate(shape, dtype):
         matrix[np.ix_(inside, inside)], -matrix[np.ix_(inside, ~inside)] @ expected[~inside]
     )
     given = jnp.asarray(np.where(known, values, -1e9), dtype)
-    found = layout.fill_smoothly(given, jnp.asarray(known))
+    found = continuation.fill_smoothly(given, jnp.asarray(known))
     np.testing.assert_array_equal(np.asarray(found)[known], np.asarray(given)[known])
     error = (np.asarray(found, float).ravel() - expected)[inside]
     assert np.sqrt(np.mean(error**2)) < 0.01 * 50
-    nearest = np.asarray(layout.average_nearby(given, jnp.asarray(known)), float).ravel()
+    nearest = np.asarray(continuation.average_nearby(given, jnp.asarray(known)), float).ravel()
     assert np.sqrt(np.mean((nearest - expected)[inside] ** 2)) > 0.1 * 50
 
 
@@ -159,12 +159,12 @@ def test_continuation_goes_on_with_the_slope(dtype):
     known[10:30, 10:30] = True
     found, average = (
         np.asarray(f(jnp.asarray(ramp, dtype), jnp.asarray(known)))
-        for f in (layout.fill_smoothly, layout.average_nearby)
+        for f in (continuation.fill_smoothly, continuation.average_nearby)
     )
     for line, expected in ((30, 100.0), (9, -5.0)):
         kink, other = (np.abs(x[line, 12:28] - expected) for x in (found, average))
         assert np.all(kink < 0.55 * other)
-    assert not np.any(layout.fill_smoothly(jnp.zeros((8, 8), dtype), jnp.zeros((8, 8), bool)))
+    assert not np.any(continuation.fill_smoothly(jnp.zeros((8, 8), dtype), jnp.zeros((8, 8), bool)))
 
 
 def test_a_peak_that_a_mask_hides_is_left_out_with_its_flanks(dtype):
@@ -178,14 +178,14 @@ def test_a_peak_that_a_mask_hides_is_left_out_with_its_flanks(dtype):
     known[20, 21] = False
     framed = jnp.ones(known.shape, bool)
     given = jnp.asarray(np.where(known, values, 0.0), dtype)
-    bare, left = layout.without_peaks(given, jnp.asarray(known), framed)
+    bare, left = continuation.without_peaks(given, jnp.asarray(known), framed)
     np.testing.assert_array_equal(left[14:], known[14:])
-    filled = layout.fill_smoothly(given, jnp.asarray(known))
+    filled = continuation.fill_smoothly(given, jnp.asarray(known))
     np.testing.assert_allclose(bare[14:], filled[14:], atol=0.1)
     assert np.max(np.asarray(bright)[np.asarray(left)]) < 300
     assert np.max(np.asarray(bare)[:14]) < 300
     # What is beyond the frame is no peak of it.
-    _, kept = layout.without_peaks(given, jnp.asarray(known), jnp.zeros(known.shape, bool))
+    _, kept = continuation.without_peaks(given, jnp.asarray(known), jnp.zeros(known.shape, bool))
     np.testing.assert_array_equal(kept, known)
 
 
@@ -202,12 +202,12 @@ def test_variance_of_what_is_unknown_is_that_of_many_scenes(slope, high, holes):
     truth = np.stack([moved(s, d)[:49, :49] for s, d in zip(scenes, shifts, strict=True)])
 
     def one(values):
-        filled = layout.fill_smoothly(jnp.where(known, values, 0.0), jnp.asarray(known))
-        return filled, layout.unknown_variance(filled, jnp.asarray(known))
+        filled = continuation.fill_smoothly(jnp.where(known, values, 0.0), jnp.asarray(known))
+        return filled, continuation.unknown_variance(filled, jnp.asarray(known))
 
     filled, predicted = jax.vmap(one)(jnp.asarray(scenes[:, :49, :49], np.float32))
     error = np.stack([moved(f, d) for f, d in zip(np.asarray(filled, float), shifts, strict=True)]) - truth
-    judged = np.asarray(known & layout.eroded(~layout.in_patches(jnp.asarray(known)), MARGIN))
+    judged = np.asarray(known & continuation.eroded(~continuation.in_patches(jnp.asarray(known)), MARGIN))
     ratio = np.mean(predicted[:, judged]) / np.mean(error[:, judged] ** 2)
     assert 0.75 < ratio < high
     # Next to what is unknown it is largest, as the error is.
@@ -366,7 +366,7 @@ def test_frames_correlate_over_their_overlap(shape, other, dtype):
     images = [(3 + rng.normal(size=n)).astype(dtype) for n in (shape, other)]
     model = check_model(shape, other, "overlap", max_shift=np.inf)
     prepared = layout.prepare(Pair(*map(jnp.asarray, images), jnp.asarray(0.5, dtype)), model)
-    grid = layout.search_shape(shape, other, model)
+    grid = searchgrid.search_shape(shape, other, model)
     part = tuple((-5, n // 4) for n in other)
     for uniform, window in ((True, None), (False, None), (True, part)):
         find = jax.jit(partial(correlate, shape=grid, uniform=uniform, window=window))

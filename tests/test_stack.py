@@ -10,7 +10,7 @@ import jaxchi2
 import jaxchi2.stack
 from jaxchi2.batch import default_batch_size, in_chunks
 from jaxchi2.pair import Search
-from jaxchi2.registration import Status
+from jaxchi2.status import Status
 
 SHAPE = (16, 18)
 COUNT = 7

@@ -29,7 +29,7 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..io import LoadedImage
-    from ..registration import Registration
+    from ..results import Registration
 
 _PICTURE = "the images, their difference before and after, and chi2 around its minimum,"
 
@@ -207,7 +207,7 @@ def _text_report(
     arguments: argparse.Namespace, reference: LoadedImage, err: Any, result: Registration
 ) -> str:
     from .. import Status
-    from ..registration import digits
+    from ..results import digits
 
     size = " × ".join(str(n) for n in reference.data.shape)
     lines = [

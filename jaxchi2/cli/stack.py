@@ -162,7 +162,8 @@ def _json_report(
 def _text_report(
     arguments: argparse.Namespace, name: str, shape: tuple[int, ...], result: StreamResult
 ) -> str:
-    from ..registration import Status, digits
+    from ..results import digits
+    from ..status import Status
 
     size = " × ".join(str(n) for n in shape)
     reference = arguments.reference

@@ -20,6 +20,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from .. import checks
+from ..builders import is_quick, with_terms
 from ..checks import array_of, choice, flag, integer, real_number, refuse
 from ..errors import delta_chi2
 from ..fourier import accept_obsolete, correlate2d, static_sizes
@@ -27,10 +28,12 @@ from ..layout import lay_out, prepare
 from ..leastsq import fit
 from ..minimum import best_pixel
 from ..pair import BOUNDARIES, Model, Pair, check_images, check_model
-from ..registration import Registration, Status, solve
+from ..registration import solve
+from ..results import Registration
 from ..sampling import MODES
 from ..spectrum import harmonics
-from ..terms import Chi2Terms, is_quick, with_terms
+from ..status import Status
+from ..terms import Chi2Terms
 from .iterative_zoom import above_one, positive, zoom_in
 
 Chi2Grid = tuple[Array, Array, Array]

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from ..checks import array_of, as_real_array, flag, real_number, refuse
 from ..fourier import accept_obsolete, static_sizes, zoomnd
-from ..layout import grid_minimum
+from ..searchgrid import grid_minimum
 
 __all__ = ["centers_to_edges", "iterative_zoom", "iterative_zoom_1d"]
 

@@ -1,0 +1,410 @@
+"""The terms of χ² built from an image pair, by the cheapest exact way.
+
+There are two builders: `uniform_terms` for equal weights, where all but the Nyquist terms of the power is
+constant, and `weighted_terms` for everything else. `with_terms` picks one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from .layout import Layout, Prepared, as_it_is, is_flat, is_valid_error, lay_out, prepare
+from .noise import whitening
+from .overlap import profiled
+from .pair import Model, Pair
+from .passes import any_in_batch, count, sum_all
+from .searchgrid import with_prior
+from .spectrum import (
+    FourierSeries,
+    Shape,
+    conj_product,
+    contract,
+    correlated_square,
+    energy,
+    half_weights,
+    harmonics,
+    nyquist_power,
+    scaled,
+    series_of,
+    squared,
+)
+from .terms import Chi2Terms
+from .wiener import filtered_layout
+
+
+def with_terms(function: Callable[[Chi2Terms], Any], pair: Pair, model: Model, clean: bool | None) -> Any:
+    """Build the terms by the cheapest exact way and return ``function(terms)``.
+
+    One error for all pixels and no bad pixel needs a third of the work. ``clean`` says whether to take it
+    that this is so; with None the data decide at run time.
+    """
+    if not pair.uniform or model.boundary.name != "wrap" or clean is False:
+        return function(weighted_terms(pair, model))
+    if clean:
+        return function(uniform_terms(pair, model))
+    return lax.cond(
+        any_in_batch(~is_clean(lax.stop_gradient(pair))),
+        lambda pair: function(weighted_terms(pair, model)),
+        lambda pair: function(uniform_terms(pair, model)),
+        pair,
+    )
+
+
+def is_clean(pair: Pair) -> Array:
+    """Whether no pixel is bad and the common error is valid: any NaN or infinity survives a sum.
+
+    An overflow of the sum is taken for a bad pixel, which merely costs time.
+    """
+    clean = jnp.isfinite(sum_all(pair.reference)) & jnp.isfinite(sum_all(pair.image))
+    if pair.reference_err is not None:
+        clean &= jnp.isfinite(pair.reference_err)
+    return clean & is_valid_error(pair.err)
+
+
+def is_quick(pair: Pair, model: Model) -> bool:
+    """Whether the cheap way is worth trying first: one error for all pixels, and values that are there.
+
+    A bad pixel makes everything NaN in that way, so its result says whether it was right to try. That
+    saves compiling and asking for both outside ``jit``; of traced values nothing can be asked.
+    """
+    return model.boundary.name == "wrap" and pair.uniform and not pair.traced
+
+
+def _knowledge(pair: Pair) -> Pair:
+    """The pair without its pixels."""
+    none = jnp.zeros_like(pair.image, shape=())
+    noise = None if pair.reference_err is None else none
+    return pair._replace(reference=none, image=none, err=none, reference_err=noise)
+
+
+class ReferenceSide(NamedTuple):
+    """What χ² takes from the reference and the weights alone: the same for every image of a stack."""
+
+    spectrum: Array
+    """Half-plane spectrum of the reference."""
+    energy: Array
+    """``Σ M²``, a scalar."""
+    power: FourierSeries
+    """``Σ w_i M(i − s)²``."""
+    power_on_pixels: Array | None
+    """Half-plane spectrum of what that is at whole shifts; None where it is a constant or not needed."""
+    total_spectrum: Array | None
+    """Half-plane spectrum of ``Σ w_i M(i − s)``; None where it is not needed, or zero."""
+    mass: Array
+    """``Σ w_i``, a scalar."""
+    roughness: Array
+    """``Σ (∂²M)²`` along each axis, shape ``(D,)``."""
+    unit: Array
+    """The reference has been divided by this."""
+    pedestal: Array
+    """What was subtracted from it before."""
+
+
+def uniform_side(pair: Pair, model: Model) -> ReferenceSide:
+    """The reference's part of `uniform_terms`."""
+    # A common pedestal cancels in χ²; kept, it would cost float32 its digits.
+    # With a gain alone it does not cancel.
+    pedestal = lax.stop_gradient(sum_all(pair.reference) / pair.reference.size)
+    pedestal = jnp.zeros_like(pedestal) if model.gain and not model.background else pedestal
+    unit = jnp.where(is_valid_error(pair.err), pair.err, jnp.nan)
+    reference = (pair.reference - pedestal) / unit
+    if model.background:
+        # To rounding it is zero already; its derivative is not.
+        reference = reference - sum_all(reference) / reference.size
+    return _unweighted(jnp.fft.rfftn(reference), sum_all(reference**2), reference.shape, unit, pedestal)
+
+
+def _unweighted(spectrum: Array, energy: Array, shape: Shape, unit: Array, pedestal: Array) -> ReferenceSide:
+    power = nyquist_power(spectrum, shape)
+    return ReferenceSide(
+        spectrum=spectrum,
+        energy=energy,
+        power=replace(power, parts=power.parts.at[(0,) * power.parts.ndim].add(energy)),
+        power_on_pixels=None,
+        total_spectrum=None,
+        mass=jnp.full_like(energy, prod(shape)),
+        roughness=_energies(spectrum, shape)[1],
+        unit=unit,
+        pedestal=pedestal,
+    )
+
+
+def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -> Chi2Terms:
+    """Terms for one error common to all pixels, every pixel valid, periodic boundary.
+
+    ``side`` is what `uniform_side` made of this reference, error and model before.
+    """
+    side = uniform_side(pair, model) if side is None else side
+    shape = pair.image.shape
+    image, pedestal = (pair.image - side.pedestal) / side.unit, side.pedestal
+    if model.background:
+        mean = sum_all(image) / image.size
+        image, pedestal = image - mean, pedestal + mean * side.unit
+    image_spectrum = jnp.fft.rfftn(image)
+    image_energy = sum_all(image**2)
+    if pair.reference_err is not None:
+        first, second = (squared(x) / prod(shape) for x in (side.spectrum, image_spectrum))
+        variance = (pair.reference_err / side.unit) ** 2
+        filters = whitening(first, second, variance, jnp.ones_like(variance), shape, fit_gain=model.gain)
+        spectrum, image_spectrum = (
+            scaled(side.spectrum, filters.reference),
+            scaled(image_spectrum, filters.image),
+        )
+        side = _unweighted(spectrum, energy(spectrum, shape), shape, side.unit, side.pedestal)
+        side = side._replace(mass=side.mass * filters.image.reshape(-1)[0] ** 2)
+        image_energy = energy(image_spectrum, shape)
+    cross_spectrum = _cross(side.spectrum, image_spectrum)
+    cross = series_of(cross_spectrum, shape)
+    if model.oversample == 1:
+        cross_grid, power_grid = _searched(cross_spectrum, shape, model), side.energy
+    else:
+        cross_grid, power_grid = cross.sampled(2), jnp.tile(_half_pixel_values(side.power), shape)
+    return Chi2Terms(
+        cross=cross,
+        power=side.power,
+        total=None,
+        constant=image_energy,
+        mass=side.mass,
+        grid=with_prior(profiled(cross_grid, power_grid, model.gain), model.oversample, pair, model),
+        origin=jnp.zeros_like(image_energy, shape=(len(shape),), dtype=jnp.int32),
+        pair=_knowledge(pair),
+        reference=side.spectrum,
+        image=image_spectrum,
+        weights=None,
+        n_valid=jnp.full_like(image_energy, prod(shape), dtype=jnp.int32),
+        amplitude=jnp.sqrt(side.energy) * jnp.sqrt(image_energy),
+        contrast=image_energy - image_spectrum.reshape(-1)[0].real ** 2 / prod(shape),
+        roughness=_bound(side, image_spectrum, shape, model),
+        flat=jnp.zeros_like(image_energy, dtype=bool),
+        settled=jnp.zeros_like(image_energy, dtype=bool),
+        correlation=None,
+        frames=None,
+        common=None,
+        noise_share=jnp.ones_like(image_energy),
+        scale=side.unit,
+        offsets=(side.pedestal, pedestal),
+        model=model,
+        shape=shape,
+        frame=shape,
+    )
+
+
+def _cross(reference: Array, image: Array) -> Array:
+    return conj_product(scaled(reference, -2.0), image)
+
+
+def _searched(spectrum: Array, shape: Shape, model: Model) -> Array:
+    """What a half-plane spectrum is at the whole shifts of the search grid.
+
+    All of a period by an inverse FFT, or the window and a ring around it, by one matrix product per axis.
+    """
+    if not model.compact:
+        return jnp.fft.irfftn(spectrum, shape)
+    real, imag = spectrum.real, spectrum.imag
+    for axis in reversed(range(len(shape))):
+        n, (low, high) = shape[axis], model.whole_window[axis]
+        # A shift and its opposite share cosine and sine.
+        shifts = np.arange(max(high + 1, 1 - low) + 1)
+        phase = 2 * np.pi * (np.outer(harmonics(n)[: spectrum.shape[axis]], shifts) % n) / n
+        weight = half_weights(n)[:, None] / n if axis == len(shape) - 1 else 1 / n
+        waves = jnp.asarray(np.concatenate([np.cos(phase), np.sin(phase)], 1) * weight, real.dtype)
+
+        def products(x: Array, axis: int = axis, waves: Array = waves) -> list[Array]:
+            return jnp.split(jnp.tensordot(x, waves, ((axis,), (0,)), precision=lax.Precision.HIGHEST), 2, -1)
+
+        def joined(up: Array, down: Array, axis: int = axis, low: int = low, high: int = high) -> Array:
+            values = jnp.concatenate([up[..., : high + 2], jnp.flip(down[..., 1 : 2 - low], -1)], -1)
+            return jnp.moveaxis(values, -1, axis)
+
+        (real_cos, real_sin), (imag_cos, imag_sin) = products(real), products(imag)
+        real = joined(real_cos - imag_sin, real_cos + imag_sin)
+        imag = joined(imag_cos + real_sin, imag_cos - real_sin)
+    return real
+
+
+def _energies(spectrum: Array, shape: Shape) -> tuple[Array, Array]:
+    """`_energy`, and that of the second derivative along each axis, shape ``(D,)``."""
+    power = squared(spectrum)
+    columns = [
+        np.stack([np.ones(m), (2 * np.pi * harmonics(n)[:m] / n) ** 4], axis=1)
+        for n, m in zip(shape, power.shape, strict=True)
+    ]
+    columns[-1] *= half_weights(shape[-1])[:, None]
+    sums = contract(power, [jnp.asarray(c, power.dtype) for c in columns]) / prod(shape)
+    return sums[(0,) * len(shape)], sums[tuple(np.eye(len(shape), dtype=int))]
+
+
+def _bound(side: ReferenceSide, image_spectrum: Array, shape: Shape, model: Model) -> Array:
+    """What bounds the second derivatives of χ² as far as rounding is concerned.
+
+    That of a transform is a few ulp of the whole in every mode, and so enters by the roughness of the other.
+    At the best gain the power of the reference is a factor, and has no part of its own.
+    """
+    energy, roughness = _energies(image_spectrum, shape)
+    own = 0.0 if model.gain else jnp.sqrt(side.energy)
+    # The root of a product would overflow.
+    return (jnp.sqrt(energy) + own) * jnp.sqrt(side.roughness) + jnp.sqrt(side.energy) * jnp.sqrt(roughness)
+
+
+def _half_pixel_values(power: FourierSeries) -> Array:
+    """A series of period one pixel at 0 and ½ on every axis, shape ``(2,)*D``."""
+    ndim, dtype = len(power.period), power.parts.dtype
+    steps = [jnp.asarray([0.0, 0.5], dtype)] * ndim
+    zero = jnp.zeros(ndim, jnp.int32), jnp.zeros(ndim, dtype)
+    return power.differences(*zero, steps).there
+
+
+def weighted_side(layout: Layout, prepared: Prepared, model: Model) -> ReferenceSide:
+    """The reference's part of `weighted_terms`."""
+    spectrum, weight_spectrum = jnp.fft.rfftn(layout.reference), jnp.fft.rfftn(layout.weights)
+    on_pixels = None
+    if model.boundary.name != "overlap":
+        on_pixels = conj_product(jnp.fft.rfftn(layout.reference**2), weight_spectrum)
+    return ReferenceSide(
+        spectrum=spectrum,
+        energy=sum_all(layout.reference**2),
+        power=correlated_square(spectrum, weight_spectrum, layout.reference.shape),
+        power_on_pixels=on_pixels,
+        total_spectrum=conj_product(spectrum, weight_spectrum) if model.background else None,
+        mass=sum_all(layout.weights),
+        roughness=_energies(spectrum, layout.reference.shape)[1],
+        unit=prepared.unit,
+        pedestal=prepared.pedestal,
+    )
+
+
+def weighted_terms(pair: Pair, model: Model) -> Chi2Terms:
+    """Terms for any error map, bad pixels and boundary."""
+    prepared = prepare(pair, model)
+    layout = lay_out(prepared, pair, model)
+    if layout.variance is not None:
+        layout = filtered_layout(layout, model)
+    side = weighted_side(layout, prepared, model)
+    # Where its weights may be settled for one shift, the search looks at the score of the whole period.
+    return _weighted(layout, side, prepared.flat, pair, replace(model, compact=False))
+
+
+class SharedReference(NamedTuple):
+    """A reference, the pixels' errors and what follows from them, for any number of images."""
+
+    side: ReferenceSide
+    layout: Layout | None
+    """Weights of the pixels; None where they are all one."""
+    flat: Array
+    """Whether the reference is constant; looked at only where weights differ."""
+
+
+def shared_reference(pair: Pair, model: Model) -> SharedReference:
+    """Do once what `shared_terms` needs for every image; of the pair's image only the shape counts."""
+    if pair.uniform:
+        side = uniform_side(pair, model)
+        return SharedReference(side, None, jnp.zeros_like(side.energy, dtype=bool))
+    prepared = prepare(pair._replace(image=jnp.zeros_like(pair.image)), model)
+    layout = as_it_is(prepared)
+    flat = is_flat(pair.reference, prepared.known, model)
+    return SharedReference(weighted_side(layout, prepared, model), layout, flat)
+
+
+def shared_terms(shared: SharedReference, pair: Pair, model: Model) -> Chi2Terms:
+    """Terms of one image, the periodic boundary and a reference without bad pixels; see `is_shareable`."""
+    side, layout, flat = shared
+    if layout is None:
+        return uniform_terms(pair, model, side)
+    counted = layout.weights > 0
+    image = jnp.where(counted, (pair.image - side.pedestal) / side.unit, 0.0)
+    flat = flat | is_flat(image, counted, model)
+    return _weighted(layout._replace(image=image), side, flat, pair, model)
+
+
+def is_shareable(shared: SharedReference, pair: Pair) -> Array:
+    """Whether every pixel of the reference, and every one of the image that has an error, is finite."""
+    if shared.layout is None:
+        return is_clean(pair)
+    image = jnp.where(shared.layout.weights > 0, pair.image, 0.0)
+    return jnp.isfinite(sum_all(pair.reference)) & jnp.isfinite(sum_all(image))
+
+
+def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, model: Model) -> Chi2Terms:
+    image, weights = layout.image, layout.weights
+    shape, frame = layout.reference.shape, pair.image.shape
+    mass = side.mass
+    shared = jnp.zeros_like(mass)
+    if model.background:
+        shared = sum_all(weights * image) / jnp.where(mass > 0, mass, 1.0)
+        image = image - shared
+    image_spectrum = jnp.fft.rfftn(weights * image)
+    constant = sum_all(weights * image**2)
+    cross = _cross(side.spectrum, image_spectrum)
+    grid = _search_grid(layout, cross, side, model)
+    return Chi2Terms(
+        cross=series_of(cross, shape),
+        power=side.power,
+        total=None if side.total_spectrum is None else series_of(side.total_spectrum, shape),
+        constant=constant,
+        mass=jnp.where(mass > 0, mass, 1.0),
+        grid=with_prior(grid, model.oversample, pair, model),
+        origin=layout.origin,
+        pair=_knowledge(pair),
+        reference=side.spectrum,
+        image=image,
+        weights=weights,
+        n_valid=count(weights > 0),
+        amplitude=jnp.sqrt(side.energy) * jnp.sqrt(constant),
+        contrast=constant - sum_all(weights * image) ** 2 / jnp.where(mass > 0, mass, 1.0),
+        roughness=_bound(side, image_spectrum, shape, model),
+        flat=flat,
+        settled=layout.settled,
+        correlation=layout.correlation,
+        frames=layout.frames,
+        common=layout.common,
+        noise_share=layout.noise_share,
+        scale=side.unit,
+        offsets=(side.pedestal, side.pedestal + shared * side.unit),
+        model=model,
+        shape=shape,
+        frame=frame,
+    )
+
+
+def _search_grid(layout: Layout, cross: Array, side: ReferenceSide, model: Model) -> Array:
+    over, shape, mass = model.oversample, layout.reference.shape, side.mass
+
+    def sampled(spectrum: Array) -> Array:
+        return _searched(spectrum, shape, model) if over == 1 else series_of(spectrum, shape).sampled(over)
+
+    def of_the_series() -> Array:
+        assert side.power_on_pixels is not None
+        if over == 1 and not (model.gain or model.background):
+            return sampled(side.power_on_pixels + cross)
+        power_grid = sampled(side.power_on_pixels) if over == 1 else side.power.sampled(over)
+        if side.total_spectrum is not None:
+            power_grid = power_grid - sampled(side.total_spectrum) ** 2 / jnp.where(mass > 0, mass, 1.0)
+        return profiled(sampled(cross), power_grid, model.gain)
+
+    if model.compact:
+        return of_the_series()
+    if model.boundary.name == "overlap":
+        return layout.score
+    return lax.cond(
+        any_in_batch(~layout.settled),
+        lambda score: jnp.where(layout.settled, score, of_the_series()),
+        lambda score: score,
+        halfway(layout.score) if over > 1 else layout.score,
+    )
+
+
+def halfway(grid: Array) -> Array:
+    """A periodic grid with the means of neighbours between its samples along every axis."""
+    for axis in range(grid.ndim):
+        between = (grid + jnp.roll(grid, -1, axis)) / 2
+        grid = jnp.stack([grid, between], axis + 1).reshape(
+            *grid.shape[:axis], 2 * grid.shape[axis], *grid.shape[axis + 1 :]
+        )
+    return grid

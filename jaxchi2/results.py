@@ -1,0 +1,154 @@
+"""What a registration returns, with what follows from its fields."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.core import Tracer
+from jax.scipy.special import ndtr
+
+from .status import Status
+from .verdict import RunnerUp
+
+MAX_REDUCED_CHI2 = 2.0
+"""χ² per degree of freedom from which `Status.BAD_FIT` is set, if the errors are known: those quoted are then
+1.4 times too small and more. Its probability alone would flag most images of a million pixels, where errors
+known to 1 % are enough to make it negligible."""
+MIN_P_VALUE = 1e-6
+"""Probability of χ² below which `Status.BAD_FIT` is set; few degrees of freedom need more than twice χ²."""
+MIN_REDUCED_CHI2 = 0.5
+"""χ² per degree of freedom below which `Status.LARGE_ERRORS` is set; few need less."""
+
+
+class Registration(NamedTuple):
+    """Where an image sits relative to its reference, and how well that is known.
+
+    With leading batch axes on every field when it comes out of ``vmap``.
+    """
+
+    shift: Array
+    """Displacement of the image from the reference in pixels, in axis order, shape ``(D,)``."""
+    covariance: Array
+    """Covariance of ``shift`` in square pixels, shape ``(D, D)``."""
+    interval: Array
+    """Lower and upper bound of each axis as positions in pixels, shape ``(D, 2)``.
+
+    As positions they have the spacing of the dtype at the shift: in float32 at 50 pixels 4e-6.
+    """
+    chi2: Array
+    """χ² at the minimum, a scalar; with ``err=None`` the sum of squared residuals."""
+    dof: Array
+    """Degrees of freedom: pixels with a weight less the number of axes, an integer scalar."""
+    status: Array
+    """`Status` flags, an integer scalar; zero means nothing is wrong."""
+    gain: Array
+    """Factor of the reference in the image, 1 if not fitted."""
+    background: Array
+    """What the image has beside the reference times ``gain``, in units of the image; 0 if not fitted."""
+    nuisance_covariance: Array
+    """Covariance of gain and background, shape ``(2, 2)``, that of the shift taken in; 0 if not fitted."""
+    runner_up: RunnerUp
+    """The next best separate minimum."""
+    chance: Array
+    """Probability that unrelated images with these spectra match as well at some shift of the window."""
+    noise_known: Array
+    """Whether errors were given; if not, every error here has been scaled by the reduced χ²."""
+
+    @property
+    def p_value(self) -> Array:
+        """Probability of a χ² at least as large by noise alone; NaN if the noise is not known.
+
+        By the normal approximation of Wilson & Hilferty (1931), right to 1e-3 for 10 degrees of freedom
+        and better for more. With ``reference_err`` and any boundary but "wrap", a mask or an error map, χ² is
+        that of a filtered reference and too small: an upper bound.
+        """
+        return jnp.where(self.noise_known, _upper_tail(self.chi2, self.dof), jnp.nan)
+
+    @property
+    def gain_err(self) -> Array:
+        """Standard error of ``gain``."""
+        return root(self.nuisance_covariance[..., 0, 0])
+
+    @property
+    def background_err(self) -> Array:
+        """Standard error of ``background``."""
+        return root(self.nuisance_covariance[..., 1, 1])
+
+    @property
+    def stderr(self) -> Array:
+        """Marginal standard error of each axis in pixels, shape ``(D,)``."""
+        return root(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
+
+    @property
+    def reduced_chi2(self) -> Array:
+        """χ² per degree of freedom, near one if the errors are right."""
+        return self.chi2 / self.dof
+
+    @property
+    def dx(self) -> Array:
+        """Shift along the last axis."""
+        return self.shift[..., -1]
+
+    @property
+    def dy(self) -> Array:
+        """Shift along the last axis but one."""
+        if self.shift.shape[-1] < 2:
+            raise AttributeError("a one-dimensional registration has no dy")
+        return self.shift[..., -2]
+
+    def __repr__(self) -> str:
+        if any(isinstance(x, Tracer) or not hasattr(x, "shape") for x in jax.tree.leaves(self)):
+            fields = ", ".join(f"{name}={value!r}" for name, value in zip(self._fields, self, strict=True))
+            return f"Registration({fields})"
+        if self.shift.ndim > 1:
+            bad = int(np.sum(np.asarray(self.status) != 0))
+            return f"Registration({self.shift.shape[:-1]} results, {bad} with a status)"
+        pairs = zip(np.asarray(self.shift), np.asarray(self.stderr), strict=True)
+        shift = ", ".join(f"{value:+.{digits(error)}f} ± {error:.{digits(error)}f}" for value, error in pairs)
+        status = Status(int(self.status))
+        verdict = "" if status == Status.OK else f", status={int(status)} ({status.message})"
+        return f"Registration(shift=({shift}) px, chi2={float(self.chi2):.5g}, dof={int(self.dof)}{verdict})"
+
+
+def root(variance: Array) -> Array:
+    """Square root, with a derivative of zero at zero and where there is no root.
+
+    The variance is zero where images are equal and errors are scaled by χ².
+    """
+    positive = variance > 0
+    other = jnp.where(variance == 0, 0.0, jnp.nan)
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), other)
+
+
+def in_units(chi2: Array, unit: Array) -> tuple[Array, Array]:
+    """χ² of residuals in some unit in that of the images, and `Status.OUT_OF_RANGE` if it has no number."""
+    scaled = chi2 * unit * unit
+    lost = (jnp.isfinite(chi2) & ~jnp.isfinite(scaled)) | ((chi2 > 0) & (scaled == 0))
+    return scaled, jnp.where(lost, np.int32(Status.OUT_OF_RANGE), np.int32(0))
+
+
+def _upper_tail(chi2: Array, dof: Array) -> Array:
+    """Probability of a χ² at least as large."""
+    ratio, part = chi2 / dof, 2 / (9 * dof)
+    return ndtr(-(jnp.cbrt(ratio) - (1 - part)) / jnp.sqrt(part))
+
+
+def is_bad_fit(chi2: Array, dof: Array) -> Array:
+    """Whether χ² with known errors is far above its degrees of freedom."""
+    chi2 = lax.stop_gradient(chi2)
+    return (chi2 > MAX_REDUCED_CHI2 * dof) & (_upper_tail(chi2, dof) < MIN_P_VALUE)
+
+
+def is_too_good(chi2: Array, dof: Array) -> Array:
+    """Whether χ² with known errors is far below its degrees of freedom."""
+    chi2 = lax.stop_gradient(chi2)
+    return (chi2 < MIN_REDUCED_CHI2 * dof) & (1 - _upper_tail(chi2, dof) < MIN_P_VALUE)
+
+
+def digits(error: float) -> int:
+    """Decimals that show two significant figures of an error."""
+    return int(np.clip(1 - np.floor(np.log10(error)), 0, 9)) if np.isfinite(error) and error > 0 else 6
