@@ -9,7 +9,10 @@ as a function of the shift. `align` undoes a shift. The functions with the names
 from . import fourier
 from .align import align
 from .coadd import Aligned, Combined, align_stack, combine
-from .errors import delta_chi2
+from .engine.errors import delta_chi2
+from .engine.noise import estimate_noise
+from .engine.pair import Boundary, Search
+from .engine.verdict import Peaks, Posterior, RunnerUp
 from .image_registration.chi2_shifts import (
     chi2_shift,
     chi2_shift_iterzoom,
@@ -21,15 +24,12 @@ from .image_registration.iterative_zoom import iterative_zoom, iterative_zoom_1d
 from .joint import JointRegistration, register_jointly
 from .leastsq import Descent, Fit, GaussNewton, fit
 from .motion import Affine, Rigid, Shift, Similarity
-from .noise import estimate_noise
-from .pair import Boundary, Search
 from .pipeline import register_and_align
 from .registration import register
 from .results import Registration
 from .stack import register_stack
 from .status import Status
 from .surface import Chi2Surface, chi2_surface
-from .verdict import Peaks, Posterior, RunnerUp
 
 __version__ = "0.1.0"
 

@@ -12,10 +12,10 @@ from jax.typing import ArrayLike
 
 from .checks import array_of, choice, per_axis, sizes
 from .coadd import align_frame
+from .engine.spectrum import Shape
 from .fourier import shiftnd
 from .motion import MOTIONS, Motion, Shift, check_motion, plain_shift, targets
 from .sampling import interpolant
-from .spectrum import Shape
 
 ORDERS = ("fourier", 0, 1, 3)
 MODES = ("nan", "wrap", "constant", "nearest", "reflect", "mirror")

@@ -12,8 +12,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from .batch import in_chunks
-from .builders import is_shareable, shared_reference, shared_terms
-from .pair import Boundary, Model, Pair, Search, check
+from .engine.builders import is_shareable, shared_reference, shared_terms
+from .engine.pair import Boundary, Model, Pair, Search, check
 from .registration import measure, solve, with_unit
 from .results import Registration, in_units
 

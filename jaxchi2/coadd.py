@@ -20,11 +20,11 @@ from jax.typing import ArrayLike
 from .arrays import unit_of
 from .batch import default_batch_size, in_chunks
 from .checks import array_of, boolean_array, choice, flag, integer, numbers, positive, stack_of
-from .continuation import fill_smoothly
-from .layout import GUARD, odd_fast_len
+from .engine.continuation import fill_smoothly
+from .engine.layout import GUARD, odd_fast_len
+from .engine.spectrum import Shape, along, conj_product, harmonics
 from .motion import plain_shift
 from .sharding import any_sharding
-from .spectrum import Shape, along, conj_product, harmonics
 
 KERNELS = ("fourier", "cubic", "linear", "nearest")
 METHODS = ("mean", "median", "clipped")

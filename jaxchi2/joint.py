@@ -39,8 +39,8 @@ from .checks import (
     stack_of,
 )
 from .coadd import align_stack
-from .noise import estimate_noise
-from .pair import Boundary, Search, as_boundary, check_max_shift
+from .engine.noise import estimate_noise
+from .engine.pair import Boundary, Search, as_boundary, check_max_shift
 from .registration import MIN_PROBABILITY, range_of, register
 from .results import Registration
 from .sharding import any_sharding

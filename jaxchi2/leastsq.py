@@ -22,18 +22,18 @@ from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
-from .builders import weighted_terms
 from .checks import choice, described, integer, per_axis, positive, refuse
-from .continuation import MARGIN, eroded, fill_smoothly
-from .layout import Prepared, lay_out, prepare
-from .minimum import best_pixel
+from .engine.builders import weighted_terms
+from .engine.continuation import MARGIN, eroded, fill_smoothly
+from .engine.layout import Prepared, lay_out, prepare
+from .engine.minimum import best_pixel
+from .engine.noise import noise_of
+from .engine.pair import ANYWHERE, Boundary, Model, Pair, check
+from .engine.spectrum import Shape, shift_spectrum
 from .motion import MOTIONS, Motion, check_motion, sources
-from .noise import noise_of
-from .pair import ANYWHERE, Boundary, Model, Pair, check
 from .registration import clipped, range_of
 from .results import in_units, is_bad_fit, root
 from .sampling import Interpolant, interpolant
-from .spectrum import Shape, shift_spectrum
 from .status import Status
 
 INTERPOLATIONS = {"fourier": None, "linear": 1, "cubic": 3}

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from .batch import frame_axis, on_mesh
 from .chunks import Frame, Options, given, in_its_unit, register_chunks
 from .coadd import align_stack
-from .layout import is_valid_error
+from .engine.layout import is_valid_error
 from .registration import range_of
 from .results import MAX_REDUCED_CHI2, Registration
 from .template import (

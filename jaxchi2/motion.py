@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from .checks import as_numbers
-from .spectrum import Shape
+from .engine.spectrum import Shape
 
 
 class Shift(NamedTuple):

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from .align import align, check_order
 from .arrays import unit_of
 from .checks import array_of, as_real_array, numbers, scalar
-from .pair import as_boundary
+from .engine.pair import as_boundary
 from .registration import register
 from .results import Registration
 

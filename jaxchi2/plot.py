@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .pair import Boundary
+    from .engine.pair import Boundary
+    from .files.rows import StreamResult
     from .results import Registration
-    from .rows import StreamResult
 
 __all__ = ["plot_drift", "plot_registration"]
 
@@ -106,7 +106,7 @@ def plot_registration(
     import jax.numpy as jnp
 
     from .align import undo_shift
-    from .pair import as_boundary
+    from .engine.pair import as_boundary
     from .registration import register
 
     first, second = _float(reference), _float(image)
@@ -365,7 +365,7 @@ def _with_clipped(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Options of the surface: those of `register`, with the pixels that ``clip`` leaves out masked."""
-    from .pair import ANYWHERE, check
+    from .engine.pair import ANYWHERE, check
     from .registration import clipped, with_unit
 
     options = {name: value for name, value in options.items() if name not in ("nsigma", "verdict")}
@@ -427,7 +427,7 @@ def _draw_chi2(
     import jax
     from matplotlib.colors import PowerNorm
 
-    from .errors import delta_chi2
+    from .engine.errors import delta_chi2
     from .surface import chi2_surface
 
     shift, sigma = (np.asarray(values, dtype=float) for values in (result.shift, result.stderr))

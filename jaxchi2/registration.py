@@ -11,19 +11,19 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from .builders import is_quick, weighted_terms, with_terms
-from .chance import evidence
 from .checks import flag, is_traced, positive, real_number
-from .continuation import MARGIN
-from .errors import covariance_of, interval_bounds, interval_points
-from .minimum import Minimum, find_minima, find_minimum, is_positive_definite, with_derivative
-from .pair import ANYWHERE, Boundary, Model, Pair, Search, check
-from .passes import count, extremes
+from .engine.builders import is_quick, weighted_terms, with_terms
+from .engine.chance import evidence
+from .engine.continuation import MARGIN
+from .engine.errors import covariance_of, interval_bounds, interval_points
+from .engine.minimum import Minimum, find_minima, find_minimum, is_positive_definite, with_derivative
+from .engine.pair import ANYWHERE, Boundary, Model, Pair, Search, check
+from .engine.passes import count, extremes
+from .engine.terms import Chi2Terms
+from .engine.verdict import RunnerUp, is_unequal, runner_up, separate_minima
 from .results import Registration, in_units, is_bad_fit, is_too_good
 from .sharding import any_sharding
 from .status import Status
-from .terms import Chi2Terms
-from .verdict import RunnerUp, is_unequal, runner_up, separate_minima
 
 CLIP_ROUNDS = 3
 

@@ -11,8 +11,8 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.scipy.special import ndtr
 
+from .engine.verdict import RunnerUp
 from .status import Status
-from .verdict import RunnerUp
 
 MAX_REDUCED_CHI2 = 2.0
 """χ² per degree of freedom from which `Status.BAD_FIT` is set, if the errors are known: those quoted are then

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from .spectrum import along, scaled
+from .engine.spectrum import along, scaled
 
 MODES = ("wrap", "constant", "reflect", "nearest")
 PADDING = 12

@@ -29,9 +29,8 @@ from .batch import (
 )
 from .checks import as_real_array, boolean_array, choice, integer, is_traced, numbers, refuse, stack_of
 from .chunks import Frame, Options, in_its_unit, is_even, register_chunks, shares_reference
-from .layout import is_valid_error
-from .mean import MeanTemplate, most_of_mean, register_to_mean
-from .pair import (
+from .engine.layout import is_valid_error
+from .engine.pair import (
     ANYWHERE,
     Boundary,
     Search,
@@ -40,6 +39,7 @@ from .pair import (
     check_model,
     check_switches,
 )
+from .mean import MeanTemplate, most_of_mean, register_to_mean
 from .registration import check_measure
 from .results import Registration
 from .sharding import any_sharding

@@ -20,18 +20,18 @@ from jax.typing import ArrayLike
 
 from .arrays import as_plain
 from .coadd import align_stack
-from .io import optional
+from .engine.pair import as_boundary
+from .files.io import optional
+from .files.outputs import REPLACES, Output, check_outputs, files_of, locked
+from .files.rows import StreamResult, believed_shift, column_types, columns_of, result_of
+from .files.settings import check_same, describe, describe_files, describe_run, fingerprint
+from .files.sources import Frames, aligned_origin, open_frames, read_array
+from .files.stackfile import StackFile, known_stack_format, open_stack_file
+from .files.tables import ParquetTable, TextTable, known_table_format, open_table
 from .mean import MeanTemplate, most_of_mean
-from .outputs import REPLACES, Output, check_outputs, files_of, locked
-from .pair import as_boundary
 from .results import Registration
-from .rows import StreamResult, believed_shift, column_types, columns_of, result_of
-from .settings import check_same, describe, describe_files, describe_run, fingerprint
-from .sources import Frames, aligned_origin, open_frames, read_array
 from .stack import REFERENCES, mean_template, register_stack
-from .stackfile import StackFile, known_stack_format, open_stack_file
 from .status import Status
-from .tables import ParquetTable, TextTable, known_table_format, open_table
 
 __all__ = ["StreamResult", "register_file"]
 

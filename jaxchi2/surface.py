@@ -11,13 +11,13 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from .builders import is_quick, uniform_terms, weighted_terms
 from .checks import as_numbers, integer, per_axis, positive, refuse, sizes
-from .errors import contour_points, delta_chi2, interval_bounds, interval_points, profile_values
-from .minimum import find_minima, find_minimum, split
-from .pair import ANYWHERE, Boundary, Search, check
-from .terms import Chi2Terms
-from .verdict import Peaks, Posterior, peaks, posterior, separate_minima
+from .engine.builders import is_quick, uniform_terms, weighted_terms
+from .engine.errors import contour_points, delta_chi2, interval_bounds, interval_points, profile_values
+from .engine.minimum import find_minima, find_minimum, split
+from .engine.pair import ANYWHERE, Boundary, Search, check
+from .engine.terms import Chi2Terms
+from .engine.verdict import Peaks, Posterior, peaks, posterior, separate_minima
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["terms"], meta_fields=[])

@@ -15,10 +15,10 @@ import numpy as np
 from jax import Array, lax
 
 from .coadd import Aligned
-from .pair import Boundary, check_model
+from .engine.pair import Boundary, check_model
+from .engine.spectrum import Shape
 from .registration import MAX_CHANCE
 from .results import Registration
-from .spectrum import Shape
 from .status import Status
 
 FATAL = Status.NO_DATA | Status.LITTLE_OVERLAP | Status.FLAT | Status.NOT_CONVERGED | Status.OUT_OF_WINDOW

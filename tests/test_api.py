@@ -21,30 +21,32 @@ import jaxchi2
 from jaxchi2 import Chi2Surface, Registration, RunnerUp, Status, fourier, image_registration
 
 PACKAGE = Path(jaxchi2.__file__).parent
+# Packages of several modules each of which has its place.
+WINGS = ("engine", "files")
 # A module imports only from those before it.
 ORDER = [
     "arrays",
     "checks",
     "sharding",
-    "passes",
+    "engine.passes",
     "fourier",
-    "spectrum",
+    "engine.spectrum",
     "sampling",
     "motion",
-    "taylor",
-    "pair",
-    "noise",
-    "overlap",
-    "searchgrid",
-    "continuation",
-    "layout",
-    "wiener",
-    "terms",
-    "builders",
-    "minimum",
-    "errors",
-    "chance",
-    "verdict",
+    "engine.taylor",
+    "engine.pair",
+    "engine.noise",
+    "engine.overlap",
+    "engine.searchgrid",
+    "engine.continuation",
+    "engine.layout",
+    "engine.wiener",
+    "engine.terms",
+    "engine.builders",
+    "engine.minimum",
+    "engine.errors",
+    "engine.chance",
+    "engine.verdict",
     "surface",
     "status",
     "results",
@@ -61,17 +63,17 @@ ORDER = [
     "leastsq",
     "image_registration",
     "ml",
-    "axes",
-    "formats",
-    "tiff",
-    "io",
-    "outputs",
+    "files.axes",
+    "files.formats",
+    "files.tiff",
+    "files.io",
+    "files.outputs",
     "data",
-    "sources",
-    "settings",
-    "rows",
-    "tables",
-    "stackfile",
+    "files.sources",
+    "files.settings",
+    "files.rows",
+    "files.tables",
+    "files.stackfile",
     "stream",
     "plot",
     "cli",
@@ -269,6 +271,11 @@ print(sorted(heavy & (set(sys.modules) - already)), dict(jax.config.values) == b
     assert run.stdout.strip() == "[] True"
 
 
+def module_of(parts):
+    """Of the packages of several modules each is one; of others all are."""
+    return ".".join(parts[: 2 if parts[0] in WINGS else 1])
+
+
 def imported(path):
     """Modules of the package that a file imports from, anywhere in it."""
     package = ["jaxchi2", *path.relative_to(PACKAGE).parts[:-1]]
@@ -284,14 +291,15 @@ def imported(path):
         for target in targets:
             top, _, rest = target.partition(".")
             if top == "jaxchi2":
-                yield rest.partition(".")[0]
+                yield module_of(rest.split("."))
 
 
 def source_files():
     for path in sorted(PACKAGE.rglob("*.py")):
-        module = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if module not in ("__init__", "__main__"):
-            yield pytest.param(module, path, id=str(path.relative_to(PACKAGE)))
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        gathers = parts[-1] in ("__init__", "__main__") and (len(parts) == 1 or parts[0] in WINGS)
+        if not gathers:
+            yield pytest.param(module_of(parts), path, id=str(path.relative_to(PACKAGE)))
 
 
 SOURCE_FILES = list(source_files())

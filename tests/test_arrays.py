@@ -6,8 +6,8 @@ import scipy.sparse
 
 import jaxchi2
 from jaxchi2.arrays import unit_of
+from jaxchi2.engine.pair import check_pair
 from jaxchi2.fourier import as_real_array
-from jaxchi2.pair import check_pair
 
 u = pytest.importorskip("astropy.units")
 nddata = pytest.importorskip("astropy.nddata")

@@ -5,9 +5,9 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from jaxchi2.axes import LUMINANCE, ngff_axes, select
-from jaxchi2.io import read_image
-from jaxchi2.sources import open_frames, read_array
+from jaxchi2.files.axes import LUMINANCE, ngff_axes, select
+from jaxchi2.files.io import read_image
+from jaxchi2.files.sources import open_frames, read_array
 
 tifffile = pytest.importorskip("tifffile")
 zarr = pytest.importorskip("zarr")

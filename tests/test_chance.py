@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxchi2 import Status, register
-from jaxchi2.chance import by_octave
+from jaxchi2.engine.chance import by_octave
 
 COUNT = 60
 """Pairs in a batch of random scenes, so that batches share their programs."""

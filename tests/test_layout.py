@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from direct import interpolate, moved, scene
 
-from jaxchi2 import Boundary, Search, Status, chi2_surface, continuation, layout, register, searchgrid
-from jaxchi2.continuation import MARGIN
-from jaxchi2.overlap import BESIDE, LEAST_SHARE, correlate, window_shape
-from jaxchi2.pair import Pair, check_model, larger_frames
+from jaxchi2 import Boundary, Search, Status, chi2_surface, register
+from jaxchi2.engine import continuation, layout, searchgrid
+from jaxchi2.engine.continuation import MARGIN
+from jaxchi2.engine.overlap import BESIDE, LEAST_SHARE, correlate, window_shape
+from jaxchi2.engine.pair import Pair, check_model, larger_frames
 from jaxchi2.registration import measure
 
 SHAPE = (40, 37)

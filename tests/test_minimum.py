@@ -7,7 +7,7 @@ from direct import shifted
 
 import jaxchi2
 from jaxchi2 import Search, chi2_surface
-from jaxchi2.minimum import STARTS, between_samples
+from jaxchi2.engine.minimum import STARTS, between_samples
 
 SHAPE = (31, 33)
 rng = np.random.default_rng(7)

@@ -8,7 +8,7 @@ from direct import scene
 from scipy.optimize import isotonic_regression
 
 from jaxchi2 import estimate_noise
-from jaxchi2.noise import (
+from jaxchi2.engine.noise import (
     DEGREE,
     box_coordinates,
     falling,
@@ -20,7 +20,7 @@ from jaxchi2.noise import (
     significant,
     whitening,
 )
-from jaxchi2.spectrum import half_weights
+from jaxchi2.engine.spectrum import half_weights
 
 
 def blobs(shape, seed=0):

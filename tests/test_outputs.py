@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from jaxchi2 import Registration, outputs
+from jaxchi2 import Registration
 from jaxchi2.cli import main
-from jaxchi2.outputs import Output, check_outputs, files_of, locked
+from jaxchi2.files import outputs
+from jaxchi2.files.outputs import Output, check_outputs, files_of, locked
 from jaxchi2.stream import register_file
 
 fits = pytest.importorskip("astropy.io.fits")
@@ -337,7 +338,7 @@ def test_a_link_is_followed(tmp_path):
 
 HOLD = """
 import sys
-from jaxchi2.outputs import Output, locked
+from jaxchi2.files.outputs import Output, locked
 with locked([Output(sys.argv[1], "")]):
     print("held", flush=True)
     sys.stdin.read()

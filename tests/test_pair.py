@@ -8,7 +8,7 @@ import pytest
 
 import jaxchi2
 from jaxchi2 import Boundary, Search, Status, chi2_surface, register
-from jaxchi2.pair import check_model
+from jaxchi2.engine.pair import check_model
 
 GOOD = np.random.default_rng(0).normal(size=(9, 10))
 EYE = np.eye(2)

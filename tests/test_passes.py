@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchi2.passes import block_sums, count, every, extremes, mean_over, neighbours, some, sum_all
+from jaxchi2.engine.passes import block_sums, count, every, extremes, mean_over, neighbours, some, sum_all
 
 SHAPES = [(1,), (70,), (33, 40), (7, 1, 65)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jaxchi2
+from jaxchi2.files.rows import result_of
 from jaxchi2.plot import known_pictures, plot_drift, plot_registration
-from jaxchi2.rows import result_of
 
 pytest.importorskip("matplotlib")
 iio = pytest.importorskip("imageio.v3")

@@ -9,7 +9,7 @@ import pytest
 from conftest import enable_x64
 from direct import interpolate, shifted
 
-from jaxchi2.spectrum import (
+from jaxchi2.engine.spectrum import (
     correlated_square,
     cycle_phase,
     harmonics,

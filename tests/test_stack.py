@@ -9,7 +9,7 @@ from direct import moved, scene
 import jaxchi2
 import jaxchi2.stack
 from jaxchi2.batch import default_batch_size, in_chunks
-from jaxchi2.pair import Search
+from jaxchi2.engine.pair import Search
 from jaxchi2.status import Status
 
 SHAPE = (16, 18)

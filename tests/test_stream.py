@@ -18,7 +18,7 @@ from conftest import enable_x64
 import jaxchi2
 from jaxchi2 import Status
 from jaxchi2.coadd import align_stack
-from jaxchi2.sources import open_frames
+from jaxchi2.files.sources import open_frames
 from jaxchi2.stream import register_file
 
 Table = pytest.importorskip("astropy.table").Table

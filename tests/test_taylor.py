@@ -9,7 +9,7 @@ import pytest
 from numpy.polynomial.polynomial import polyder, polyval, polyval2d, polyval3d
 from scipy.signal import convolve
 
-from jaxchi2.taylor import multiply, reciprocal, translate
+from jaxchi2.engine.taylor import multiply, reciprocal, translate
 
 
 def polynomial(ndim, order, seed):

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..pair import BOUNDARIES, MIN_OVERLAP, SMALL_OVERLAP, Boundary
+from ..engine.pair import BOUNDARIES, MIN_OVERLAP, SMALL_OVERLAP, Boundary
 
 if TYPE_CHECKING:
-    from ..io import LoadedImage
-    from ..outputs import Output
+    from ..files.io import LoadedImage
+    from ..files.outputs import Output
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,7 +95,7 @@ def picture_output(arguments: argparse.Namespace, content: str) -> list[Output]:
     """The picture, if one is to be drawn, of a kind that can be."""
     from pathlib import Path
 
-    from ..outputs import Output
+    from ..files.outputs import Output
 
     if arguments.plot is None:
         return []
@@ -123,7 +123,7 @@ def one_line(error: Exception) -> str:
 
 def load(path: str) -> LoadedImage:
     """Read an image; whatever is wrong with the file is a ValueError or an OSError."""
-    from ..io import read_image
+    from ..files.io import read_image
 
     try:
         return read_image(path)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..io import known_format, write_image
-from ..outputs import Output, check_outputs, files_of, locked
-from ..pair import as_boundary
+from ..engine.pair import as_boundary
+from ..files.io import known_format, write_image
+from ..files.outputs import Output, check_outputs, files_of, locked
 from .common import (
     add_output_options,
     add_registration_options,
@@ -28,7 +28,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..io import LoadedImage
+    from ..files.io import LoadedImage
     from ..results import Registration
 
 _PICTURE = "the images, their difference before and after, and chi2 around its minimum,"

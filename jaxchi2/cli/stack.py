@@ -23,7 +23,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..rows import StreamResult
+    from ..files.rows import StreamResult
 
 
 def add_stack(commands: Any) -> None:
@@ -75,8 +75,8 @@ def add_stack(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Register, print, write; the exit status."""
-    from ..outputs import Output, check_outputs, files_of, locked
-    from ..sources import open_frames
+    from ..files.outputs import Output, check_outputs, files_of, locked
+    from ..files.sources import open_frames
     from ..stream import register_file
 
     files = arguments.files[0] if len(arguments.files) == 1 else arguments.files

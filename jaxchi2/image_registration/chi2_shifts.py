@@ -20,20 +20,20 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from .. import checks
-from ..builders import is_quick, with_terms
 from ..checks import array_of, choice, flag, integer, real_number, refuse
-from ..errors import delta_chi2
+from ..engine.builders import is_quick, with_terms
+from ..engine.errors import delta_chi2
+from ..engine.layout import lay_out, prepare
+from ..engine.minimum import best_pixel
+from ..engine.pair import BOUNDARIES, Model, Pair, check_images, check_model
+from ..engine.spectrum import harmonics
+from ..engine.terms import Chi2Terms
 from ..fourier import accept_obsolete, correlate2d, static_sizes
-from ..layout import lay_out, prepare
 from ..leastsq import fit
-from ..minimum import best_pixel
-from ..pair import BOUNDARIES, Model, Pair, check_images, check_model
 from ..registration import solve
 from ..results import Registration
 from ..sampling import MODES
-from ..spectrum import harmonics
 from ..status import Status
-from ..terms import Chi2Terms
 from .iterative_zoom import above_one, positive, zoom_in
 
 Chi2Grid = tuple[Array, Array, Array]

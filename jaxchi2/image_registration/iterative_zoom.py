@@ -13,8 +13,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from ..checks import array_of, as_real_array, flag, real_number, refuse
+from ..engine.searchgrid import grid_minimum
 from ..fourier import accept_obsolete, static_sizes, zoomnd
-from ..searchgrid import grid_minimum
 
 __all__ = ["centers_to_edges", "iterative_zoom", "iterative_zoom_1d"]
 

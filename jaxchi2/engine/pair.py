@@ -18,8 +18,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from .arrays import unit_of
-from .checks import (
+from ..arrays import unit_of
+from ..checks import (
     as_real_array,
     boolean_array,
     choice,

@@ -18,9 +18,9 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from .checks import array_of
+from ..checks import array_of
+from ..sharding import any_sharding
 from .passes import block_sums, sum_all
-from .sharding import any_sharding
 from .spectrum import Shape, along, contract, half_weights, harmonics, squared
 
 BINS = 64

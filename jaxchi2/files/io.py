@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .arrays import Measured, as_plain
+from ..arrays import Measured, as_plain
 from .axes import LUMINANCE, luminance, split_choices
 from .formats import known_format, npy_header, optional, split_extension
 from .tiff import PixelSize, open_tiff, tiff_options

@@ -25,7 +25,7 @@ import numpy as np
 from jax import Array, lax
 from scipy.fft import next_fast_len
 
-from .fourier import product_modulo
+from ..fourier import product_modulo
 from .passes import sum_all
 
 Shape = tuple[int, ...]

@@ -19,7 +19,7 @@ from jax import Array, lax
 from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 
-from .checks import as_numbers, integer, refuse_unless
+from ..checks import as_numbers, integer, refuse_unless
 from .minimum import TAYLOR_ORDER, Minimum, apply, inverse, is_positive_definite, value_gradient_hessian
 from .passes import any_in_batch
 from .spectrum import along, contract

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .results import Registration
-from .status import Status
+from ..results import Registration
+from ..status import Status
 
 __all__ = ["StreamResult", "believed_shift", "column_types", "columns_of", "result_of", "shift_of"]
 
