@@ -12,11 +12,12 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from .checks import flag, is_traced, positive, real_number
+from .engine.algebra import is_positive_definite
 from .engine.builders import is_quick, weighted_terms, with_terms
 from .engine.chance import evidence
 from .engine.continuation import MARGIN
 from .engine.errors import covariance_of, interval_bounds, interval_points
-from .engine.minimum import Minimum, find_minima, find_minimum, is_positive_definite, with_derivative
+from .engine.minimum import Minimum, find_minima, find_minimum, with_derivative
 from .engine.pair import ANYWHERE, Boundary, Model, Pair, Search, check
 from .engine.passes import count, extremes
 from .engine.terms import Chi2Terms

@@ -413,7 +413,9 @@ class _Registrar:
         if len(readable):
             pixels, problems = self.frames.read(readable[-1], readable[-1] + 1)
             if problems:
-                raise OSError(f"frame {readable[-1]}, from which to go on, could be read no more: {problems}")
+                raise OSError(
+                    f"frame {readable[-1]}, with which the run has to go on, can no longer be read: {problems}"
+                )
             self.last = pixels[0]
 
     def register(

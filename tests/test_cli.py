@@ -390,7 +390,9 @@ def test_stack(capsys, tmp_path, frames):
     assert fields["frames"] == 8
     assert fields["reference"] == "first"
     assert table.read_bytes() == whole
-    assert "was begun otherwise: err was" in fails(capsys, *arguments[:-6], "--table", table, "--err", 1)
+    assert "belongs to a run with other options: err was" in fails(
+        capsys, *arguments[:-6], "--table", table, "--err", 1
+    )
     again = (*arguments[:-6], "--table", table, "--err", 0.15, "--no-resume", "--progress")
     assert "--overwrite" in fails(capsys, *again)
     code, _, err = run(capsys, *again, "--overwrite")

@@ -20,7 +20,8 @@ from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 
 from ..checks import as_numbers, integer, refuse_unless
-from .minimum import TAYLOR_ORDER, Minimum, apply, inverse, is_positive_definite, value_gradient_hessian
+from .algebra import apply, inverse, is_positive_definite
+from .minimum import TAYLOR_ORDER, Minimum, value_gradient_hessian
 from .passes import any_in_batch
 from .spectrum import along, contract
 from .terms import Chi2Terms

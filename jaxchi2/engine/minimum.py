@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from .algebra import apply, inverse, is_positive_definite
 from .searchgrid import grid_minimum, in_window, shift_at, started
 from .taylor import translate
 from .terms import Chi2Terms
@@ -33,8 +34,6 @@ REACH = 0.75
 """Largest step on one expansion, in pixels, along each axis."""
 STARTS = 16
 """Places within a pixel where a search may start."""
-
-Search = tuple[Array, Array, Array, Array, Array, Array, Array, Array, Array]
 
 
 class Minimum(NamedTuple):
@@ -93,48 +92,6 @@ def value_gradient_hessian(
     return value, gradient, hessian
 
 
-def inverse(matrix: Array) -> Array:
-    """Inverse of a 1×1, 2×2 or 3×3 matrix in closed form; infinite or NaN where it is singular.
-
-    A LAPACK call costs more than a whole Newton step here. Rows and columns are scaled to unit size first:
-    at high S/N the determinant itself would overflow float32.
-    """
-    rows = jnp.max(jnp.abs(matrix), axis=1)
-    rows = jnp.where(rows > 0, rows, 1.0)
-    m = matrix / rows[:, None]
-    if len(m) == 1:
-        result = 1 / m
-    elif len(m) == 2:
-        result = jnp.stack([m[1, 1], -m[0, 1], -m[1, 0], m[0, 0]]).reshape(2, 2)
-        result = result / (m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0])
-    else:
-        cofactors = jnp.stack([jnp.cross(m[1], m[2]), jnp.cross(m[2], m[0]), jnp.cross(m[0], m[1])])
-        result = cofactors.T / jnp.dot(m[0], cofactors[0], precision=lax.Precision.HIGHEST)
-    return result / rows[None, :]
-
-
-def is_positive_definite(matrix: Array) -> Array:
-    """Whether a symmetric matrix of up to three rows is positive definite beyond rounding.
-
-    The leading minors of the matrix scaled to unit diagonal: with them below a few ulp, it is singular.
-    """
-    diagonal = jnp.diagonal(matrix)
-    positive = jnp.all(diagonal > 0)
-    scale = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-    m = matrix * scale[:, None] * scale[None, :]
-    limit = 16 * jnp.finfo(m.dtype).eps
-    if len(m) > 1:
-        positive &= m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0] > limit
-    if len(m) > 2:
-        positive &= jnp.dot(m[0], jnp.cross(m[1], m[2]), precision=lax.Precision.HIGHEST) > limit
-    return positive
-
-
-def apply(matrix: Array, vector: Array) -> Array:
-    """Product of a small matrix and a vector, in plain arithmetic that no backend rounds to bfloat16."""
-    return jnp.sum(matrix * vector[None, :], axis=1)
-
-
 def best_pixel(terms: Chi2Terms) -> tuple[Array, Array]:
     """Where the search starts: the smallest χ² on the grid and in the window, or what was given."""
     pair, grid, over = terms.pair, lax.stop_gradient(terms.grid), terms.oversample
@@ -186,9 +143,8 @@ def descend(
     noise = 16 * eps * terms.constant
     last = np.indices((EXPANSION_ORDER + 1,) * ndim).max(0) == EXPANSION_ORDER
 
-    def expand(state: tuple) -> tuple:
-        centre, _, _, _, count = state
-        taylor = terms.derivatives(whole, centre, EXPANSION_ORDER)
+    def expand(state: _Descent) -> _Descent:
+        taylor = terms.derivatives(whole, state.centre, EXPANSION_ORDER)
         step, hessian, found = _lowest(taylor, noise, REACH / terms.bandwidth, free)
         both = jnp.stack([taylor, jnp.where(last, taylor, 0.0)])
         moved, of_last = jax.vmap(lambda f: translate(f, step, TAYLOR_ORDER))(both)
@@ -196,17 +152,47 @@ def descend(
         change = apply(inverse(hessian), value_gradient_hessian(of_last, free)[1])
         exact = jnp.max(jnp.abs(change)) <= 2 * eps
         going = ~(found & exact) & (jnp.max(jnp.abs(step)) > jnp.sqrt(eps))
-        return centre + step, moved, found & exact, going, count + 1
+        return _Descent(state.centre + step, moved, found & exact, going, state.rounds + 1)
 
-    state = (
-        start,
-        jnp.zeros_like(start, shape=(TAYLOR_ORDER + 1,) * ndim),
-        jnp.zeros_like(noise, dtype=bool),
-        jnp.ones_like(noise, dtype=bool) & wanted,
-        jnp.zeros_like(whole, shape=()),
+    state = _Descent(
+        centre=start,
+        taylor=jnp.zeros_like(start, shape=(TAYLOR_ORDER + 1,) * ndim),
+        found=jnp.zeros_like(noise, dtype=bool),
+        going=jnp.ones_like(noise, dtype=bool) & wanted,
+        rounds=jnp.zeros_like(whole, shape=()),
     )
-    state = lax.while_loop(lambda s: s[-2] & (s[-1] < MAX_EXPANSIONS), expand, state)
-    return state[:3]
+    state = lax.while_loop(lambda s: s.going & (s.rounds < MAX_EXPANSIONS), expand, state)
+    return state.centre, state.taylor, state.found
+
+
+class _Descent(NamedTuple):
+    """Where `descend` is."""
+
+    centre: Array
+    """Of the last expansion, moved to the minimum on it."""
+    taylor: Array
+    """The expansion there."""
+    found: Array
+    going: Array
+    rounds: Array
+
+
+class _Newton(NamedTuple):
+    """Where `_lowest` is."""
+
+    best: Array
+    """Lowest point so far, a displacement."""
+    value: Array
+    gradient: Array
+    hessian: Array
+    """The polynomial's there."""
+    candidate: Array
+    """Point to be tried next."""
+    radius: Array
+    """Longest step that is trusted."""
+    rounds: Array
+    going: Array
+    found: Array
 
 
 def _lowest(taylor: Array, noise: Array, reach: float, free: tuple[bool, ...]) -> tuple[Array, Array, Array]:
@@ -215,15 +201,13 @@ def _lowest(taylor: Array, noise: Array, reach: float, free: tuple[bool, ...]) -
     # Differences from the centre, which are not rounded like the value there.
     taylor = taylor.at[(0,) * ndim].set(0.0)
 
-    def body(state: Search) -> Search:
-        best, value, gradient, hessian, candidate, radius, count, *_ = state
-        new = value_gradient_hessian(translate(taylor, candidate, 2), free)
-        accept = new[0] <= value + noise
-        best = jnp.where(accept, candidate, best)
-        value, gradient, hessian = (
-            jnp.where(accept, a, b) for a, b in zip(new, (value, gradient, hessian), strict=True)
-        )
-        radius = jnp.where(accept, radius, radius / 4)
+    def body(state: _Newton) -> _Newton:
+        new = value_gradient_hessian(translate(taylor, state.candidate, 2), free)
+        accept = new[0] <= state.value + noise
+        old = (state.value, state.gradient, state.hessian)
+        value, gradient, hessian = (jnp.where(accept, a, b) for a, b in zip(new, old, strict=True))
+        best = jnp.where(accept, state.candidate, state.best)
+        radius = jnp.where(accept, state.radius, state.radius / 4)
         # Where χ² is not convex, enough of the identity makes the step a descent.
         ridge = jnp.where(is_positive_definite(hessian), 0.0, 1.5 * jnp.sqrt(jnp.sum(hessian**2)))
         step = -apply(inverse(hessian + ridge * jnp.eye(ndim, dtype=best.dtype)), gradient)
@@ -238,32 +222,23 @@ def _lowest(taylor: Array, noise: Array, reach: float, free: tuple[bool, ...]) -
         found = settled & (ridge == 0) & (jnp.max(jnp.abs(best)) < reach)
         going = ~settled & ~jnp.isnan(length)
         best = jnp.where(found, best + step, best)
-        return (
-            best,
-            value,
-            gradient,
-            hessian,
-            best + jnp.where(going, step, 0.0),
-            radius,
-            count + 1,
-            going,
-            found,
-        )
+        candidate = best + jnp.where(going, step, 0.0)
+        return _Newton(best, value, gradient, hessian, candidate, radius, state.rounds + 1, going, found)
 
     zero = jnp.zeros_like(taylor, shape=(ndim,))
-    state = (
-        zero,
-        jnp.full_like(noise, jnp.inf),
-        zero,
-        jnp.zeros_like(taylor, shape=(ndim, ndim)),
-        zero,
-        jnp.full_like(noise, 0.5),
-        jnp.zeros_like(noise, dtype=jnp.int32),
-        jnp.ones_like(noise, dtype=bool),
-        jnp.zeros_like(noise, dtype=bool),
+    state = _Newton(
+        best=zero,
+        value=jnp.full_like(noise, jnp.inf),
+        gradient=zero,
+        hessian=jnp.zeros_like(taylor, shape=(ndim, ndim)),
+        candidate=zero,
+        radius=jnp.full_like(noise, 0.5),
+        rounds=jnp.zeros_like(noise, dtype=jnp.int32),
+        going=jnp.ones_like(noise, dtype=bool),
+        found=jnp.zeros_like(noise, dtype=bool),
     )
-    state = lax.while_loop(lambda s: s[-2] & (s[-3] < MAX_STEPS), body, state)
-    return state[0], state[3], state[-1]
+    state = lax.while_loop(lambda s: s.going & (s.rounds < MAX_STEPS), body, state)
+    return state.best, state.hessian, state.found
 
 
 @jax.custom_jvp

@@ -74,4 +74,4 @@ def check_same(path: str, there: dict[str, Any], now: dict[str, Any]) -> None:
         if there.get(name) != now.get(name)
     ]
     if differing:
-        raise ValueError(f"{path} was begun otherwise: {'; '.join(differing)}. {REPLACES}")
+        raise ValueError(f"{path} belongs to a run with other options: {'; '.join(differing)}. {REPLACES}")
