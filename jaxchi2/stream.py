@@ -413,9 +413,8 @@ class _Registrar:
         if len(readable):
             pixels, problems = self.frames.read(readable[-1], readable[-1] + 1)
             if problems:
-                raise OSError(
-                    f"frame {readable[-1]}, with which the run has to go on, can no longer be read: {problems}"
-                )
+                last = f"frame {readable[-1]}, the last one of the run that is to go on,"
+                raise OSError(f"{last} can no longer be read: {problems}")
             self.last = pixels[0]
 
     def register(

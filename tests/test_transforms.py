@@ -303,3 +303,50 @@ def test_float32_stays_float32():
     for one, two in zip(single, double, strict=True):
         assert one.dtype == np.float32
         np.testing.assert_allclose(one, two, atol=2e-3 * np.max(np.abs(two)))
+
+
+def fitted_shift(reference, image):
+    return jaxchi2.fit(reference, image, 0.1, model="rigid").motion.shift
+
+
+PROGRAMS = {
+    "wrap": lambda a, b: register(a, b, 0.1),
+    "overlap": lambda a, b: jaxchi2.register(a, b, 0.1, reference_err=0.1),
+    "stack": lambda a, b: jaxchi2.register_stack(jnp.stack([b] * 3), a, 0.1),
+    "joint": lambda a, b: jaxchi2.register_jointly(jnp.stack([a, b, b]), 0.1),
+    "gradient": jax.grad(lambda a, b: jnp.sum(jaxchi2.register(a, b, 0.1).shift)),
+    "fit": fitted_shift,
+    "align": lambda a, b: jaxchi2.align(b, register(a, b, 0.1).shift),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_lower_for_every_kind_of_device(name):
+    """What a device cannot do shows here, without one: nothing is compiled."""
+    frame = jax.ShapeDtypeStruct((24, 32), jnp.float32)
+    exported = jax.export.export(jax.jit(PROGRAMS[name]), platforms=["cuda", "rocm", "tpu"])(frame, frame)
+    assert set(exported.platforms) == {"cuda", "rocm", "tpu"}
+    # A call back to the host would be a custom call of Python's.
+    assert "callback" not in str(exported.mlir_module())
+
+
+def test_one_large_batch_is_its_parts():
+    """Of 40 000 small frames JAX 0.10.2 added up thousands wrongly, without a word (JAX issue 39103)."""
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(6, 5)).astype(np.float32)
+    frames = (np.roll(reference, 1, 0) + 0.05 * rng.normal(size=(40_000, 6, 5))).astype(np.float32)
+
+    def find(frames):
+        one = partial(register, reference, err=0.05, boundary="wrap", verdict=False)
+        found = jax.vmap(lambda frame: one(frame))(frames)
+        return found.shift, found.chi2
+
+    whole = jax.jit(find)(frames)
+    part = jax.jit(find)
+    parts = [part(frames[k : k + 500]) for k in range(0, len(frames), 500)]
+    for one, several in zip(whole, zip(*parts, strict=True), strict=True):
+        several = np.concatenate(several)
+        failed = np.isnan(several)
+        np.testing.assert_array_equal(np.isnan(one), failed)
+        assert failed.mean() < 0.01
+        np.testing.assert_allclose(one, several, rtol=2e-4, atol=2e-6)
