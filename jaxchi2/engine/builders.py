@@ -11,6 +11,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -51,7 +52,8 @@ def with_terms(function: Callable[[Chi2Terms], Any], pair: Pair, model: Model, c
         return function(uniform_terms(pair, model))
     return lax.cond(
         any_in_batch(~is_clean(lax.stop_gradient(pair))),
-        lambda pair: function(weighted_terms(pair, model)),
+        # What is kept for its derivatives would be kept, as zeros, for clean images too.
+        jax.checkpoint(lambda pair: function(weighted_terms(pair, model))),
         lambda pair: function(uniform_terms(pair, model)),
         pair,
     )

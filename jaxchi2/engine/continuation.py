@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import reduce
 from itertools import product
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -48,7 +49,7 @@ def without_peaks(reference: Array, known: Array, framed: Array) -> tuple[Array,
 
     def fill(state: tuple, first: Array) -> tuple:
         _, known, _ = state
-        filled = fill_smoothly(jnp.where(known, reference, 0.0), known)
+        filled = jax.checkpoint(fill_smoothly)(jnp.where(known, reference, 0.0), known)
         hidden = first & some(framed & ~known)
         none = jnp.zeros_like(hidden)
         known, again = lax.cond(any_in_batch(hidden), bare, lambda _, known: (known, none), filled, known)
@@ -117,7 +118,7 @@ def fill_smoothly(reference: Array, known: Array) -> Array:
     size = sum_all(residual**2)
     solved = lax.stop_gradient(jnp.finfo(size.dtype).eps ** 2 * size)
     state = start, residual, residual, size
-    return jnp.where(known, reference, lax.scan(step, state, None, PLATE_STEPS)[0][0] * unit)
+    return jnp.where(known, reference, lax.scan(jax.checkpoint(step), state, None, PLATE_STEPS)[0][0] * unit)
 
 
 def _thin_plate(x: Array) -> Array:

@@ -266,7 +266,7 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     counted = given > 0
     weights, image = given, jnp.where(counted, padded(prepared.image), 0.0)
     if variance is None:
-        missing = unknown_variance(reference, known)
+        missing = jax.checkpoint(unknown_variance)(reference, known)
         weights = with_variance(given, missing * brightness(reference, image, given, model))
     elif variance.ndim:
         variance = here(variance, outside=0.0)
