@@ -150,10 +150,10 @@ def register(
     about 1e-6 pixels, at any S/N, plus the spacing of float32 at the shift itself (4e-6 pixels at 50).
 
     *Compiling.* A new shape takes seconds. Outside ``jit``, and with "overlap", equal frames of up to 2¹⁶
-    pixels are therefore put into larger ones of few shapes (32, 48, 64, 96, 128, … along each axis), whose
-    other pixels are unknown: cutouts of many shapes share few programs. Inside ``jit`` shapes are what they
-    are. The reference is continued less far then, and the shifts of both ways differ by up to a tenth of the
-    error.
+    pixels are therefore put into larger ones of few shapes (32, 48, 64, 96, 128, … along each axis; squares,
+    if no axis is more than twice another), whose other pixels are unknown: cutouts of many shapes share few
+    programs. Inside ``jit`` shapes are what they are. The reference is continued less far then, and the
+    shifts of both ways differ by up to a tenth of the error.
 
     Examples
     --------

@@ -401,15 +401,19 @@ def check(
 
 
 def larger_frames(reference: Shape, image: Shape) -> Shape | None:
-    """One of few shapes that holds both frames, if these are small and alike: a power of two, or 3/2 of one.
+    """One of few shapes that holds both frames, if these are small and alike.
 
-    A program for every shape takes seconds to compile, and milliseconds to run.
+    A power of two along every axis, or 3/2 of one; the same for all if none is more than twice another. A
+    program for every shape would take seconds to compile, and takes milliseconds to run.
     """
-    shape = tuple(
+    if reference != image or min(image) < SMALLEST_PADDED:
+        return None
+    lengths = [
         next(m for k in range(n.bit_length() + 1) for m in (2**k, 3 * 2**k // 2) if m >= n) for n in image
-    )
-    alike = reference == image and min(image) >= SMALLEST_PADDED
-    return shape if alike and prod(shape) <= LARGEST_PADDED else None
+    ]
+    if max(lengths) <= 2 * min(lengths) and max(lengths) ** len(lengths) <= LARGEST_PADDED:
+        return (max(lengths),) * len(lengths)
+    return tuple(lengths) if prod(lengths) <= LARGEST_PADDED else None
 
 
 def _in_frames(pair: Pair, shape: Shape) -> Pair:
