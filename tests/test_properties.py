@@ -94,7 +94,9 @@ def test_axes_may_be_exchanged_and_reversed(seed, shift, model):
     assert_same(exchanged.shift, found.shift[::-1])
     assert_same(exchanged.covariance, found.covariance[::-1, ::-1])
     mirrored = register(reference[::-1], image[::-1], **model)
-    assert_same(mirrored.shift, found.shift * np.array([-1, 1]))
+    # With unknown pixels, detail is averaged over blocks, which begin at the first line of the frame.
+    atol = 1e-9 if model["boundary"] == "wrap" else 1e-4 * found.stderr.min()
+    assert_same(mirrored.shift, found.shift * np.array([-1, 1]), atol)
 
 
 @EXAMPLES
