@@ -20,7 +20,7 @@ from jax import Array, lax
 from .layout import Spread
 from .passes import block_sums, count, neighbours, sum_all
 from .searchgrid import inside_window
-from .spectrum import contract, half_weights, squared
+from .spectrum import contract, half_weights
 from .terms import Chi2Terms, Matched
 
 SINGLE = 0.02
@@ -74,7 +74,7 @@ class _Spectra(NamedTuple):
 def evidence(terms: Chi2Terms, matched: Matched) -> Evidence:
     """How many independent residuals a match has, and how likely chance makes one as good."""
     match = _match(terms, matched)
-    octaves = _spectra(match, terms.shape)
+    octaves = _spectra(matched, terms.shape)
     every = _Spectra(*(jnp.sum(x) for x in octaves))
     size = float(np.prod(terms.shape))
     of_residual, of_data = (
@@ -102,7 +102,7 @@ def evidence(terms: Chi2Terms, matched: Matched) -> Evidence:
 
 def _match(terms: Chi2Terms, matched: Matched) -> _Match:
     # How much chance explains is a matter of the best gain and background, whatever is held.
-    model, residual, data = matched
+    model, residual, data, *_ = matched
     number = jnp.maximum(terms.n_valid, 1).astype(data.dtype)
 
     # Unequal weights make few of the pixels count, without a source.
@@ -118,11 +118,9 @@ def _match(terms: Chi2Terms, matched: Matched) -> _Match:
     return _Match(model, residual, data, number, sparse, dependent, not terms.model.gain)
 
 
-def _spectra(match: _Match, shape: tuple[int, ...]) -> _Spectra:
-    axes = tuple(range(1, len(shape) + 1))
-    spectra = jnp.fft.rfftn(jnp.stack([match.model, match.residual, match.data]), axes=axes)
-    power = squared(spectra)
-    powers = jnp.concatenate([power, power[:1] * power])
+def _spectra(matched: Matched, shape: tuple[int, ...]) -> _Spectra:
+    m, *others = matched.model_power, matched.residual_power, matched.data_power
+    powers = jnp.stack([m, *others, m**2, *(m * x for x in others)])
     return _Spectra(*_positive(jax.vmap(partial(by_octave, shape=shape))(powers)))
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,7 @@ from .spectrum import (
     energy,
     scaled,
     shift_spectrum,
+    squared,
 )
 from .taylor import multiply, reciprocal
 
@@ -51,6 +53,10 @@ class Matched(NamedTuple):
     residual: Array
     data: Array
     """About its mean."""
+    model_power: Array
+    """Power spectra of the three on the half plane; at frequency zero of no meaning."""
+    residual_power: Array
+    data_power: Array
 
 
 @partial(
@@ -317,16 +323,24 @@ class Chi2Terms:
         spectrum = shift_spectrum(self.reference, self.shape, whole - self.origin, fraction)
         model = jnp.fft.irfftn(spectrum, self.shape)
         if self.weights is None:
-            weights = jnp.ones_like(model)
-            image = jnp.fft.irfftn(self.image, self.shape)
-        else:
-            weights, image = self.weights, self.image
+            image, zero = jnp.fft.irfftn(self.image, self.shape), (0,) * len(self.shape)
+            mean, image_mean = (z[zero].real / prod(self.shape) for z in (spectrum, self.image))
+            residual = self.image - scaled(spectrum, gain)
+            return Matched(
+                model - mean,
+                image - gain * model - background,
+                image - image_mean,
+                *map(squared, (spectrum, residual, self.image)),
+            )
+        image, weights = self.image, self.weights
         mass, root = sum_all(weights), jnp.sqrt(weights)
 
         def centred(x: Array) -> Array:
             return root * (x - sum_all(weights * x) / jnp.where(mass > 0, mass, 1.0))
 
-        return Matched(centred(model), root * (image - gain * model - background), centred(image))
+        parts = centred(model), root * (image - gain * model - background), centred(image)
+        spectra = jnp.fft.rfftn(jnp.stack(parts), axes=tuple(range(1, model.ndim + 1)))
+        return Matched(*parts, *squared(spectra))
 
     def expected_image(self, whole: Array, fraction: Array) -> tuple[Array, Array]:
         """The best model in the image's frame and units, and which pixels count; for weighted terms."""

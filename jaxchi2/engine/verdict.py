@@ -226,7 +226,7 @@ def is_unequal(terms: Chi2Terms, matched: Matched, least: float) -> Array:
 
     Noise of the reference draws the best gain below one: only a larger one tells of other brightness.
     """
-    model, residual, data = matched
+    model, residual, data, *_ = matched
     tiny = jnp.finfo(data.dtype).tiny
     power, energy, held = (sum_all(x**2) for x in (model, data, residual))
     cross = sum_all(model * data)
