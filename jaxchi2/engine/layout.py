@@ -142,15 +142,16 @@ def prepare(pair: Pair, model: Model) -> Prepared:
 def is_flat(image: Array, valid: Array, model: Model) -> Array:
     """Whether valid pixels are equal to rounding, all of them or those of every line along a free axis."""
     seen = jnp.where(valid, image, jnp.nan)
-    highest, lowest = extremes(seen)
+    free = np.flatnonzero(model.free).tolist()
+    lines = [extremes(seen, (axis,)) for axis in free]
+    highest, lowest = extremes(lines[0][0])[0], extremes(lines[0][1])[1]
     rounding = 8 * jnp.finfo(image.dtype).eps * jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
     flat = highest - lowest <= rounding
     if model.boundary.name in ("fill", "constant"):
         # An outside of a given value is seen.
         return flat
     # Weights that end at an edge give χ² a minimum even so.
-    for axis in np.flatnonzero(model.free).tolist():
-        largest, smallest = extremes(seen, (axis,))
+    for axis, (largest, smallest) in zip(free, lines, strict=True):
         # Lines of one valid pixel each say nothing about it.
         ones = jnp.ones_like(image, shape=(image.shape[axis],))
         number = jnp.tensordot(valid.astype(image.dtype), ones, ((axis,), (0,)))

@@ -15,7 +15,7 @@ from .chance import Evidence
 from .continuation import MARGIN
 from .minimum import Candidates, Minimum, best_pixel, stationary
 from .overlap import BESIDE, Correlation, log_left, score
-from .passes import extremes, sum_all
+from .passes import sum_all
 from .searchgrid import grid_minimum, grid_shifts, in_window, shift_at
 from .spectrum import along, contract
 from .terms import Chi2Terms, Matched
@@ -242,9 +242,10 @@ def is_unequal(terms: Chi2Terms, matched: Matched, least: float) -> Array:
     if terms.correlation is not None:
         r = in_window(terms.correlation.coefficient, 1, terms.pair, replace(terms.model, oversample=1))
         r = jnp.where(jnp.isfinite(r), r, 0.0)
-        # Of those alike the scores are negative, of opposite ones here positive.
-        largest, smallest = extremes(jnp.sign(r) * score(terms.correlation._replace(coefficient=jnp.abs(r))))
-        opposite, alike = -largest, jnp.minimum(smallest, 0.0)
+        # Of those alike the scores are negative, of opposite ones here positive. Two reductions: `extremes` would
+        # compute their logarithms one by one.
+        scores = jnp.sign(r) * score(terms.correlation._replace(coefficient=jnp.abs(r)))
+        opposite, alike = -jnp.max(scores), jnp.minimum(jnp.min(scores), 0.0)
         result |= terms.settled & (opposite < least * alike) & (opposite < alike - OPPOSITE)
     return result
 
