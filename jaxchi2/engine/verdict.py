@@ -242,8 +242,8 @@ def is_unequal(terms: Chi2Terms, matched: Matched, least: float) -> Array:
     if terms.correlation is not None:
         r = in_window(terms.correlation.coefficient, 1, terms.pair, replace(terms.model, oversample=1))
         r = jnp.where(jnp.isfinite(r), r, 0.0)
-        # Of those alike the scores are negative, of opposite ones here positive. Two reductions: `extremes` would
-        # compute their logarithms one by one.
+        # Of those alike the scores are negative, of opposite ones here positive. Two reductions: `extremes`
+        # would compute their logarithms one by one.
         scores = jnp.sign(r) * score(terms.correlation._replace(coefficient=jnp.abs(r)))
         opposite, alike = -jnp.max(scores), jnp.minimum(jnp.min(scores), 0.0)
         result |= terms.settled & (opposite < least * alike) & (opposite < alike - OPPOSITE)
