@@ -21,13 +21,13 @@ from jax.typing import ArrayLike
 from .arrays import as_plain
 from .coadd import align_stack
 from .engine.pair import as_boundary
-from .files.io import optional
 from .files.outputs import REPLACES, Output, check_outputs, files_of, locked
 from .files.rows import StreamResult, believed_shift, column_types, columns_of, result_of
 from .files.settings import check_same, describe, describe_files, describe_run, fingerprint
 from .files.sources import Frames, aligned_origin, open_frames, read_array
 from .files.stackfile import StackFile, known_stack_format, open_stack_file
 from .files.tables import ParquetTable, TextTable, known_table_format, open_table
+from .io import optional
 from .mean import MeanTemplate, most_of_mean
 from .results import Registration
 from .stack import REFERENCES, mean_template, register_stack
@@ -61,8 +61,8 @@ def register_file(
     Parameters
     ----------
     source : path, pattern, list of paths, array_like or iterable
-        The frames, as for `open_frames` of `jaxchi2.sources`: a FITS cube, multi-page TIFF, HDF5, zarr or NPY
-        file; a list of files or a pattern with ``*``; an array; any iterable of arrays.
+        The frames, as for `open_frames` of `jaxchi2.files.sources`: a FITS cube, multi-page TIFF, HDF5,
+        zarr or NPY file; a list of files or a pattern with ``*``; an array; any iterable of arrays.
     reference : {"mean", "first", "previous"}, path or array_like
         What the frames are displaced from. "mean" is the mean of aligned frames that `register_stack` makes,
         of up to 64, evenly spaced, which are read before; of an iterable of unknown length it takes a pass of

@@ -67,7 +67,7 @@ ORDER = [
     "files.axes",
     "files.formats",
     "files.tiff",
-    "files.io",
+    "io",
     "files.outputs",
     "data",
     "files.sources",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxchi2.files.axes import LUMINANCE, ngff_axes, select
-from jaxchi2.files.io import read_image
 from jaxchi2.files.sources import open_frames, read_array
+from jaxchi2.io import read_image
 
 tifffile = pytest.importorskip("tifffile")
 zarr = pytest.importorskip("zarr")

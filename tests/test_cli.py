@@ -10,7 +10,7 @@ import pytest
 import jaxchi2
 from jaxchi2.cli import main
 from jaxchi2.data import demo_files, demo_pair
-from jaxchi2.files.io import read_image
+from jaxchi2.io import read_image
 
 fits = pytest.importorskip("astropy.io.fits")
 iio = pytest.importorskip("imageio.v3")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxchi2.data import demo_files, demo_pair
-from jaxchi2.files.io import LUMINANCE, ImageMeta, known_format, read_image, write_image
+from jaxchi2.io import LUMINANCE, ImageMeta, known_format, read_image, write_image
 
 fits = pytest.importorskip("astropy.io.fits")
 tifffile = pytest.importorskip("tifffile")
@@ -352,7 +352,7 @@ def test_missing_package_names_the_extra(tmp_path, monkeypatch, name, package):
 
 def test_import_is_light():
     code = (
-        "import sys, jaxchi2.files.io, jaxchi2.data\n"
+        "import sys, jaxchi2.io, jaxchi2.data\n"
         "heavy = {'astropy', 'tifffile', 'imageio', 'PIL', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -5,9 +5,9 @@ import pytest
 
 import jaxchi2
 import jaxchi2.stream
-from jaxchi2.files.io import read_image, write_image
 from jaxchi2.files.sources import open_frames
 from jaxchi2.files.stackfile import open_stack_file
+from jaxchi2.io import read_image, write_image
 from jaxchi2.stream import register_file
 
 fits = pytest.importorskip("astropy.io.fits")

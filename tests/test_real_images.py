@@ -14,7 +14,7 @@ from skimage import data
 from skimage.registration import phase_cross_correlation
 
 from jaxchi2 import Status, register, register_stack
-from jaxchi2.files.io import read_image
+from jaxchi2.io import read_image
 
 NAMES = ["camera", "moon", "coins", "brick", "hubble_deep_field", "m13"]
 FITS = {

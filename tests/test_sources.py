@@ -126,7 +126,7 @@ def test_file(kind, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".fits", ".tif", ".npy", ".png"])
 def test_pattern_is_sorted_by_number(suffix, tmp_path):
-    from jaxchi2.files.io import write_image
+    from jaxchi2.io import write_image
 
     # Ten names, of which the tenth would come second by its letters.
     numbers = [1, 2, 3, 9, 10]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..engine.pair import BOUNDARIES, MIN_OVERLAP, SMALL_OVERLAP, Boundary
 
 if TYPE_CHECKING:
-    from ..files.io import LoadedImage
     from ..files.outputs import Output
+    from ..io import LoadedImage
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,7 +123,7 @@ def one_line(error: Exception) -> str:
 
 def load(path: str) -> LoadedImage:
     """Read an image; whatever is wrong with the file is a ValueError or an OSError."""
-    from ..files.io import read_image
+    from ..io import read_image
 
     try:
         return read_image(path)

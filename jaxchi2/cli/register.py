@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..engine.pair import as_boundary
-from ..files.io import known_format, write_image
 from ..files.outputs import Output, check_outputs, files_of, locked
+from ..io import known_format, write_image
 from .common import (
     add_output_options,
     add_registration_options,
@@ -28,7 +28,7 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..files.io import LoadedImage
+    from ..io import LoadedImage
     from ..results import Registration
 
 _PICTURE = "the images, their difference before and after, and chi2 around its minimum,"

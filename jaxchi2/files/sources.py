@@ -22,9 +22,9 @@ import jax
 import numpy as np
 
 from ..arrays import Measured, as_plain, unit_of
+from ..io import ImageMeta, Origin, move_coordinates, open_fits, read_image, stack_header
 from .axes import Selection, ngff_axes, select, split_choices, suggestion
 from .formats import check_complete, known_format, npy_header, optional, raw_frames, split_extension
-from .io import ImageMeta, Origin, move_coordinates, open_fits, read_image, stack_header
 from .outputs import files_of
 from .tiff import open_tiff
 

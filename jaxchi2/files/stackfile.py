@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .io import Origin, known_format, optional
+from ..io import Origin, known_format, optional
 from .tiff import tiff_options
 
 __all__ = ["StackFile", "open_stack_file"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .io import optional
+from ..io import optional
 from .outputs import replace_file
 
 __all__ = ["ParquetTable", "TextTable", "open_table"]

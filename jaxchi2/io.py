@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arrays import Measured, as_plain
-from .axes import LUMINANCE, luminance, split_choices
-from .formats import known_format, npy_header, optional, split_extension
-from .tiff import PixelSize, open_tiff, tiff_options
+from .arrays import Measured, as_plain
+from .files.axes import LUMINANCE, luminance, split_choices
+from .files.formats import known_format, npy_header, optional, split_extension
+from .files.tiff import PixelSize, open_tiff, tiff_options
 
 __all__ = ["LUMINANCE", "ImageMeta", "LoadedImage", "known_format", "read_image", "write_image"]
 
