@@ -163,3 +163,22 @@ def test_two_processes(tmp_path, x64):
         alone = jaxchi2.register_stack(STACK, reference, 0.1, boundary="wrap", verdict=False)
         expected = np.column_stack([alone.shift, alone.stderr, alone.chi2])
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_small_frames_stay_on_their_device():
+    """They are put into larger frames outside jit, on the device that they are on."""
+    device = jax.devices()[3]
+    rng = np.random.default_rng(0)
+    scene = rng.normal(size=(20, 22)).astype(np.float32)
+    reference, image = (jax.device_put(x, device) for x in (scene, np.roll(scene, 2, 0)))
+    found = jaxchi2.register(reference, image, 0.1)
+    assert found.shift.devices() == {device}
+    np.testing.assert_allclose(found.shift, (2, 0), atol=0.02)
+
+
+def test_frames_spread_over_devices_have_an_answer():
+    scene = np.random.default_rng(0).normal(size=(24, 20)).astype(np.float32)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("rows",))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("rows"))
+    reference, image = (jax.device_put(x, spread) for x in (scene, np.roll(scene, 2, 0)))
+    np.testing.assert_allclose(jaxchi2.register(reference, image, 0.1).shift, (2, 0), atol=0.02)

@@ -143,6 +143,11 @@ class Pair(NamedTuple):
         """Whether nothing can be asked about the values now."""
         return is_traced(self)
 
+    @property
+    def addressable(self) -> bool:
+        """Whether this process has all of every array."""
+        return all(x.is_fully_addressable for x in jax.tree.leaves(self))
+
 
 def check_images(
     reference: ArrayLike,
@@ -394,7 +399,7 @@ def check(
     model = checked(pair.reference.shape, pair.image.shape)
     pair = _with_search(pair, search)
     shape = larger_frames(pair.reference.shape, pair.image.shape)
-    if not padded or shape is None or boundary.name != "overlap" or pair.traced:
+    if not padded or shape is None or boundary.name != "overlap" or pair.traced or not pair.addressable:
         return pair, model
     window = jnp.asarray(np.array(model.window), pair.image.dtype)
     return _in_frames(pair, shape)._replace(window=window), checked(shape, shape)
@@ -425,7 +430,8 @@ def _in_frames(pair: Pair, shape: Shape) -> Pair:
         # Not by JAX, which would compile a program for every shape.
         larger = np.full(shape, np.nan, x.dtype)
         larger[tuple(slice(0, n) for n in x.shape)] = x
-        return jnp.asarray(larger)
+        alone = x.committed and len(x.sharding.device_set) == 1
+        return jax.device_put(larger, x.sharding if alone else None)
 
     noise = None if pair.reference_err is None else beside(pair.reference_err)
     with jax.debug_nans(False):
