@@ -162,6 +162,7 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         side = _unweighted(spectrum, energy(spectrum, shape), shape, side.unit, side.pedestal)
         side = side._replace(mass=side.mass * filters.image.reshape(-1)[0] ** 2)
         image_energy = energy(image_spectrum, shape)
+        image = jnp.fft.irfftn(image_spectrum, shape)
     cross_spectrum = _cross(side.spectrum, image_spectrum)
     cross = series_of(cross_spectrum, shape)
     if model.oversample == 1:
@@ -178,7 +179,8 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         origin=jnp.zeros_like(image_energy, shape=(len(shape),), dtype=jnp.int32),
         pair=_knowledge(pair),
         reference=side.spectrum,
-        image=image_spectrum,
+        image=image,
+        image_spectrum=image_spectrum,
         weights=None,
         n_valid=jnp.full_like(image_energy, prod(shape), dtype=jnp.int32),
         amplitude=jnp.sqrt(side.energy) * jnp.sqrt(image_energy),
@@ -356,6 +358,7 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
         pair=_knowledge(pair),
         reference=side.spectrum,
         image=image,
+        image_spectrum=None,
         weights=weights,
         n_valid=count(weights > 0),
         amplitude=jnp.sqrt(side.energy) * jnp.sqrt(constant),

@@ -72,6 +72,7 @@ class Matched(NamedTuple):
         "pair",
         "reference",
         "image",
+        "image_spectrum",
         "weights",
         "n_valid",
         "amplitude",
@@ -112,7 +113,9 @@ class Chi2Terms:
     reference: Array
     """Half-plane spectrum of the reference, moved by ``origin``."""
     image: Array
-    """The image's pixels, or its half-plane spectrum when ``weights`` is None."""
+    """The image's pixels."""
+    image_spectrum: Array | None
+    """Their half-plane spectrum when ``weights`` is None, else None."""
     weights: Array | None
     """Weight of each pixel, None when they are all one."""
     n_valid: Array
@@ -312,8 +315,9 @@ class Chi2Terms:
         """χ² at one shift as a sum of squares, which float32 can resolve where the series cannot."""
         gain, background = self.nuisances(whole, fraction)
         model = shift_spectrum(self.reference, self.shape, whole - self.origin, fraction)
-        if self.weights is None:
-            return energy(self.image - scaled(model, gain), self.shape)
+        if self.image_spectrum is not None:
+            return energy(self.image_spectrum - scaled(model, gain), self.shape)
+        assert self.weights is not None
         residual = self.image - gain * jnp.fft.irfftn(model, self.shape) - background
         return sum_all(self.weights * residual**2)
 
@@ -322,16 +326,17 @@ class Chi2Terms:
         gain, background = self.nuisances(whole, fraction)
         spectrum = shift_spectrum(self.reference, self.shape, whole - self.origin, fraction)
         model = jnp.fft.irfftn(spectrum, self.shape)
-        if self.weights is None:
-            image, zero = jnp.fft.irfftn(self.image, self.shape), (0,) * len(self.shape)
-            mean, image_mean = (z[zero].real / prod(self.shape) for z in (spectrum, self.image))
-            residual = self.image - scaled(spectrum, gain)
+        if self.image_spectrum is not None:
+            zero = (0,) * len(self.shape)
+            mean, image_mean = (z[zero].real / prod(self.shape) for z in (spectrum, self.image_spectrum))
+            residual = self.image_spectrum - scaled(spectrum, gain)
             return Matched(
                 model - mean,
-                image - gain * model - background,
-                image - image_mean,
-                *map(squared, (spectrum, residual, self.image)),
+                self.image - gain * model - background,
+                self.image - image_mean,
+                *map(squared, (spectrum, residual, self.image_spectrum)),
             )
+        assert self.weights is not None
         image, weights = self.image, self.weights
         mass, root = sum_all(weights), jnp.sqrt(weights)
 
