@@ -123,15 +123,15 @@ def uniform_side(pair: Pair, model: Model) -> ReferenceSide:
     return _unweighted(jnp.fft.rfftn(reference), sum_all(reference**2), reference.shape, unit, pedestal)
 
 
-def _unweighted(spectrum: Array, energy: Array, shape: Shape, unit: Array, pedestal: Array) -> ReferenceSide:
+def _unweighted(spectrum: Array, total: Array, shape: Shape, unit: Array, pedestal: Array) -> ReferenceSide:
     power = nyquist_power(spectrum, shape)
     return ReferenceSide(
         spectrum=spectrum,
-        energy=energy,
-        power=replace(power, parts=power.parts.at[(0,) * power.parts.ndim].add(energy)),
+        energy=total,
+        power=replace(power, parts=power.parts.at[(0,) * power.parts.ndim].add(total)),
         power_on_pixels=None,
         total_spectrum=None,
-        mass=jnp.full_like(energy, prod(shape)),
+        mass=jnp.full_like(total, prod(shape)),
         roughness=_energies(spectrum, shape)[1],
         unit=unit,
         pedestal=pedestal,
@@ -234,7 +234,7 @@ def _searched(spectrum: Array, shape: Shape, model: Model) -> Array:
 
 
 def _energies(spectrum: Array, shape: Shape) -> tuple[Array, Array]:
-    """`_energy`, and that of the second derivative along each axis, shape ``(D,)``."""
+    """`energy`, and that of the second derivative along each axis, shape ``(D,)``."""
     power = squared(spectrum)
     columns = [
         np.stack([np.ones(m), (2 * np.pi * harmonics(n)[:m] / n) ** 4], axis=1)
@@ -251,10 +251,10 @@ def _bound(side: ReferenceSide, image_spectrum: Array, shape: Shape, model: Mode
     That of a transform is a few ulp of the whole in every mode, and so enters by the roughness of the other.
     At the best gain the power of the reference is a factor, and has no part of its own.
     """
-    energy, roughness = _energies(image_spectrum, shape)
+    total, roughness = _energies(image_spectrum, shape)
     own = 0.0 if model.gain else jnp.sqrt(side.energy)
     # The root of a product would overflow.
-    return (jnp.sqrt(energy) + own) * jnp.sqrt(side.roughness) + jnp.sqrt(side.energy) * jnp.sqrt(roughness)
+    return (jnp.sqrt(total) + own) * jnp.sqrt(side.roughness) + jnp.sqrt(side.energy) * jnp.sqrt(roughness)
 
 
 def _half_pixel_values(power: FourierSeries) -> Array:

@@ -49,7 +49,7 @@ def without_peaks(reference: Array, known: Array, framed: Array) -> tuple[Array,
 
     def fill(state: tuple, first: Array) -> tuple:
         _, known, _ = state
-        filled = jax.checkpoint(fill_smoothly)(jnp.where(known, reference, 0.0), known)
+        filled = fill_smoothly(jnp.where(known, reference, 0.0), known)
         hidden = first & some(framed & ~known)
         none = jnp.zeros_like(hidden)
         known, again = lax.cond(any_in_batch(hidden), bare, lambda _, known: (known, none), filled, known)
@@ -86,6 +86,8 @@ def eroded(known: Array, margin: int | tuple[int, ...], outside: str = "wrap") -
     return known
 
 
+# Of what it goes through on the way a derivative needs more memory than time.
+@jax.checkpoint
 def fill_smoothly(reference: Array, known: Array) -> Array:
     """Continue an array into its unknown pixels with the least curvature, ``Σ (∇² M)²``, near known ones.
 
@@ -165,6 +167,7 @@ def _ratio(total: Array, share: Array) -> Array:
     return jnp.where(reached, total / jnp.where(reached, share, 1.0), 0.0)
 
 
+@jax.checkpoint
 def unknown_variance(
     reference: Array,
     known: Array,
@@ -181,18 +184,8 @@ def unknown_variance(
     ndim, zero = reference.ndim, jnp.zeros_like(reference)
     # Sums of squares over the axes: of details, of slopes, and of details with filled pixels in them.
     totals, counts = [zero, zero, zero], [zero, zero]
-    values, there = wrapped(reference, 2), wrapped(known, 2)
     for axis in range(ndim):
-
-        def line(array: Array, axis: int = axis) -> list[Array]:
-            """The array at two pixels before to two behind along the axis."""
-            places = [[2 + k * (a == axis) for a in range(ndim)] for k in range(-2, 3)]
-            return [
-                array[tuple(slice(k, k + n) for k, n in zip(at, reference.shape, strict=True))]
-                for at in places
-            ]
-
-        x, here = line(values), line(there)
+        x, here = neighbours(reference, -2, 2, axis), neighbours(known, -2, 2, axis)
         fourth = ((x[0] + x[4] - 4 * (x[1] + x[3]) + 6 * x[2]) / 16) ** 2
         whole = reduce(jnp.logical_and, here)
         totals[0], totals[2] = totals[0] + jnp.where(whole, fourth, 0.0), totals[2] + fourth

@@ -30,15 +30,7 @@ from .continuation import MARGIN, eroded, in_patches, unknown_variance, without_
 from .noise import smoothed, smoothing_gain
 from .overlap import Correlation, Frames, correlate, lowest_step
 from .pair import Boundary, Model, Pair
-from .passes import (
-    any_in_batch,
-    count,
-    every,
-    extremes,
-    mean_over,
-    some,
-    sum_all,
-)
+from .passes import any_in_batch, count, every, extremes, mean_over, some, sum_all
 from .searchgrid import grid_minimum, in_window, prior_chi2, search_shape, shift_at, started, with_prior
 from .spectrum import Shape, along, half_weights
 
@@ -267,7 +259,7 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     counted = given > 0
     weights, image = given, jnp.where(counted, padded(prepared.image), 0.0)
     if variance is None:
-        missing = jax.checkpoint(unknown_variance)(reference, known)
+        missing = unknown_variance(reference, known)
         weights = with_variance(given, missing * brightness(reference, image, given, model))
     elif variance.ndim:
         variance = here(variance, outside=0.0)

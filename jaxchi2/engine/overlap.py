@@ -178,17 +178,15 @@ def _sums(frames: Frames, shape: Shape, uniform: bool, window: tuple[tuple[int, 
     spectra = jnp.fft.rfftn(jnp.stack([_padded(x, shape) for x in arrays[: 6 if uniform else 7]]), axes=axes)
     # Mass, cross, model, data, power, energy; and the number, where that is another than the mass.
     pairs = np.array([(0, 3), (1, 4), (1, 3), (0, 4), (2, 3), (0, 5), (0, 6)][: len(spectra)])
-
     products = conj_product(spectra[pairs[:, 0]], spectra[pairs[:, 1]])
-    mass, *rest = (
-        _cropped(x, window_shape(shape, window), window) for x in jnp.fft.irfftn(products, shape, axes)
-    )
+    mass, *rest = (_cropped(x, window) for x in jnp.fft.irfftn(products, shape, axes))
     number = jnp.round(mass if uniform else rest.pop())
     return _Sums(number, number if uniform else mass, *rest)
 
 
-def _cropped(grid: Array, shape: Shape, window: tuple[tuple[int, int], ...]) -> Array:
-    for axis, (n, m, (_, high)) in enumerate(zip(grid.shape, shape, window, strict=True)):
+def _cropped(grid: Array, window: tuple[tuple[int, int], ...]) -> Array:
+    shapes = grid.shape, window_shape(grid.shape, window)
+    for axis, (n, m, (_, high)) in enumerate(zip(*shapes, window, strict=True)):
         if m < n:
             end = high + 1 + BESIDE
             parts = (lax.slice_in_dim(grid, a, b, axis=axis) for a, b in ((0, end), (n - m + end, n)))

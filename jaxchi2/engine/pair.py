@@ -398,8 +398,10 @@ def check(
     )
     model = checked(pair.reference.shape, pair.image.shape)
     pair = _with_search(pair, search)
+    if not padded or boundary.name != "overlap" or pair.traced or not pair.addressable:
+        return pair, model
     shape = larger_frames(pair.reference.shape, pair.image.shape)
-    if not padded or shape is None or boundary.name != "overlap" or pair.traced or not pair.addressable:
+    if shape is None:
         return pair, model
     window = jnp.asarray(np.array(model.window), pair.image.dtype)
     return _in_frames(pair, shape)._replace(window=window), checked(shape, shape)

@@ -76,11 +76,15 @@ def squared(z: Array) -> Array:
 
 def energy(spectrum: Array, shape: Shape) -> Array:
     """``Σ x²`` of the real array that has a half-plane spectrum."""
-    power = squared(spectrum)
+    return mean_over_modes(squared(spectrum), shape)
+
+
+def mean_over_modes(values: Array, shape: Shape) -> Array:
+    """Mean over all frequencies of what is given on the half plane."""
     # A product with the weights, not a sum over rows: XLA 0.10 compiled that one, fused with the complex
     # arithmetic before it, into a program that crashed where the columns fill its vectors.
-    weights = half_weights(shape[-1]).astype(power.dtype)
-    return sum_all(jnp.dot(power, weights, precision=lax.Precision.HIGHEST)) / prod(shape)
+    weights = half_weights(shape[-1]).astype(values.dtype)
+    return sum_all(jnp.dot(values, weights, precision=lax.Precision.HIGHEST)) / prod(shape)
 
 
 def cycle_phase(indices: np.ndarray, period: int, whole: Array, fraction: Array) -> Array:

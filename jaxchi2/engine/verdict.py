@@ -15,7 +15,7 @@ from .chance import Evidence
 from .continuation import MARGIN
 from .minimum import Candidates, Minimum, best_pixel, stationary
 from .overlap import BESIDE, Correlation, log_left, score
-from .passes import sum_all
+from .passes import sum_all, wrapped
 from .searchgrid import grid_minimum, grid_shifts, in_window, shift_at
 from .spectrum import along, contract
 from .terms import Chi2Terms, Matched
@@ -68,8 +68,7 @@ def separate_minima(terms: Chi2Terms, n: int) -> Candidates:
     """
     grid = lax.stop_gradient(terms.grid)
     ndim, over = grid.ndim, terms.oversample
-    # Behind a barrier, or every comparison would work its neighbours out anew.
-    grid, padded = lax.optimization_barrier((grid, jnp.pad(grid, 1, mode="wrap")))
+    padded = wrapped(grid, 1)
     lowest = jnp.ones(grid.shape, bool)
     steps = list(np.ndindex((3,) * ndim))
     middle = len(steps) // 2

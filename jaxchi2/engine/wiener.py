@@ -13,7 +13,7 @@ from .layout import Layout, with_variance
 from .noise import box_coordinates, fitted_trend, gentle, hann, lower, significant, whitening, wiener_gain
 from .pair import Model
 from .passes import any_in_batch, count, every, mean_over, some, sum_all
-from .spectrum import Shape, half_weights, scaled, shift_spectrum, squared
+from .spectrum import Shape, half_weights, mean_over_modes, scaled, shift_spectrum, squared
 
 
 def filtered_layout(layout: Layout, model: Model) -> Layout:
@@ -121,8 +121,7 @@ def _calibration(filtered: Array, layout: Layout, kept: Array, model: Model) -> 
         mean = mean_over(x, counted) if model.background else 0.0
         return jnp.where(counted, x - mean, 0.0)
 
-    weights = jnp.asarray(half_weights(filtered.shape[-1]), kept.dtype)
-    noise = sum_all(jnp.dot(kept, weights, precision=lax.Precision.HIGHEST)) / filtered.size
+    noise = mean_over_modes(kept, filtered.shape)
     power, product = sum_all(centred(filtered) ** 2), sum_all(centred(filtered) * centred(layout.reference))
     factor = (product - number * noise) / jnp.where(power > 0, power, 1.0)
     return jnp.where((power > 0) & (factor > 0), factor, 1.0)
