@@ -9,9 +9,10 @@ as a function of the shift. `align` undoes a shift. The functions with the names
 from . import fourier
 from .align import align
 from .coadd import Aligned, Combined, align_stack, combine
+from .engine.choices import Boundary
+from .engine.constraints import Search
 from .engine.errors import delta_chi2
 from .engine.noise import estimate_noise
-from .engine.pair import Boundary, Search
 from .engine.verdict import Peaks, Posterior, RunnerUp
 from .image_registration.chi2_shifts import (
     chi2_shift,

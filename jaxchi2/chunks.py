@@ -13,7 +13,9 @@ from jax.typing import ArrayLike
 
 from .batch import in_chunks
 from .engine.builders import is_shareable, shared_reference, shared_terms
-from .engine.pair import Boundary, Model, Pair, Search, check
+from .engine.choices import Choices, Model, is_periodic
+from .engine.constraints import Search
+from .engine.pair import Pair, check
 from .registration import measure, solve, with_unit
 from .results import Registration, in_units
 
@@ -30,16 +32,17 @@ class Frame(NamedTuple):
 
 
 class Options(NamedTuple):
-    """The choices of a registration, hashable."""
+    """What a stack is asked beside its images, hashable."""
 
-    boundary: Boundary
-    fit_gain: bool
-    fit_background: bool
-    max_shift: tuple[float, ...] | None
-    oversample: int
+    choices: Choices
     clip: float | None
     verdict: bool
     known_err: bool
+
+    @property
+    def periodic(self) -> bool:
+        """Whether frames are periodic."""
+        return is_periodic(self.choices.boundary)
 
 
 def shares_reference(
@@ -48,7 +51,7 @@ def shares_reference(
     """Whether frames without bad pixels take all but their own FFT from what they have in common."""
     maps = [x for x in (common.err, common.reference_err, common.mask) if x is not None and x.ndim]
     return (
-        options.boundary.name == "wrap"
+        options.periodic
         and options.clip is None
         and reference_mask is None
         and (common.reference_err is None or not maps)
@@ -61,7 +64,7 @@ def is_even(frames: Frame, common: Frame, extra: tuple, options: Options) -> boo
     """Whether frames without bad pixels have one error each and no edges, which takes the least time."""
     maps = [frames.mask, common.mask, extra[0], None if common.err is None else common.err.ndim or None]
     return (
-        options.boundary.name == "wrap"
+        options.periodic
         and options.clip is None
         and all(x is None for x in maps)
         and (frames.err is None or frames.err.ndim == 1)
@@ -110,16 +113,11 @@ def _chunk_function(
             reference,
             frame.image,
             err,
+            options.choices,
+            search=search,
             reference_err=reference_err,
-            weights=None,
             mask=mask,
             reference_mask=reference_mask,
-            boundary=options.boundary,
-            fit_gain=options.fit_gain,
-            fit_background=options.fit_background,
-            max_shift=options.max_shift,
-            search=search,
-            oversample=options.oversample,
             compact=True,
         )
 

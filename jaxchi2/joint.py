@@ -39,8 +39,9 @@ from .checks import (
     stack_of,
 )
 from .coadd import align_stack
+from .engine.choices import Boundary, Choices, is_periodic
+from .engine.constraints import Search
 from .engine.noise import estimate_noise
-from .engine.pair import Boundary, Search, as_boundary, check_max_shift
 from .registration import MIN_PROBABILITY, range_of, register
 from .results import Registration
 from .sharding import any_sharding
@@ -213,7 +214,7 @@ def register_jointly(
         limits,
         mask,
         kind=kind,
-        alike=_Alike(as_boundary(boundary), check_max_shift(max_shift, ndim), batch_size),
+        alike=_Alike(Choices.of(boundary, max_shift=max_shift), batch_size),
     )
 
 
@@ -235,8 +236,7 @@ def _estimated(stack: Array, mask: Array | None) -> Array:
 class _Alike(NamedTuple):
     """Choices that hold in all rounds, hashable."""
 
-    boundary: Boundary
-    max_shift: tuple[float, ...] | None
+    choices: Choices
     batch_size: int | None
 
 
@@ -254,11 +254,16 @@ def _solution(
 ) -> JointRegistration:
     ndim = stack.ndim - 1
     max_rounds, min_p_value, tolerance = limits
-    options = alike._asdict() | {"mask": mask}
     if step is not None:
         step = jnp.broadcast_to(step, (ndim,))
     stiffness = jnp.zeros_like(stack, shape=(ndim,)) if step is None else 1 / step**2
-    shifts, free_shifts = number_of_shifts(stack.shape[1:], alike.boundary, alike.max_shift, step)
+    shifts, free_shifts = number_of_shifts(stack.shape[1:], alike.choices, step)
+    options: dict[str, Any] = {
+        "boundary": alike.choices.boundary,
+        "max_shift": alike.choices.max_shift,
+        "batch_size": alike.batch_size,
+        "mask": mask,
+    }
 
     def measured(shift: Array, accepted: Array) -> tuple[Registration, Others]:
         """Each frame against the others."""
@@ -267,7 +272,7 @@ def _solution(
             shift,
             err**2,
             mask=mask,
-            periodic=alike.boundary.name == "wrap",
+            periodic=is_periodic(alike.choices.boundary),
             batch_size=alike.batch_size,
         )
         others = mean_of_others(aligned, accepted)

@@ -24,11 +24,12 @@ from jax.typing import ArrayLike
 
 from .checks import choice, described, integer, per_axis, positive, refuse
 from .engine.builders import weighted_terms
+from .engine.choices import Boundary, Choices, Model
 from .engine.continuation import MARGIN, eroded, fill_smoothly
 from .engine.layout import Prepared, lay_out, prepare
-from .engine.minimum import best_pixel
 from .engine.noise import noise_of
-from .engine.pair import ANYWHERE, Boundary, Model, Pair, check
+from .engine.pair import Pair, check
+from .engine.position import Position
 from .engine.spectrum import Shape, shift_spectrum
 from .motion import MOTIONS, Motion, check_motion, sources
 from .registration import clipped, range_of
@@ -106,10 +107,8 @@ class Problem:
         if isinstance(scene.reference, Interpolant):
             model = scene.reference(sources(motion, self.shape))
         else:
-            whole = jnp.round(lax.stop_gradient(motion.shift)).astype(jnp.int32)
-            moved = shift_spectrum(
-                scene.reference, scene.image.shape, whole - scene.origin, motion.shift - whole
-            )
+            at = Position.of(motion.shift).since(scene.origin)
+            moved = shift_spectrum(scene.reference, scene.image.shape, at)
             model = jnp.fft.irfftn(moved, scene.image.shape)
         # The root of a zero weight has no derivative.
         root = jnp.sqrt(jnp.where(scene.weights > 0, scene.weights, 1.0))
@@ -525,16 +524,10 @@ def fit(
         reference,
         image,
         err,
-        reference_err=None,
+        Choices.of(boundary, fit_gain, fit_background, max_shift),
         weights=weights,
         mask=mask,
         reference_mask=reference_mask,
-        boundary=boundary,
-        fit_gain=fit_gain,
-        fit_background=fit_background,
-        max_shift=max_shift,
-        search=ANYWHERE,
-        oversample=1,
     )
     problem = _problem(pair, choices, model, interpolation, loss)
     if isinstance(optimizer, optax.GradientTransformation):
@@ -653,10 +646,9 @@ def _start(
         if problem.loss != "linear":
             pair, _ = clipped(pair, known_err, choices, CLIP_AT_START)
         terms = weighted_terms(pair, choices)
-        missing = terms.settled & ~jnp.isfinite(jnp.min(terms.grid))
+        missing = terms.grid.settled & ~jnp.isfinite(jnp.min(terms.grid.values))
         fatal = jnp.where(missing, np.int32(Status.LITTLE_OVERLAP), np.int32(Status.OK))
-        whole, fraction = best_pixel(terms)
-        start = ravel_pytree(MOTIONS[problem.motion].by(whole + fraction))[0]
+        start = ravel_pytree(MOTIONS[problem.motion].by(terms.grid.start().shift))[0]
     nuisances = [1.0] * problem.gain + [0.0] * problem.background
     return jnp.concatenate([lax.stop_gradient(start), jnp.asarray(nuisances, dtype)]), fatal
 
@@ -666,8 +658,9 @@ def _scene(prepared: Prepared, pair: Pair, choices: Model, problem: Problem, vec
     motion, _ = problem.motion_in(vector)
     order = INTERPOLATIONS[problem.interpolation]
     if order is None:
-        layout = lay_out(prepared, pair._replace(initial=motion.shift), choices)
-        return Scene(jnp.fft.rfftn(layout.reference), layout.image, layout.weights, layout.origin)
+        constraints = pair.constraints._replace(initial=motion.shift)
+        layout = lay_out(prepared, pair._replace(constraints=constraints), choices)
+        return Scene(jnp.fft.rfftn(layout.reference), layout.image, layout.weights, layout.grid.origin)
     boundary = choices.boundary
     mode = {"fill": "constant", "overlap": "nearest"}.get(boundary.name, boundary.name)
     outside = (boundary.value - prepared.pedestal) / prepared.unit

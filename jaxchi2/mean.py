@@ -117,7 +117,7 @@ def _mean_rounds(
     ndim = frames.image.ndim - 1
     free = np.array([held is None for held in common.search.fixed or (None,) * ndim])
     eps = jnp.finfo(frames.image.dtype).eps
-    shifts, _ = number_of_shifts(frames.image.shape[1:], options.boundary, options.max_shift)
+    shifts, _ = number_of_shifts(frames.image.shape[1:], options.choices)
 
     def one_round(state: tuple, _: None) -> tuple:
         # Near the solution a round's result does not depend on where it began: a Newton step.
@@ -126,14 +126,14 @@ def _mean_rounds(
             frames.image,
             place,
             variance,
-            periodic=options.boundary.name == "wrap",
+            periodic=options.periodic,
             batch_size=batch_size,
         )
         others = mean_of_others(aligned, accepted, axis)
         noise = jnp.ones_like(variance, shape=())
         those = common
         if not options.known_err:
-            fitted = options.fit_gain or options.fit_background
+            fitted = options.choices.gain or options.choices.background
             noise = noise_between(aligned, others, accepted, fitted, axis)
             noise = lax.stop_gradient(jnp.maximum(noise, 16 * eps * range_of(others.mean)))
             those = common._replace(err=noise)
@@ -193,8 +193,9 @@ def _start(
     err = common.err if frames.err is None else frame_of(frames.err, number, axis)
     first = common._replace(reference=frame_of(images, number, axis), reference_err=err)
     # Two frames may be twice as far apart as each is from the mean.
-    window = None if options.max_shift is None else tuple(2 * limit for limit in options.max_shift)
-    found = register(frames, first, options=options._replace(max_shift=window, verdict=False))
+    limits = options.choices.max_shift
+    choices = replace(options.choices, max_shift=None if limits is None else tuple(2 * x for x in limits))
+    found = register(frames, first, options=options._replace(choices=choices, verdict=False))
     accepted = _fit_as_usual(found, axis)
     place = jnp.where(has_answer(found)[:, None], found.shift, 0.0)
     return jnp.where(free, place - _mean_of(place, accepted, axis), 0.0), accepted

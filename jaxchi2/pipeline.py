@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from .align import align, check_order
 from .arrays import unit_of
 from .checks import array_of, as_real_array, numbers, scalar
-from .engine.pair import as_boundary
+from .engine.choices import is_periodic
 from .registration import register
 from .results import Registration
 
@@ -79,7 +79,7 @@ def register_and_align(
     array_of(images, "images")
     err = None if err is None else as_real_array(err, "err", unit)
     if mode is None:
-        mode = "wrap" if as_boundary(options.get("boundary", "overlap")).name == "wrap" else "nan"
+        mode = "wrap" if is_periodic(options.get("boundary", "overlap")) else "nan"
     order, outside = check_order(order, mode)
     if not 1 <= reference.ndim <= 3:
         raise ValueError(f"reference must have 1, 2 or 3 axes, not {reference.ndim}")

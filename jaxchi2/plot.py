@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .engine.pair import Boundary
+    from .engine.choices import Boundary
     from .files.rows import StreamResult
     from .results import Registration
 
@@ -106,11 +106,11 @@ def plot_registration(
     import jax.numpy as jnp
 
     from .align import undo_shift
-    from .engine.pair import as_boundary
+    from .engine.choices import is_periodic
     from .registration import register
 
     first, second = _float(reference), _float(image)
-    periodic = as_boundary(boundary).name == "wrap"
+    periodic = is_periodic(boundary)
     if (first.ndim, second.ndim) != (2, 2):
         raise ValueError(
             f"reference and image must have two axes to be drawn, not shapes {first.shape} and {second.shape}"
@@ -365,19 +365,17 @@ def _with_clipped(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Options of the surface: those of `register`, with the pixels that ``clip`` leaves out masked."""
-    from .engine.pair import ANYWHERE, check
+    from .engine.choices import Choices
+    from .engine.pair import check
     from .registration import clipped, with_unit
 
     options = {name: value for name, value in options.items() if name not in ("nsigma", "verdict")}
     if clip is None:
         return options
-    names = ("reference_err", "weights", "mask", "reference_mask", "max_shift")
-    given: dict[str, Any] = dict.fromkeys(names) | {
-        "fit_gain": False,
-        "fit_background": False,
-        "oversample": 1,
-    }
-    pair, model = check(reference, image, err, **given | {"search": ANYWHERE, "boundary": boundary} | options)
+    of_model = ("fit_gain", "fit_background", "max_shift")
+    choices = Choices.of(boundary, **{name: options[name] for name in of_model if name in options})
+    of_pair = {name: value for name, value in options.items() if name not in of_model}
+    pair, model = check(reference, image, err, choices, **of_pair)
     known = err is not None or options.get("weights") is not None
     left, _ = clipped(with_unit(pair, known)[0], known, model, clip)
     return options | {"mask": ~np.isfinite(left.image)}

@@ -15,13 +15,17 @@ from .checks import flag, is_traced, positive, real_number
 from .engine.algebra import is_positive_definite
 from .engine.builders import is_quick, weighted_terms, with_terms
 from .engine.chance import evidence
+from .engine.choices import Boundary, Choices, Model
+from .engine.constraints import ANYWHERE, Search
 from .engine.continuation import MARGIN
 from .engine.errors import covariance_of, interval_bounds, interval_points
 from .engine.minimum import Minimum, find_minima, find_minimum, with_derivative
-from .engine.pair import ANYWHERE, Boundary, Model, Pair, Search, check
+from .engine.pair import Pair, check
 from .engine.passes import count, extremes
+from .engine.position import Position
+from .engine.searchgrid import SearchGrid
 from .engine.terms import Chi2Terms
-from .engine.verdict import RunnerUp, is_unequal, runner_up, separate_minima
+from .engine.verdict import RunnerUp, is_unequal, runner_up
 from .results import Registration, in_units, is_bad_fit, is_too_good
 from .sharding import any_sharding
 from .status import Status
@@ -54,7 +58,6 @@ def register(
     fit_background: bool = False,
     max_shift: float | tuple[float, ...] | None = None,
     search: Search = ANYWHERE,
-    oversample: int = 1,
     clip: float | None = None,
     nsigma: ArrayLike = 1.0,
     verdict: bool = True,
@@ -104,10 +107,6 @@ def register(
         the smaller one is covered along each axis.
     search : Search
         A first guess, a prior, axes that are held.
-    oversample : {1, 2}
-        Samples per pixel of the search grid; static under jit. At 1, a reference sharper than its pixels
-        loses up to 60 % of its peak at half-pixel shifts; the refinement finds it nevertheless: near the
-        limit of detection, 1 and 2 found as many of 150 such shifts. No difference for "overlap" and masks.
     clip : float, optional
         Leave out pixels more than this many standard deviations from the best model, as cosmic rays or
         columns dead in the image alone: three rounds of fit and judgement, each of all pixels anew; static
@@ -168,16 +167,12 @@ def register(
         reference,
         image,
         err,
+        Choices.of(boundary, fit_gain, fit_background, max_shift),
+        search=search,
         reference_err=reference_err,
         weights=weights,
         mask=mask,
         reference_mask=reference_mask,
-        boundary=boundary,
-        fit_gain=fit_gain,
-        fit_background=fit_background,
-        max_shift=max_shift,
-        search=search,
-        oversample=oversample,
         compact=True,
         padded=True,
     )
@@ -248,8 +243,8 @@ def clipped(pair: Pair, known_err: bool, model: Model, clip: float) -> tuple[Pai
 
     def judge(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
         terms = weighted_terms(pair._replace(image=state[0]), model)
-        minimum = find_minimum(terms)
-        expected, counted = terms.expected_image(minimum.whole, minimum.fraction)
+        minimum = find_minimum(terms.grid, terms.series)
+        expected, counted = terms.expected_image(minimum.position)
         residual, scale = jnp.abs(pair.image - expected) / pair.err, pair.err
         if not known_err:
             usual = 1.4826 * jnp.nanmedian(jnp.where(counted, residual, jnp.nan))
@@ -284,24 +279,22 @@ def solve(
     """
     # The search and the verdict have no derivative.
     searched = lax.stop_gradient(terms)
-    if verdict:
-        minimum, others = find_minima(searched, separate_minima(searched, 1))
-    else:
-        minimum, others = find_minimum(searched), None
+    grid, series = searched.grid, searched.series
+    minimum, others = find_minima(grid, series, 1) if verdict else (find_minimum(grid, series), None)
     dof = _dof(terms)
     fatal = _fatal(searched, minimum, dof)
     failed = fatal != Status.OK
     found = _measured(known_err, failed, terms, nsigma, minimum)
     unequal = jnp.zeros_like(failed)
     if others is not None:
-        matched = searched.match(*_in_reach(searched, minimum))
+        matched = searched.match(_in_reach(searched, minimum))
         seen = evidence(searched, matched)
         unequal = is_unequal(searched, matched, MAX_IMPROVEMENT)
         second = runner_up(searched, minimum, others, lax.stop_gradient(found.scale), seen)
         chance = jnp.exp(seen.log_chance)
     else:
         unknown = jnp.full_like(found.scale, jnp.nan)
-        second, chance = RunnerUp(jnp.full_like(minimum.fraction, jnp.nan), unknown, unknown), unknown
+        second, chance = RunnerUp(jnp.full_like(found.shift, jnp.nan), unknown, unknown), unknown
     doubts = [
         (~jnp.all(found.closed), Status.OPEN_INTERVAL),
         (chance > MAX_CHANCE, Status.UNRELATED),
@@ -311,8 +304,8 @@ def solve(
         (unequal, Status.BRIGHTNESS),
     ]
     doubt = sum(jnp.where(c, np.int32(flag), np.int32(0)) for c, flag in doubts)
-    eps = jnp.finfo(searched.contrast.dtype).eps
-    why = unequal & ~searched.flat & (searched.contrast > 64 * eps * searched.constant)
+    content, eps = searched.content, jnp.finfo(series.constant.dtype).eps
+    why = unequal & ~content.flat & (content.contrast > 64 * eps * series.constant)
     why &= (fatal == Status.NOT_CONVERGED) | (fatal == Status.FLAT) | (fatal == Status.OUT_OF_WINDOW)
     fatal |= jnp.where(why, np.int32(Status.BRIGHTNESS), np.int32(0))
 
@@ -352,25 +345,25 @@ class _Measured(NamedTuple):
 
 
 def _at_minimum(known_err: bool, terms: Chi2Terms, nsigma: Array, minimum: Minimum) -> _Measured:
-    minimum = with_derivative(terms, minimum)
-    whole, fraction, model = minimum.whole, minimum.fraction, terms.model
-    chi2 = terms.residual_chi2(whole, fraction)
+    series, units, model = terms.series, terms.units, terms.model
+    minimum = with_derivative(series, minimum)
+    at = minimum.position
+    chi2 = terms.residual_chi2(at)
     scale = jnp.ones_like(chi2) if known_err else chi2 / jnp.maximum(_dof(terms), 1)
-    points = interval_points(terms, minimum, nsigma**2 * scale)
-    gain, background = terms.nuisances(whole, fraction)
-    reference_offset, image_offset = terms.offsets
+    points = interval_points(series, minimum, nsigma**2 * scale)
+    gain, background = series.nuisances(at)
     return _Measured(
-        shift=_reduced(terms, whole, fraction),
+        shift=_reduced(terms, at),
         covariance=covariance_of(minimum.hessian, model.free) * scale,
         bounds=interval_bounds(points, model.free),
         closed=points.found,
         chi2=chi2,
         scale=scale,
         gain=gain,
-        background=background * terms.scale + image_offset - gain * reference_offset
+        background=background * units.scale + units.image_offset - gain * units.reference_offset
         if model.background
         else jnp.zeros_like(gain),
-        nuisance_covariance=_nuisance_covariance(terms, whole, fraction, gain) * scale,
+        nuisance_covariance=_nuisance_covariance(terms, at, gain) * scale,
     )
 
 
@@ -395,7 +388,7 @@ def _measured_jvp(known_err: bool, primals: tuple, tangents: tuple) -> tuple[_Me
 
 
 def _dof(terms: Chi2Terms) -> Array:
-    return terms.n_valid - (sum(terms.model.free) + terms.model.gain + terms.model.background)
+    return terms.pixels.number - (sum(terms.model.free) + terms.model.gain + terms.model.background)
 
 
 def _has_large_errors(terms: Chi2Terms, chi2: Array, dof: Array, known_err: bool) -> Array:
@@ -404,30 +397,31 @@ def _has_large_errors(terms: Chi2Terms, chi2: Array, dof: Array, known_err: bool
     Of a noisy reference a part is filtered, and takes of χ² with it. What is counted beside the errors, for
     what the interpolant cannot know, may be more than there is.
     """
-    if not known_err or terms.pair.reference_err is not None:
-        return jnp.zeros_like(terms.flat)
-    other = lax.stop_gradient(chi2) > jnp.finfo(chi2.dtype).eps * terms.contrast
-    return is_too_good(chi2 / terms.noise_share, dof) & other
+    content = terms.content
+    if not known_err or content.noise_share is None:
+        return jnp.zeros_like(content.flat)
+    other = lax.stop_gradient(chi2) > jnp.finfo(chi2.dtype).eps * content.contrast
+    return is_too_good(chi2 / content.noise_share, dof) & other
 
 
 def _fatal(terms: Chi2Terms, minimum: Minimum, dof: Array) -> Array:
     """The first `Status` flag that leaves no answer, or zero."""
-    whole, fraction, model = minimum.whole, minimum.fraction, terms.model
-    eps, free = jnp.finfo(fraction.dtype).eps, np.array(model.free)
+    at, model, grid = minimum.position, terms.model, terms.grid
+    eps, free = jnp.finfo(at.fraction.dtype).eps, np.array(model.free)
     # Curvature that rounding alone could make is none.
-    least = 4 * eps * terms.roughness
+    least = 4 * eps * terms.series.roughness
     curved = (jnp.diagonal(minimum.hessian) > least) | ~free
-    flat = terms.flat | ~(is_positive_definite(minimum.hessian) & jnp.all(curved))
-    flat |= ~(terms.nuisances(whole, fraction)[0] > 0)
-    shift = _reduced(terms, whole, fraction)
-    low, high = (np.asarray(model.window, shift.dtype) if terms.pair.window is None else terms.pair.window).T
-    found = minimum.converged & ~_strayed(terms, whole, fraction)
+    flat = terms.content.flat | ~(is_positive_definite(minimum.hessian) & jnp.all(curved))
+    flat |= ~(terms.series.nuisances(at)[0] > 0)
+    shift, window = _reduced(terms, at), grid.constraints.window
+    low, high = (np.asarray(model.window, shift.dtype) if window is None else window).T
+    found = minimum.converged & ~_strayed(grid, at)
     outside = jnp.any(((shift < low) | (shift > high)) & free)
     # A minimum of one period is inside it, if only by a turn.
-    outside &= model.limited | (terms.settled & ~found)
+    outside &= model.limited | (grid.settled & ~found)
     cause = [
         (dof <= 0, Status.NO_DATA),
-        (terms.settled & ~jnp.isfinite(extremes(terms.grid)[1]), Status.LITTLE_OVERLAP),
+        (grid.settled & ~jnp.isfinite(extremes(grid.values)[1]), Status.LITTLE_OVERLAP),
         (flat, Status.FLAT),
         (outside, Status.OUT_OF_WINDOW),
         (~found, Status.NOT_CONVERGED),
@@ -435,37 +429,36 @@ def _fatal(terms: Chi2Terms, minimum: Minimum, dof: Array) -> Array:
     return jnp.select([c for c, _ in cause], [np.int32(flag) for _, flag in cause], np.int32(Status.OK))
 
 
-def _strayed(terms: Chi2Terms, whole: Array, fraction: Array) -> Array:
+def _strayed(grid: SearchGrid, at: Position) -> Array:
     """Whether the minimum has left the shift that its weights were settled for."""
-    return terms.settled & jnp.any(jnp.abs(whole - terms.origin + fraction) > MARGIN)
+    return grid.settled & jnp.any(jnp.abs(at.since(grid.origin).shift) > MARGIN)
 
 
-def _in_reach(terms: Chi2Terms, minimum: Minimum) -> tuple[Array, Array]:
+def _in_reach(terms: Chi2Terms, minimum: Minimum) -> Position:
     """Where to judge a match: the minimum, or the best whole shift where there is none near it."""
-    lost = _strayed(terms, minimum.whole, minimum.fraction)
-    whole = jnp.where(lost, terms.origin.astype(minimum.whole.dtype), minimum.whole)
-    return whole, jnp.where(lost, 0.0, minimum.fraction)
+    whole, fraction = minimum.position
+    lost = _strayed(terms.grid, minimum.position)
+    whole = jnp.where(lost, terms.grid.origin.astype(whole.dtype), whole)
+    return Position(whole, jnp.where(lost, 0.0, fraction))
 
 
-def _reduced(terms: Chi2Terms, whole: Array, fraction: Array) -> Array:
+def _reduced(terms: Chi2Terms, at: Position) -> Array:
     """The shift of one period around zero."""
     if terms.period is None:
-        return whole + fraction
+        return at.shift
     period = np.asarray(terms.period)
-    turns = jnp.floor((whole + fraction) / period + 0.5).astype(whole.dtype)
-    return (whole - turns * period.astype(np.int32)) + fraction
+    turns = jnp.floor(at.shift / period + 0.5).astype(at.whole.dtype)
+    return at.since(turns * period.astype(np.int32)).shift
 
 
-def _nuisance_covariance(terms: Chi2Terms, whole: Array, fraction: Array, gain: Array) -> Array:
+def _nuisance_covariance(terms: Chi2Terms, at: Position, gain: Array) -> Array:
     """Covariance of gain and background in units of the images."""
     if not (terms.model.gain or terms.model.background):
         return jnp.zeros_like(gain, shape=(2, 2))
-    covariance = terms.nuisance_covariance(whole, fraction, gain)
-    reference_offset, _ = terms.offsets
+    covariance = terms.series.nuisance_covariance(at, gain)
+    scale, offset, _ = terms.units
     # The background meant by the user is that at zero of the images, not at their pedestals.
-    change = jnp.stack([jnp.ones_like(gain), jnp.zeros_like(gain), -reference_offset, terms.scale]).reshape(
-        2, 2
-    )
+    change = jnp.stack([jnp.ones_like(gain), jnp.zeros_like(gain), -offset, scale]).reshape(2, 2)
     if not (terms.model.gain and terms.model.background):
         change = jnp.diag(jnp.diagonal(change))
     return change @ covariance @ change.T

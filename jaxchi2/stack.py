@@ -29,16 +29,9 @@ from .batch import (
 )
 from .checks import as_real_array, boolean_array, choice, integer, is_traced, numbers, refuse, stack_of
 from .chunks import Frame, Options, in_its_unit, is_even, register_chunks, shares_reference
+from .engine.choices import Boundary, Choices
+from .engine.constraints import ANYWHERE, Search
 from .engine.layout import is_valid_error
-from .engine.pair import (
-    ANYWHERE,
-    Boundary,
-    Search,
-    as_boundary,
-    check_max_shift,
-    check_model,
-    check_switches,
-)
 from .mean import MeanTemplate, most_of_mean, register_to_mean
 from .registration import check_measure
 from .results import Registration
@@ -63,7 +56,6 @@ def register_stack(
     fit_background: bool = False,
     max_shift: float | tuple[float, ...] | None = None,
     search: Search = ANYWHERE,
-    oversample: int = 1,
     clip: float | None = None,
     nsigma: ArrayLike = 1.0,
     verdict: bool = True,
@@ -104,7 +96,7 @@ def register_stack(
     mesh : jax.sharding.Mesh, optional
         Devices to spread the frames over, along its first axis. No device needs another's frames. Under
         ``jax.distributed`` every process calls with its own frames and gets their results, as NumPy arrays.
-    reference_mask, boundary, fit_gain, fit_background, max_shift, oversample, clip, nsigma, verdict
+    reference_mask, boundary, fit_gain, fit_background, max_shift, clip, nsigma, verdict
         As of `register`, for all frames.
 
     Returns
@@ -159,7 +151,6 @@ def register_stack(
         fit_background=fit_background,
         max_shift=max_shift,
         search=search,
-        oversample=oversample,
         clip=clip,
         nsigma=nsigma,
         verdict=verdict,
@@ -215,7 +206,6 @@ def _checked(
     fit_background: bool = False,
     max_shift: float | tuple[float, ...] | None = None,
     search: Search = ANYWHERE,
-    oversample: int = 1,
     clip: float | None = None,
     nsigma: ArrayLike = 1.0,
     verdict: bool = True,
@@ -227,26 +217,9 @@ def _checked(
     stack = stack_of(stack, unit=unit)
     shape = stack.shape[1:]
     clip, nsigma, verdict = check_measure(stack.dtype, clip, nsigma, verdict)
-    fit_gain, fit_background, oversample = check_switches(fit_gain, fit_background, oversample)
-    check_model(
-        shape,
-        shape,
-        boundary,
-        gain=fit_gain,
-        background=fit_background,
-        oversample=oversample,
-        max_shift=max_shift,
-    )
-    options = Options(
-        as_boundary(boundary),
-        fit_gain,
-        fit_background,
-        check_max_shift(max_shift, len(shape)),
-        oversample,
-        clip,
-        verdict,
-        err is not None,
-    )
+    choices = Choices.of(boundary, fit_gain, fit_background, max_shift)
+    choices.limits(len(shape))
+    options = Options(choices, clip, verdict, err is not None)
     made = None
     if isinstance(reference, MeanTemplate):
         template: MeanTemplate = reference
@@ -261,9 +234,8 @@ def _checked(
     if reference_mask is not None:
         words = f"the shape of a frame, {shape}"
         reference_mask = boolean_array(reference_mask, "reference_mask", (shape,), words)
-    padded = options.boundary.name != "wrap"
     limit = None if memory_limit is None else integer(memory_limit, "memory_limit")
-    default = default_batch_size(shape, stack.dtype.itemsize, limit, padded)
+    default = default_batch_size(shape, stack.dtype.itemsize, limit, not options.periodic)
     return _Task(
         frames,
         common,

@@ -13,11 +13,14 @@ from jax.typing import ArrayLike
 
 from .checks import as_numbers, integer, per_axis, positive, refuse, sizes
 from .engine.builders import is_quick, uniform_terms, weighted_terms
+from .engine.choices import Boundary, Choices
+from .engine.constraints import ANYWHERE, Search
 from .engine.errors import contour_points, delta_chi2, interval_bounds, interval_points, profile_values
-from .engine.minimum import find_minima, find_minimum, split
-from .engine.pair import ANYWHERE, Boundary, Search, check
+from .engine.minimum import Minimum, find_minima, find_minimum
+from .engine.pair import check
+from .engine.position import Position
 from .engine.terms import Chi2Terms
-from .engine.verdict import Peaks, Posterior, peaks, posterior, separate_minima
+from .engine.verdict import Peaks, Posterior, peaks, posterior
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["terms"], meta_fields=[])
@@ -40,17 +43,17 @@ class Chi2Surface:
 
     @jax.jit
     def _value(self, shift: Array) -> Array:
-        return self.terms.residual_chi2(*split(shift))
+        return self.terms.residual_chi2(Position.of(shift))
 
     @jax.jit
     def map(self) -> Array:
-        """χ² at the whole-pixel shifts (every half pixel with ``oversample=2``), shape of the images.
+        """χ² at the whole-pixel shifts, shape of the images.
 
         Shift zero is at index ``n // 2`` of each axis, and shifts grow with the index; `shifts` gives
-        them. Where the boundary is "overlap" or pixels of the reference are unknown, each shift has pixels
-        of its own: this is then χ² per pixel, times the number of pixels at its minimum, and infinite where
-        too few overlap; for "overlap" over the search window. With a gain to fit it is there χ² as a share
-        of the image's own, times that at the minimum: a blank overlap would match anything at gain zero.
+        them. Where the boundary is "overlap" or pixels of the reference are unknown, each shift has n pixels
+        of its own, and χ² of one does not compare with that of another. Then this is ``n ln(1 − r²)``, r
+        their correlation, −2 times the logarithm of a likelihood too, counted from χ² at the best whole
+        shift; infinite where too few pixels overlap; for "overlap" over the search window.
         """
         return self._in_order(self.terms.grid_chi2())
 
@@ -61,17 +64,15 @@ class Chi2Surface:
         return grid
 
     def _indices(self) -> list[np.ndarray]:
-        terms = self.terms
-        over = terms.oversample
-        lengths = zip(terms.grid.shape, self.shifts(), strict=True)
-        return [np.round(s * over).astype(int) % length for length, s in lengths]
+        lengths = zip(self.terms.grid.shape, self.shifts(), strict=True)
+        return [shift.astype(int) % length for length, shift in lengths]
 
     def shifts(self) -> tuple[np.ndarray, ...]:
         """Shifts along each axis at which `map` is given, one vector per axis."""
-        model, over = self.terms.model, self.terms.oversample
+        model = self.terms.model
         if model.boundary.name == "overlap":
-            return tuple(np.arange(low * over, high * over + 1) / over for low, high in model.whole_window)
-        return tuple(np.arange(over * n) / over - n // 2 for n in self.terms.frame)
+            return tuple(np.arange(low, high + 1.0) for low, high in model.whole_window)
+        return tuple(np.arange(float(n)) - n // 2 for n in self.terms.pixels.frame)
 
     def zoom(self, center: ArrayLike, spacing: ArrayLike, shape: tuple[int, ...]) -> Array:
         """χ² on a small regular grid at sub-pixel spacing.
@@ -98,18 +99,20 @@ class Chi2Surface:
 
     @partial(jax.jit, static_argnames="shape")
     def _zoom(self, center: Array, steps: Array, shape: tuple[int, ...]) -> Array:
-        whole, fraction = split(center)
+        at = Position.of(center)
         offsets = [
             jnp.asarray(np.arange(m) - (m - 1) / 2, steps.dtype) * steps[a] for a, m in enumerate(shape)
         ]
-        chi2 = self.terms.residual_chi2(whole, fraction)
-        return chi2 + self.terms.differences(whole, fraction, offsets)
+        return self.terms.residual_chi2(at) + self.terms.series.differences(at, offsets)
 
     @jax.jit
     def minimum(self) -> Array:
         """Shift of the minimum, shape ``(D,)``; its derivatives are those of the exact minimum."""
-        found = find_minimum(self.terms)
-        return found.whole + found.fraction
+        found = self._found()
+        return found.position.shift
+
+    def _found(self) -> Minimum:
+        return find_minimum(self.terms.grid, self.terms.series)
 
     def interval(self, nsigma: ArrayLike = 1.0, nfitted: int = 1) -> Array:
         """Extremes of each axis over Δχ² < ``delta_chi2(nsigma, nfitted)``, as positions, shape ``(D, 2)``.
@@ -121,28 +124,28 @@ class Chi2Surface:
 
     @jax.jit
     def _interval(self, threshold: Array) -> Array:
-        found = find_minimum(self.terms)
-        points = interval_points(self.terms, found, threshold)
+        found = self._found()
+        points = interval_points(self.terms.series, found, threshold)
         bounds = interval_bounds(points, self.terms.model.free)
-        return found.whole[:, None] + found.fraction[:, None] + bounds
+        return found.position.shift[:, None] + bounds
 
     def contour(self, nsigma: ArrayLike = 1.0, n: int = 64, nfitted: int = 2) -> Array:
         """Polygon of n points on Δχ² = ``delta_chi2(nsigma, nfitted)``, shape ``(n, 2)``, two axes only.
 
         One root on each of n rays from the minimum; NaN on a ray where the region does not close.
         """
-        if len(self.terms.shape) != 2:
-            raise ValueError(f"contour needs images with 2 axes, not {len(self.terms.shape)}")
+        if len(self.terms.grid.shape) != 2:
+            raise ValueError(f"contour needs images with 2 axes, not {len(self.terms.grid.shape)}")
         if not all(self.terms.model.free):
             raise ValueError("contour needs both axes free, not fixed")
         return self._contour(self._threshold(nsigma, nfitted), integer(n, "n", 3))
 
     @partial(jax.jit, static_argnames="n")
     def _contour(self, threshold: Array, n: int) -> Array:
-        found = find_minimum(self.terms)
-        points = contour_points(self.terms, found, threshold, n)
+        found = self._found()
+        points = contour_points(self.terms.series, found, threshold, n)
         displacement = jnp.where(points.found[:, None], points.displacement, jnp.nan)
-        return (found.whole + found.fraction)[None, :] + displacement
+        return found.position.shift[None, :] + displacement
 
     def profile(self, axis: int, positions: ArrayLike) -> Array:
         """Δχ² above the minimum at given shifts along one axis, minimised over the other axes.
@@ -154,32 +157,33 @@ class Chi2Surface:
         positions : array_like, shape (n,)
             Shifts along it, in pixels.
         """
-        ndim = len(self.terms.shape)
+        ndim = len(self.terms.grid.shape)
         wanted = f"an integer from {-ndim} to {ndim - 1}"
         axis = integer(axis, "axis", -ndim, wanted)
         if axis >= ndim:
             refuse("axis", wanted, axis)
-        at = as_numbers(positions, "positions", "real numbers", self.terms.constant.dtype)
+        at = as_numbers(positions, "positions", "real numbers", self.terms.grid.values.dtype)
         if at.ndim > 1:
             refuse("positions", "a vector", positions)
         return self._profile(axis % ndim, jnp.atleast_1d(at))
 
     @partial(jax.jit, static_argnames="axis")
     def _profile(self, axis: int, positions: Array) -> Array:
-        found = find_minimum(self.terms)
-        return profile_values(self.terms, found, axis, positions - found.whole[axis] - found.fraction[axis])
+        found = self._found()
+        whole, fraction = found.position
+        return profile_values(self.terms.series, found, axis, positions - whole[axis] - fraction[axis])
 
     def peaks(self, n: int = 2) -> Peaks:
         """The n deepest separate minima, the best first: shifts, shape ``(n, D)``, and Δχ², shape ``(n,)``.
 
         Minima of the search grid, below all their neighbours and more than a pixel from the best, then
-        refined like it. Where `map` is χ² per pixel they stay whole shifts.
+        refined like it. Where each shift has pixels of its own they stay whole shifts.
         """
         return self._peaks(integer(n, "n", 2))
 
     @partial(jax.jit, static_argnames="n")
     def _peaks(self, n: int) -> Peaks:
-        return peaks(self.terms, *find_minima(self.terms, separate_minima(self.terms, n - 1)))
+        return peaks(self.terms, *find_minima(self.terms.grid, self.terms.series, n - 1))
 
     def posterior(self, temperature: ArrayLike = 1.0) -> Posterior:
         """``exp(−χ² / (2 temperature))`` over the samples of `map`, normalised, with mean and covariance.
@@ -190,11 +194,11 @@ class Chi2Surface:
         where each shift has n pixels of its own, χ² is ``n ln(1 − r²)``, r their correlation: the likelihood
         at the best gain and the best error.
         """
-        return self._posterior(positive(temperature, "temperature", self.terms.constant.dtype))
+        return self._posterior(positive(temperature, "temperature", self.terms.grid.values.dtype))
 
     @jax.jit
     def _posterior(self, temperature: Array) -> Posterior:
-        found = posterior(self.terms, temperature)
+        found = posterior(self.terms.grid, temperature)
         return found._replace(probability=self._in_order(found.probability))
 
     def posterior_mean(self, temperature: ArrayLike = 1.0) -> Array:
@@ -202,10 +206,11 @@ class Chi2Surface:
         return self.posterior(temperature).mean
 
     def _per_axis(self, x: ArrayLike, name: str, or_scalar: bool = False) -> Array:
-        return per_axis(x, name, len(self.terms.shape), self.terms.constant.dtype, or_scalar=or_scalar)
+        values = self.terms.grid.values
+        return per_axis(x, name, values.ndim, values.dtype, or_scalar=or_scalar)
 
     def _threshold(self, nsigma: ArrayLike, nfitted: int) -> Array:
-        dtype = self.terms.constant.dtype
+        dtype = self.terms.grid.values.dtype
         return delta_chi2(positive(nsigma, "nsigma", dtype), nfitted)
 
 
@@ -223,7 +228,6 @@ def chi2_surface(
     fit_background: bool = False,
     max_shift: float | tuple[float, ...] | None = None,
     search: Search = ANYWHERE,
-    oversample: int = 1,
 ) -> Chi2Surface:
     """χ² between an image and a shifted reference, as an exact function of the shift.
 
@@ -238,7 +242,7 @@ def chi2_surface(
         As for `register`, but None for ``err`` means 1. Where pixels of the reference are unknown (masked,
         or outside the frame for "overlap") the pixels that count are settled at the best whole shift, and
         are the same for all shifts that the surface is asked about; only `Chi2Surface.map` goes further.
-    boundary, fit_gain, fit_background, max_shift, search, oversample
+    boundary, fit_gain, fit_background, max_shift, search
         As for `register`.
 
     Returns
@@ -265,20 +269,16 @@ def chi2_surface(
         reference,
         image,
         err,
+        Choices.of(boundary, fit_gain, fit_background, max_shift),
+        search=search,
         reference_err=reference_err,
         weights=weights,
         mask=mask,
         reference_mask=reference_mask,
-        boundary=boundary,
-        fit_gain=fit_gain,
-        fit_background=fit_background,
-        max_shift=max_shift,
-        search=search,
-        oversample=oversample,
     )
     if mask is None and reference_mask is None and is_quick(pair, model):
         terms = _uniform(pair, model)
-        if jnp.isfinite(terms.constant):
+        if jnp.isfinite(terms.series.constant):
             return Chi2Surface(terms)
     return Chi2Surface(_weighted(pair, model))
 

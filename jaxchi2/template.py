@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array, lax
 
 from .coadd import Aligned
-from .engine.pair import Boundary, check_model
+from .engine.choices import Choices
 from .engine.spectrum import Shape
 from .registration import MAX_CHANCE
 from .results import Registration
@@ -127,11 +127,9 @@ def has_answer(found: Registration) -> Array:
     return found.status & FATAL == 0
 
 
-def number_of_shifts(
-    shape: Shape, boundary: Boundary, max_shift: tuple[float, ...] | None, step: Array | None = None
-) -> tuple[int, Array | float]:
+def number_of_shifts(shape: Shape, choices: Choices, step: Array | None = None) -> tuple[int, Array | float]:
     """Whole shifts that a frame is looked for at, and how many of them a random walk leaves likely."""
-    window = check_model(shape, shape, boundary, max_shift=max_shift).whole_window
+    window = choices.model(shape, shape).whole_window
     sizes = [high - low + 1 for low, high in window]
     if step is None:
         return prod(sizes), float(prod(sizes))

@@ -67,7 +67,6 @@ REGISTER = {
     "fit_background": FLAG,
     "max_shift": LIMIT,
     "search": SEARCH,
-    "oversample": [*COUNT, *NOTHING, 3],
     "clip": [*NOT_REAL, *LISTS, *EMPTY, True, 0.5, 1, -3, np.nan],
     "nsigma": POSITIVE,
     "verdict": FLAG,
@@ -110,7 +109,7 @@ CALLS = {
     "chi2_surface": (
         jaxchi2.chi2_surface,
         PAIR,
-        {k: REGISTER[k] for k in (*BOTH, "search", "oversample", "reference_err")},
+        {k: REGISTER[k] for k in (*BOTH, "search", "reference_err")},
     ),
     "chi2_surface weights": (jaxchi2.chi2_surface, {**PAIR, "err": None}, {"weights": PIXELS}),
     "Chi2Surface()": (SURFACE, {"shift": [0.0, 0.0]}, {"shift": PER_AXIS}),

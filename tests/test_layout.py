@@ -11,9 +11,10 @@ from direct import interpolate, moved, scene
 
 from jaxchi2 import Boundary, Search, Status, chi2_surface, register
 from jaxchi2.engine import continuation, layout, searchgrid
+from jaxchi2.engine.choices import Choices
 from jaxchi2.engine.continuation import MARGIN
 from jaxchi2.engine.overlap import BESIDE, LEAST_SHARE, correlate, window_shape
-from jaxchi2.engine.pair import Pair, check_model, larger_frames
+from jaxchi2.engine.pair import Pair, larger_frames
 from jaxchi2.registration import measure
 
 SHAPE = (40, 37)
@@ -337,7 +338,7 @@ def test_min_overlap_bounds_the_search():
 def test_overlap_map_is_the_score_of_the_correlation(x64):
     """Against a loop over whole shifts and the pixels that both frames show."""
     reference, image = crops(np.array([2.0, -3.0]), (14, 15))
-    surface = chi2_surface(reference, image, 0.05, boundary="overlap", max_shift=4, oversample=2)
+    surface = chi2_surface(reference, image, 0.05, boundary="overlap", max_shift=4)
     values = np.asarray(surface.map())
     ys, xs = surface.shifts()
     expected = np.empty((len(ys), len(xs)))
@@ -365,7 +366,7 @@ def test_frames_correlate_over_their_overlap(shape, other, dtype):
     """Number of pixels and correlation coefficient at every whole shift, one by one."""
     rng = np.random.default_rng(0)
     images = [(3 + rng.normal(size=n)).astype(dtype) for n in (shape, other)]
-    model = check_model(shape, other, "overlap", max_shift=np.inf)
+    model = Choices.of(max_shift=np.inf).model(shape, other)
     prepared = layout.prepare(Pair(*map(jnp.asarray, images), jnp.asarray(0.5, dtype)), model)
     grid = searchgrid.search_shape(shape, other, model)
     part = tuple((-5, n // 4) for n in other)

@@ -7,7 +7,8 @@ from direct import shifted
 
 import jaxchi2
 from jaxchi2 import Search, chi2_surface
-from jaxchi2.engine.minimum import STARTS, between_samples
+from jaxchi2.engine.position import Position
+from jaxchi2.engine.searchgrid import STARTS
 
 SHAPE = (31, 33)
 rng = np.random.default_rng(7)
@@ -39,9 +40,9 @@ def test_start_is_near_the_minimum_and_exact_between_equal_images(dtype):
     # The parabola through three samples of a sinc errs by up to 0.11, and 1/32 more.
     for shift, nearest in ((0.0, 0.0), (0.25, 0.14), (0.5, 0.04), (-0.4, 0.14)):
         image = shifted(SCENE, (shift, 0.0)).astype(dtype)
-        terms = chi2_surface(SCENE.astype(dtype), image, 1.0, boundary="wrap").terms
+        grid = chi2_surface(SCENE.astype(dtype), image, 1.0, boundary="wrap").terms.grid
         whole = jnp.round(jnp.asarray([shift, 0.0])).astype(jnp.int32)
-        start = between_samples(terms, whole, jnp.zeros(2, dtype))
+        start = grid.between_samples(Position(whole, jnp.zeros(2, dtype))).fraction
         assert abs(whole[0] + start[0] - shift) <= nearest
         assert start[1] == 0
         assert start[0] * STARTS % 1 == 0

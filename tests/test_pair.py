@@ -8,7 +8,7 @@ import pytest
 
 import jaxchi2
 from jaxchi2 import Boundary, Search, Status, chi2_surface, register
-from jaxchi2.engine.pair import check_model
+from jaxchi2.engine.choices import Choices
 
 GOOD = np.random.default_rng(0).normal(size=(9, 10))
 EYE = np.eye(2)
@@ -50,9 +50,6 @@ REFUSED = [
     ({"max_shift": np.nan}, ValueError, "max_shift must be positive"),
     ({"max_shift": True}, TypeError, "max_shift must be static real numbers, not True"),
     ({"max_shift": (True, 3)}, TypeError, "max_shift must be static real numbers"),
-    ({"oversample": 3}, ValueError, "oversample must be 1 or 2"),
-    ({"oversample": 2.0}, ValueError, "oversample must be 1 or 2, not 2.0"),
-    ({"oversample": True}, TypeError, "oversample must be 1 or 2"),
     ({"nsigma": 0.0}, ValueError, "nsigma must be a positive scalar"),
     ({"nsigma": np.ones(2)}, ValueError, "nsigma must be a positive scalar"),
     ({"clip": 0.5}, ValueError, "clip must be a number of standard deviations above 1"),
@@ -126,7 +123,7 @@ def test_flagged(changes, flag):
 
 @pytest.mark.parametrize("limit", [np.inf, 1e9])
 def test_a_limit_beyond_the_frames_is_none(limit):
-    window = {b: check_model((9, 10), (8, 12), b, max_shift=limit).window for b in ("overlap", "fill")}
+    window = {b: Choices.of(b, max_shift=limit).model((9, 10), (8, 12)).window for b in ("overlap", "fill")}
     # Whatever lies further away has no pixel in common.
     assert window["overlap"] == ((-8, 7), (-9, 11))
     assert window["fill"] == ((-8, 8), (-12, 12))

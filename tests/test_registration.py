@@ -144,26 +144,6 @@ def test_nsigma_widens_the_interval():
     np.testing.assert_allclose(np.diff(three.interval), 3 * np.diff(one.interval), rtol=0.01)
 
 
-def test_oversampling_finds_the_same_minimum():
-    reference, image = noisy(shift=np.array([0.5, 2.5]))
-    err = np.full(SHAPE, 0.1)
-    one, two = register(reference, image, err), register(reference, image, err, oversample=2)
-    np.testing.assert_allclose(one.shift, two.shift, atol=3e-6)
-    np.testing.assert_allclose(one.covariance, two.covariance, rtol=1e-3, atol=1e-8)
-
-
-def test_oversampling_sees_what_falls_between_the_pixels():
-    """Half a pixel off on both axes, the peak of a white reference is 0.4 of itself on the pixel grid."""
-    reference = scene(SHAPE)
-    image = shifted(reference, np.array([0.5, 2.5]))
-    depth = []
-    for oversample in (1, 2):
-        chi2 = np.asarray(chi2_surface(reference, image, 1.0, oversample=oversample).map())
-        depth.append(2 * np.sum(reference**2) - chi2.min())
-    assert depth[0] < 0.5 * depth[1]
-    np.testing.assert_allclose(depth[1], 2 * np.sum(reference**2), rtol=1e-4)
-
-
 def test_max_shift_holds_the_answer_inside():
     reference = scene(SHAPE)
     image = np.roll(reference, (7, 1), (0, 1)) + 0.5 * np.roll(reference, (-1, 2), (0, 1))
@@ -325,11 +305,6 @@ BAD = [
     (OK_PAIR, {"boundary": "mirror"}, "boundary"),
     (OK_PAIR, {"boundary": None}, "boundary"),
     (OK_PAIR, {"boundary": 1}, "boundary"),
-    (OK_PAIR, {"oversample": 3}, "oversample"),
-    (OK_PAIR, {"oversample": 0}, "oversample"),
-    (OK_PAIR, {"oversample": True}, "oversample"),
-    (OK_PAIR, {"oversample": "2"}, "oversample"),
-    (OK_PAIR, {"oversample": 1.5}, "oversample"),
     (OK_PAIR, {"max_shift": 0}, "max_shift"),
     (OK_PAIR, {"max_shift": -1.0}, "max_shift"),
     (OK_PAIR, {"max_shift": (3, -1)}, "max_shift"),

@@ -9,6 +9,7 @@ import pytest
 from conftest import enable_x64
 from direct import interpolate, shifted
 
+from jaxchi2.engine.position import Position
 from jaxchi2.engine.spectrum import (
     correlated_square,
     cycle_phase,
@@ -37,21 +38,20 @@ class Case:
 
     @partial(jax.jit, static_argnums=0)
     def compute(self, array, weights, whole, fraction):
+        at = Position(whole, fraction)
         shape, spectrum = self.shape, jnp.fft.rfftn(array)
         series = series_of(spectrum, shape)
         power = correlated_square(spectrum, jnp.fft.rfftn(weights), shape)
         displacements = [jnp.asarray(d) for d in self.displacements]
         return {
-            "derivatives": series.derivatives(whole, fraction, 2),
-            "differences": series.differences(whole, fraction, displacements).change,
-            "tiny": series.differences(whole, fraction, [1e-9 * d for d in displacements]).change,
-            "moved": series.differences(whole, fraction, [d[1:2] for d in displacements], 2),
-            "there": series.derivatives(whole, fraction + jnp.stack([d[1] for d in displacements]), 2),
-            "sampled": [series.sampled(oversample) for oversample in (1, 2)],
-            "shifted": jnp.fft.irfftn(shift_spectrum(spectrum, shape, whole, fraction), shape),
-            "power": power.derivatives(whole, fraction, 2),
-            "power differences": power.differences(whole, fraction, displacements).change,
-            "power sampled": power.sampled(2),
+            "derivatives": series.derivatives(at, 2),
+            "differences": series.differences(at, displacements).change,
+            "tiny": series.differences(at, [1e-9 * d for d in displacements]).change,
+            "moved": series.differences(at, [d[1:2] for d in displacements], 2),
+            "there": series.derivatives(at.moved(jnp.stack([d[1] for d in displacements])), 2),
+            "shifted": jnp.fft.irfftn(shift_spectrum(spectrum, shape, at), shape),
+            "power": power.derivatives(at, 2),
+            "power differences": power.differences(at, displacements).change,
         }
 
     def value(self, position):
@@ -109,12 +109,6 @@ def test_differences_keep_their_precision_when_tiny(case):
     np.testing.assert_allclose(case.found["tiny"], expected, rtol=0, atol=1e-7 * np.max(np.abs(expected)))
 
 
-def test_sampled(case):
-    for oversample, found in zip((1, 2), case.found["sampled"], strict=True):
-        grid = [np.arange(oversample * n) / oversample for n in case.shape]
-        np.testing.assert_allclose(found, interpolate(case.array, grid), atol=1e-12)
-
-
 def test_shift_spectrum(case):
     np.testing.assert_allclose(case.found["shifted"], shifted(case.array, case.shift), atol=1e-12)
 
@@ -122,7 +116,7 @@ def test_shift_spectrum(case):
 def test_nyquist_power_is_what_a_shift_loses(case):
     with enable_x64(True):
         series = nyquist_power(jnp.fft.rfftn(case.array), case.shape)
-        found = series.derivatives(*map(jnp.asarray, case.split), 0).item()
+        found = series.derivatives(Position(*map(jnp.asarray, case.split)), 0).item()
     lost = np.sum(shifted(case.array, case.shift) ** 2) - np.sum(case.array**2)
     np.testing.assert_allclose(found, lost, atol=1e-11)
     assert found < 0 or all(n % 2 for n in case.shape)
@@ -145,26 +139,19 @@ def test_power_of_the_shifted_image(case):
             np.testing.assert_allclose(case.found["power"][orders], slope, rtol=1e-5, atol=1e-4)
 
 
-def test_sampled_power_of_the_shifted_image(case):
-    found = case.found["power sampled"]
-    for index in np.ndindex(found.shape):
-        moved = shifted(case.array, np.array(index) / 2)
-        np.testing.assert_allclose(found[index], np.sum(case.weights * moved**2), rtol=1e-11)
-
-
 def test_series_is_periodic(x64):
     array = np.random.default_rng(0).normal(size=(6, 5))
     series = series_of(jnp.fft.rfftn(array), array.shape)
     fraction = jnp.asarray([0.3, -0.2])
-    here = series.derivatives(jnp.asarray([1, 2]), fraction, 0)
-    there = series.derivatives(jnp.asarray([1 - 6, 2 + 15]), fraction, 0)
+    here = series.derivatives(Position(jnp.asarray([1, 2]), fraction), 0)
+    there = series.derivatives(Position(jnp.asarray([1 - 6, 2 + 15]), fraction), 0)
     np.testing.assert_allclose(there, here, rtol=1e-13)
 
 
 def test_phase_is_exact_at_large_shifts_in_float32():
     whole, fraction = jnp.asarray(1_000_003, jnp.int32), jnp.asarray(0.25, jnp.float32)
     indices, period = harmonics(1024), 1024
-    found = cycle_phase(indices, period, whole, fraction)
+    found = cycle_phase(indices, period, Position(whole, fraction))
     assert found.dtype == np.float32
     turns = indices * (1_000_003.25 % period) / period
     np.testing.assert_allclose(np.exp(1j * np.asarray(found, float)), np.exp(2j * np.pi * turns), atol=2e-6)
@@ -181,6 +168,7 @@ def test_phase_is_exact_on_long_axes(period):
     rng = np.random.default_rng(period)
     indices = np.append(rng.integers(-period, period, 500), [-period, period, period // 2])
     whole, fraction = period - 3, 0.25
-    found = cycle_phase(indices, period, jnp.asarray(whole, jnp.int32), jnp.asarray(fraction, jnp.float32))
+    at = Position(jnp.asarray(whole, jnp.int32), jnp.asarray(fraction, jnp.float32))
+    found = cycle_phase(indices, period, at)
     turns = (indices * whole % period + indices * fraction) / period
     np.testing.assert_allclose(np.exp(1j * np.asarray(found, float)), np.exp(2j * np.pi * turns), atol=2e-6)

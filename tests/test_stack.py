@@ -8,8 +8,8 @@ from direct import moved, scene
 
 import jaxchi2
 import jaxchi2.stack
+from jaxchi2 import Search
 from jaxchi2.batch import default_batch_size, in_chunks
-from jaxchi2.engine.pair import Search
 from jaxchi2.status import Status
 
 SHAPE = (16, 18)
@@ -306,7 +306,6 @@ REFUSED = [
     (ValueError, "nsigma must be a positive scalar", {"nsigma": [1.0, 2.0]}),
     (TypeError, "fit_gain must be True or False", {"fit_gain": []}),
     (TypeError, "fit_background must be True or False", {"fit_background": {}}),
-    (TypeError, "oversample must be 1 or 2", {"oversample": [2]}),
     (TypeError, "max_shift must be static real", {"max_shift": "a"}),
     (TypeError, "memory_limit must be a positive integer", {"memory_limit": "a"}),
     (ValueError, "reference_err must not be given for the mean", {"reference": "mean", "reference_err": 0.1}),

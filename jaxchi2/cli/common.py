@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..engine.pair import BOUNDARIES, MIN_OVERLAP, SMALL_OVERLAP, Boundary
+from ..engine.choices import BOUNDARIES, MIN_OVERLAP, SMALL_OVERLAP, Boundary
 
 if TYPE_CHECKING:
     from ..files.outputs import Output
@@ -61,13 +61,6 @@ def add_registration_options(parser: argparse.ArgumentParser, image: str, refere
         nargs="+",
         help="largest shift looked for, one number for all axes or one per axis in the order y x; "
         "give it after the files",
-    )
-    parser.add_argument(
-        "--oversample",
-        type=int,
-        choices=(1, 2),
-        default=1,
-        help="samples per pixel in the search; 2 helps with very sharp images; default %(default)s",
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..engine.pair import as_boundary
+from ..engine.choices import is_periodic
 from ..files.outputs import Output, check_outputs, files_of, locked
 from ..io import known_format, write_image
 from .common import (
@@ -65,9 +65,7 @@ def add_demo(commands: Any) -> None:
     )
     add_output_options(parser, _PICTURE, default_plot="jaxchi2-demo.png")
     parser.add_argument("--no-plot", dest="plot", action="store_const", const=None, help="draw no picture")
-    parser.set_defaults(
-        err=None, boundary="overlap", min_overlap=None, max_shift=None, nsigma=1.0, oversample=1, out=None
-    )
+    parser.set_defaults(err=None, boundary="overlap", min_overlap=None, max_shift=None, nsigma=1.0, out=None)
     parser.set_defaults(fit_gain=False, fit_background=False, clip=None, run=run)
 
 
@@ -104,7 +102,6 @@ def run(arguments: argparse.Namespace) -> int:
             "fit_gain": arguments.fit_gain,
             "fit_background": arguments.fit_background,
             "clip": arguments.clip,
-            "oversample": arguments.oversample,
             "max_shift": max_shift(arguments.max_shift),
         }
         result = register(reference.data, image.data, err, nsigma=arguments.nsigma, **options)
@@ -147,7 +144,7 @@ def _write_aligned(
     from ..checks import as_real_array
 
     pixels, shape = as_real_array(image.data, "image"), reference.data.shape
-    periodic = as_boundary(options["boundary"]).name == "wrap"
+    periodic = is_periodic(options["boundary"])
     aligned = np.asarray(undo_shift(pixels, result.shift, shape, periodic))
     with output.writing() as path:
         write_image(path, aligned, image.meta, shift=np.asarray(result.shift))

@@ -106,7 +106,6 @@ def run(arguments: argparse.Namespace) -> int:
                 fit_background=arguments.fit_background,
                 clip=arguments.clip,
                 max_shift=max_shift(arguments.max_shift),
-                oversample=arguments.oversample,
             )
         finally:
             frames.close()

@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from .chi2series import Chi2Series
+from .choices import Model
 from .layout import Layout, Prepared, as_it_is, is_flat, is_valid_error, lay_out, prepare
 from .noise import whitening
 from .overlap import profiled
-from .pair import Model, Pair
+from .pair import Pair
 from .passes import any_in_batch, count, sum_all
-from .searchgrid import with_prior
+from .searchgrid import SearchGrid
 from .spectrum import (
     FourierSeries,
     Shape,
@@ -36,7 +38,7 @@ from .spectrum import (
     series_of,
     squared,
 )
-from .terms import Chi2Terms
+from .terms import Chi2Terms, Content, Pixels, Units
 from .wiener import filtered_layout
 
 
@@ -77,13 +79,6 @@ def is_quick(pair: Pair, model: Model) -> bool:
     saves compiling and asking for both outside ``jit``; of traced values nothing can be asked.
     """
     return model.boundary.name == "wrap" and pair.uniform and not pair.traced
-
-
-def _knowledge(pair: Pair) -> Pair:
-    """The pair without its pixels."""
-    none = jnp.zeros_like(pair.image, shape=())
-    noise = None if pair.reference_err is None else none
-    return pair._replace(reference=none, image=none, err=none, reference_err=noise)
 
 
 class ReferenceSide(NamedTuple):
@@ -163,41 +158,48 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         side = side._replace(mass=side.mass * filters.image.reshape(-1)[0] ** 2)
         image_energy = energy(image_spectrum, shape)
         image = jnp.fft.irfftn(image_spectrum, shape)
-    cross_spectrum = _cross(side.spectrum, image_spectrum)
-    cross = series_of(cross_spectrum, shape)
-    if model.oversample == 1:
-        cross_grid, power_grid = _searched(cross_spectrum, shape, model), side.energy
-    else:
-        cross_grid, power_grid = cross.sampled(2), jnp.tile(_half_pixel_values(side.power), shape)
-    return Chi2Terms(
-        cross=cross,
+    cross = _cross(side.spectrum, image_spectrum)
+    origin = jnp.zeros_like(image_energy, shape=(len(shape),), dtype=jnp.int32)
+    grid = SearchGrid(
+        values=profiled(_searched(cross, shape, model), side.energy, model.gain),
+        origin=origin,
+        settled=jnp.zeros_like(image_energy, dtype=bool),
+        correlation=None,
+        constraints=pair.constraints,
+        model=model,
+    )
+    series = Chi2Series(
+        cross=series_of(cross, shape),
         power=side.power,
         total=None,
         constant=image_energy,
         mass=side.mass,
-        grid=with_prior(profiled(cross_grid, power_grid, model.gain), model.oversample, pair, model),
-        origin=jnp.zeros_like(image_energy, shape=(len(shape),), dtype=jnp.int32),
-        pair=_knowledge(pair),
+        origin=origin,
+        prior=pair.constraints.prior,
+        amplitude=jnp.sqrt(side.energy) * jnp.sqrt(image_energy),
+        roughness=_bound(side, image_spectrum, shape, model),
+        model=model,
+        bandwidth=2 if model.gain else 1,
+    )
+    pixels = Pixels(
         reference=side.spectrum,
+        origin=origin,
         image=image,
         image_spectrum=image_spectrum,
         weights=None,
-        n_valid=jnp.full_like(image_energy, prod(shape), dtype=jnp.int32),
-        amplitude=jnp.sqrt(side.energy) * jnp.sqrt(image_energy),
-        contrast=image_energy - image_spectrum.reshape(-1)[0].real ** 2 / prod(shape),
-        roughness=_bound(side, image_spectrum, shape, model),
-        flat=jnp.zeros_like(image_energy, dtype=bool),
-        settled=jnp.zeros_like(image_energy, dtype=bool),
-        correlation=None,
-        frames=None,
-        common=None,
-        noise_share=jnp.ones_like(image_energy),
-        scale=side.unit,
-        offsets=(side.pedestal, pedestal),
-        model=model,
+        number=jnp.full_like(origin, prod(shape), shape=()),
         shape=shape,
         frame=shape,
     )
+    content = Content(
+        flat=jnp.zeros_like(grid.settled),
+        contrast=image_energy - image_spectrum.reshape(-1)[0].real ** 2 / prod(shape),
+        frames=None,
+        common=None,
+        noise_share=jnp.ones_like(image_energy) if pair.reference_err is None else None,
+    )
+    units = Units(side.unit, side.pedestal, pedestal)
+    return Chi2Terms(series, pixels, grid.with_prior(), content, units, model)
 
 
 def _cross(reference: Array, image: Array) -> Array:
@@ -257,14 +259,6 @@ def _bound(side: ReferenceSide, image_spectrum: Array, shape: Shape, model: Mode
     return (jnp.sqrt(total) + own) * jnp.sqrt(side.roughness) + jnp.sqrt(side.energy) * jnp.sqrt(roughness)
 
 
-def _half_pixel_values(power: FourierSeries) -> Array:
-    """A series of period one pixel at 0 and ½ on every axis, shape ``(2,)*D``."""
-    ndim, dtype = len(power.period), power.parts.dtype
-    steps = [jnp.asarray([0.0, 0.5], dtype)] * ndim
-    zero = jnp.zeros(ndim, jnp.int32), jnp.zeros(ndim, dtype)
-    return power.differences(*zero, steps).there
-
-
 def weighted_side(layout: Layout, prepared: Prepared, model: Model) -> ReferenceSide:
     """The reference's part of `weighted_terms`."""
     spectrum, weight_spectrum = jnp.fft.rfftn(layout.reference), jnp.fft.rfftn(layout.weights)
@@ -311,7 +305,7 @@ def shared_reference(pair: Pair, model: Model) -> SharedReference:
         side = uniform_side(pair, model)
         return SharedReference(side, None, jnp.zeros_like(side.energy, dtype=bool))
     prepared = prepare(pair._replace(image=jnp.zeros_like(pair.image)), model)
-    layout = as_it_is(prepared)
+    layout = as_it_is(prepared, pair, model)
     flat = is_flat(pair.reference, prepared.known, model)
     return SharedReference(weighted_side(layout, prepared, model), layout, flat)
 
@@ -346,70 +340,68 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
     image_spectrum = jnp.fft.rfftn(weights * image)
     constant = sum_all(weights * image**2)
     cross = _cross(side.spectrum, image_spectrum)
-    grid = _search_grid(layout, cross, side, model)
-    return Chi2Terms(
+    grid = replace(
+        layout.grid,
+        values=_search_values(layout, cross, side, model),
+        constraints=pair.constraints,
+        model=model,
+    )
+    positive_mass = jnp.where(mass > 0, mass, 1.0)
+    series = Chi2Series(
         cross=series_of(cross, shape),
         power=side.power,
         total=None if side.total_spectrum is None else series_of(side.total_spectrum, shape),
         constant=constant,
-        mass=jnp.where(mass > 0, mass, 1.0),
-        grid=with_prior(grid, model.oversample, pair, model),
-        origin=layout.origin,
-        pair=_knowledge(pair),
+        mass=positive_mass,
+        origin=grid.origin,
+        prior=pair.constraints.prior,
+        amplitude=jnp.sqrt(side.energy) * jnp.sqrt(constant),
+        roughness=_bound(side, image_spectrum, shape, model),
+        model=model,
+        bandwidth=2,
+    )
+    pixels = Pixels(
         reference=side.spectrum,
+        origin=grid.origin,
         image=image,
         image_spectrum=None,
         weights=weights,
-        n_valid=count(weights > 0),
-        amplitude=jnp.sqrt(side.energy) * jnp.sqrt(constant),
-        contrast=constant - sum_all(weights * image) ** 2 / jnp.where(mass > 0, mass, 1.0),
-        roughness=_bound(side, image_spectrum, shape, model),
-        flat=flat,
-        settled=layout.settled,
-        correlation=layout.correlation,
-        frames=layout.frames,
-        common=layout.common,
-        noise_share=layout.noise_share,
-        scale=side.unit,
-        offsets=(side.pedestal, side.pedestal + shared * side.unit),
-        model=model,
+        number=count(weights > 0),
         shape=shape,
         frame=frame,
     )
+    content = Content(
+        flat=flat,
+        contrast=constant - sum_all(weights * image) ** 2 / positive_mass,
+        frames=layout.frames,
+        common=layout.common,
+        noise_share=layout.noise_share if pair.reference_err is None else None,
+    )
+    units = Units(side.unit, side.pedestal, side.pedestal + shared * side.unit)
+    return Chi2Terms(series, pixels, grid.with_prior(), content, units, model)
 
 
-def _search_grid(layout: Layout, cross: Array, side: ReferenceSide, model: Model) -> Array:
-    over, shape, mass = model.oversample, layout.reference.shape, side.mass
-
-    def sampled(spectrum: Array) -> Array:
-        return _searched(spectrum, shape, model) if over == 1 else series_of(spectrum, shape).sampled(over)
+def _search_values(layout: Layout, cross: Array, side: ReferenceSide, model: Model) -> Array:
+    """What the search goes by: the score where weights are settled for one shift, else χ²."""
+    shape, mass, grid = layout.reference.shape, side.mass, layout.grid
 
     def of_the_series() -> Array:
         assert side.power_on_pixels is not None
-        if over == 1 and not (model.gain or model.background):
-            return sampled(side.power_on_pixels + cross)
-        power_grid = sampled(side.power_on_pixels) if over == 1 else side.power.sampled(over)
+        if not (model.gain or model.background):
+            return _searched(side.power_on_pixels + cross, shape, model)
+        power = _searched(side.power_on_pixels, shape, model)
         if side.total_spectrum is not None:
-            power_grid = power_grid - sampled(side.total_spectrum) ** 2 / jnp.where(mass > 0, mass, 1.0)
-        return profiled(sampled(cross), power_grid, model.gain)
+            total = _searched(side.total_spectrum, shape, model)
+            power = power - total**2 / jnp.where(mass > 0, mass, 1.0)
+        return profiled(_searched(cross, shape, model), power, model.gain)
 
     if model.compact:
         return of_the_series()
     if model.boundary.name == "overlap":
-        return layout.score
+        return grid.values
     return lax.cond(
-        any_in_batch(~layout.settled),
-        lambda score: jnp.where(layout.settled, score, of_the_series()),
+        any_in_batch(~grid.settled),
+        lambda score: jnp.where(grid.settled, score, of_the_series()),
         lambda score: score,
-        halfway(layout.score) if over > 1 else layout.score,
+        grid.values,
     )
-
-
-def halfway(grid: Array) -> Array:
-    """A periodic grid with the means of neighbours between its samples along every axis."""
-    for axis in range(grid.ndim):
-        between = (grid + jnp.roll(grid, -1, axis)) / 2
-        grid = jnp.stack([grid, between], axis + 1).reshape(
-            *grid.shape[:axis], 2 * grid.shape[axis], *grid.shape[axis + 1 :]
-        )
-    return grid

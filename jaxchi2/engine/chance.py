@@ -19,7 +19,6 @@ from jax import Array, lax
 
 from .layout import Spread
 from .passes import block_sums, count, neighbours, sum_all
-from .searchgrid import inside_window
 from .spectrum import contract, half_weights
 from .terms import Chi2Terms, Matched
 
@@ -74,27 +73,28 @@ class _Spectra(NamedTuple):
 def evidence(terms: Chi2Terms, matched: Matched) -> Evidence:
     """How many independent residuals a match has, and how likely chance makes one as good."""
     match = _match(terms, matched)
-    octaves = _spectra(matched, terms.shape)
+    settled, weights, shape = terms.grid.settled, terms.pixels.weights, terms.pixels.shape
+    octaves = _spectra(matched, shape)
     every = _Spectra(*(jnp.sum(x) for x in octaves))
-    size = float(np.prod(terms.shape))
+    size = float(np.prod(shape))
     of_residual, of_data = (
         jnp.clip(every.m * x / product / size, 1 / match.number, 1.0)
         for x, product in ((every.r, every.mr), (every.d, every.md))
     )
     share = of_residual / match.dependent
-    trials = jnp.log(jnp.maximum(_shifts(terms) * of_data, 1.0))
+    trials = jnp.log(jnp.maximum(terms.grid.number_of_shifts() * of_data, 1.0))
     nu = match.number * jnp.sqrt(share * of_data / match.dependent)
     many = trials + _log_correlated(match, nu)
     # Weights and the edges of a frame make detail in every octave of what has none.
-    by_detail = octaves if terms.weights is None else _Spectra(*(x[None] for x in every))
+    by_detail = octaves if weights is None else _Spectra(*(x[None] for x in every))
     few = _log_few(match, by_detail, every, match.number / size)
     single = _log_single(match, every)
-    places = jnp.where(terms.settled, _places(terms, match), 0.0)
+    places = jnp.where(settled, _places(terms, match), 0.0)
     # By Monte Carlo half of the places are as good as they might be.
-    few += jnp.where(terms.settled, jnp.log((places + SINGLE) / 2), trials)
+    few += jnp.where(settled, jnp.log((places + SINGLE) / 2), trials)
     # Of a whole period a smooth scene may be one wave, which is like every other.
-    common = jnp.where(terms.settled, SINGLE, jnp.maximum(SINGLE, 1 / (1 + match.sparse)))
-    single += jnp.log(jnp.where(terms.settled, (places + common) / 2, common))
+    common = jnp.where(settled, SINGLE, jnp.maximum(SINGLE, 1 / (1 + match.sparse)))
+    single += jnp.log(jnp.where(settled, (places + common) / 2, common))
     log_chance = jnp.logaddexp(many, jnp.minimum(few, single))
     news = -_details(match, every, match.number / size) * _log_unexplained(every)
     return Evidence(share, jnp.minimum(log_chance, 0.0), news)
@@ -103,10 +103,10 @@ def evidence(terms: Chi2Terms, matched: Matched) -> Evidence:
 def _match(terms: Chi2Terms, matched: Matched) -> _Match:
     # How much chance explains is a matter of the best gain and background, whatever is held.
     model, residual, data, *_ = matched
-    number = jnp.maximum(terms.n_valid, 1).astype(data.dtype)
+    number = jnp.maximum(terms.pixels.number, 1).astype(data.dtype)
 
     # Unequal weights make few of the pixels count, without a source.
-    weights = jnp.ones_like(data) if terms.weights is None else terms.weights
+    weights = jnp.ones_like(data) if terms.pixels.weights is None else terms.pixels.weights
     uneven = number * sum_all(weights**2) / _positive(sum_all(weights)) ** 2
 
     def excess(x: Array) -> Array:
@@ -122,15 +122,6 @@ def _spectra(matched: Matched, shape: tuple[int, ...]) -> _Spectra:
     m, *others = matched.model_power, matched.residual_power, matched.data_power
     powers = jnp.stack([m, *others, m**2, *(m * x for x in others)])
     return _Spectra(*_positive(jax.vmap(partial(by_octave, shape=shape))(powers)))
-
-
-def _shifts(terms: Chi2Terms) -> Array:
-    """Whole shifts in the window."""
-    shifts, over = jnp.ones_like(terms.constant), terms.oversample
-    for axis, length in enumerate(terms.grid.shape):
-        if terms.model.free[axis]:
-            shifts *= count(inside_window(axis, length, over, terms.pair, terms.model)) / over
-    return shifts
 
 
 def _log_correlated(match: _Match, nu: Array) -> Array:
@@ -202,9 +193,10 @@ def _places(terms: Chi2Terms, match: _Match) -> Array:
 
     Nothing disagrees in a small overlap, and the residuals are the noise: what is left out tells.
     """
-    if terms.frames is None or terms.common is None:
-        return jnp.zeros_like(terms.constant)
-    reference, image = terms.common
+    frames, common = terms.content.frames, terms.content.common
+    if frames is None or common is None:
+        return jnp.zeros_like(match.number)
+    reference, image = common
     left = sum_all(match.residual**2) / _positive(sum_all(match.data**2))
     noise = left * image.energy / match.number
     # Noise of the reference is not known here; at most it is the half of what there is.
@@ -215,7 +207,7 @@ def _places(terms: Chi2Terms, match: _Match) -> Array:
         inside = _positive(common.energy - match.number * noise)
         return jnp.maximum((frame.energy - frame.number * noise) / inside, 1.0)
 
-    return beyond(terms.frames[0], reference, own) * beyond(terms.frames[1], image, noise) - 1
+    return beyond(frames[0], reference, own) * beyond(frames[1], image, noise) - 1
 
 
 def _sources(model: Array, data: Array, noise: Array) -> Array:

@@ -21,10 +21,11 @@ from jax.typing import ArrayLike
 
 from ..checks import as_numbers, integer, refuse_unless
 from .algebra import apply, inverse, is_positive_definite
+from .chi2series import Chi2Series
 from .minimum import TAYLOR_ORDER, Minimum, value_gradient_hessian
 from .passes import any_in_batch
+from .position import Position
 from .spectrum import along, contract
-from .terms import Chi2Terms
 
 MAX_STEPS = 40
 COARSEST = 0.1
@@ -99,15 +100,15 @@ class LevelPoints(NamedTuple):
     """Whether each is one, shape ``(n,)``."""
 
 
-def interval_points(terms: Chi2Terms, minimum: Minimum, threshold: Array) -> LevelPoints:
+def interval_points(series: Chi2Series, minimum: Minimum, threshold: Array) -> LevelPoints:
     """Extremes of each free axis over the region Δχ² < ``threshold``: the lower ones, then the upper."""
-    free = np.flatnonzero(terms.model.free)
-    covariance = covariance_of(minimum.hessian, terms.model.free)[free]
+    free = np.flatnonzero(series.model.free)
+    covariance = covariance_of(minimum.hessian, series.model.free)[free]
     sigma = jnp.sqrt(covariance[np.arange(len(free)), free])
     # The extremes of an ellipsoid along its axes are the columns of its covariance.
     towards = covariance / sigma[:, None]
     starts = jnp.concatenate([-towards, towards])
-    return level_points("profile", terms, minimum, starts, threshold)
+    return level_points("profile", series, minimum, starts, threshold)
 
 
 def interval_bounds(points: LevelPoints, free: tuple[bool, ...]) -> Array:
@@ -118,19 +119,19 @@ def interval_bounds(points: LevelPoints, free: tuple[bool, ...]) -> Array:
     return jnp.zeros_like(own, shape=(len(free), 2)).at[axes].set(bounds)
 
 
-def contour_points(terms: Chi2Terms, minimum: Minimum, threshold: Array, n: int) -> LevelPoints:
+def contour_points(series: Chi2Series, minimum: Minimum, threshold: Array, n: int) -> LevelPoints:
     """``n`` points of the curve Δχ² = ``threshold`` of a two-dimensional surface, one on each ray.
 
     The rays are even in angle once the ellipse of the covariance is made a circle.
     """
-    covariance = covariance_of(minimum.hessian, terms.model.free)
+    covariance = covariance_of(minimum.hessian, series.model.free)
     sigma = jnp.sqrt(jnp.diagonal(covariance))
     cosine = covariance[0, 1] / (sigma[0] * sigma[1])
     angle = np.asarray(2 * np.pi * np.arange(n) / n, covariance.dtype)
     first = jnp.sin(angle)
     second = cosine * first + jnp.sqrt(1 - cosine**2) * jnp.cos(angle)
     starts = jnp.stack([first, second], axis=1) * sigma[None, :]
-    return level_points("ray", terms, minimum, starts, threshold)
+    return level_points("ray", series, minimum, starts, threshold)
 
 
 def _powers(x: Array) -> Array:
@@ -191,7 +192,7 @@ def _monomials(x: Array) -> Array:
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 @partial(jax.jit, static_argnums=(0,))
 def level_points(
-    kind: str, terms: Chi2Terms, minimum: Minimum, starts: Array, threshold: Array
+    kind: str, series: Chi2Series, minimum: Minimum, starts: Array, threshold: Array
 ) -> LevelPoints:
     """Solve for points with Δχ² = ``threshold``, displacements from the minimum.
 
@@ -199,7 +200,7 @@ def level_points(
     extremes of axes 0 … D−1, then the upper ones.
     """
     ndim = starts.shape[1]
-    free = terms.model.free
+    free = series.model.free
     axes = _level_axes(kind, starts, free)
     # Nothing moves along an axis that is held.
     sigma = jnp.where(np.array(free), jnp.max(jnp.abs(starts), axis=0), 0.0)
@@ -216,7 +217,7 @@ def level_points(
     needs_series = (tail > 4 * eps ** (1 / 3)) & ~jnp.any(hopeless)
     computes_series = any_in_batch(needs_series)
     # The series has no more digits than this where χ² hardly rises above its own rounding.
-    rounding = eps * terms.amplitude / jnp.maximum(threshold, 1e-30)
+    rounding = eps * series.amplitude / jnp.maximum(threshold, 1e-30)
     rest = jnp.where(needs_series, jnp.clip(rounding, jnp.sqrt(eps), COARSEST), jnp.sqrt(eps))
 
     def on_polynomial(u: Array) -> Array:
@@ -225,7 +226,7 @@ def level_points(
     def on_series(u: Array) -> Array:
         displacement = u * scale
         # Not the difference of two values of χ², which with a gain are as large as the image's energy.
-        tensor = terms.rise(minimum.whole, minimum.fraction, displacement, 2)
+        tensor = series.rise(minimum.position, displacement, 2)
         for axis in range(ndim):
             tensor = tensor * along(_powers(scale[axis])[:3], axis, ndim)
         return tensor / threshold
@@ -258,21 +259,23 @@ def level_points(
 
 @level_points.defjvp
 def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple[LevelPoints, LevelPoints]:
-    terms, minimum, starts, threshold = primals
-    d_terms, d_minimum, d_starts, d_threshold = tangents
-    whole, fraction, d_fraction = minimum.whole, minimum.fraction, d_minimum.fraction
-    points, found = level_points(kind, terms, minimum, starts, threshold)
+    series, minimum, starts, threshold = primals
+    d_series, d_minimum, d_starts, d_threshold = tangents
+    whole, fraction = minimum.position
+    d_fraction = d_minimum.position.fraction
+    points, found = level_points(kind, series, minimum, starts, threshold)
     ndim = starts.shape[1]
 
-    def expansion(terms: Chi2Terms, fraction: Array) -> tuple[Array, Array, Array]:
-        return value_gradient_hessian(terms.derivatives(whole, fraction, 2), terms.model.free)
+    def expansion(series: Chi2Series, fraction: Array) -> tuple[Array, Array, Array]:
+        tensor = series.derivatives(Position(whole, fraction), 2)
+        return value_gradient_hessian(tensor, series.model.free)
 
     # At the minimum χ² does not depend on where the minimum is, to first order.
-    (_, _, _), (d_base, _, _) = jax.jvp(lambda t: expansion(t, fraction), (terms,), (d_terms,))
+    (_, _, _), (d_base, _, _) = jax.jvp(lambda s: expansion(s, fraction), (series,), (d_series,))
 
     def tangent(start: Array, d_start: Array, axis: Array, point: Array) -> Array:
         (_, gradient, hessian), (d_value, d_gradient, _) = jax.jvp(
-            expansion, (terms, fraction + point), (d_terms, d_fraction)
+            expansion, (series, fraction + point), (d_series, d_fraction)
         )
         change, jacobian = _system(
             kind, start, axis, point, d_value - d_base - d_threshold, gradient, hessian
@@ -286,22 +289,22 @@ def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple[Level
         change = jnp.where(jnp.arange(ndim) == axis, change, others)
         return -apply(inverse(jacobian), change)
 
-    d_points = jax.vmap(tangent)(starts, d_starts, _level_axes(kind, starts, terms.model.free), points)
+    d_points = jax.vmap(tangent)(starts, d_starts, _level_axes(kind, starts, series.model.free), points)
     d_found: Any = np.zeros(found.shape, jax.dtypes.float0)
     return LevelPoints(points, found), LevelPoints(d_points, d_found)
 
 
-def profile_values(terms: Chi2Terms, minimum: Minimum, axis: int, displacements: Array) -> Array:
+def profile_values(series: Chi2Series, minimum: Minimum, axis: int, displacements: Array) -> Array:
     """Δχ² minimised over all other axes at given displacements along one axis, shape of ``displacements``."""
-    whole, fraction = minimum.whole, minimum.fraction
-    ndim = len(fraction)
-    free = np.array(terms.model.free) & (np.arange(ndim) != axis)
-    slope = covariance_of(minimum.hessian, terms.model.free)[:, axis]
+    position = minimum.position
+    ndim = len(position.fraction)
+    free = np.array(series.model.free) & (np.arange(ndim) != axis)
+    slope = covariance_of(minimum.hessian, series.model.free)[:, axis]
     slope = slope / slope[axis]
 
     def at(displacement: Array) -> Array:
         def improve(_: ArrayLike, d: Array) -> Array:
-            _, gradient, hessian = value_gradient_hessian(terms.derivatives(whole, fraction + d, 2))
+            _, gradient, hessian = value_gradient_hessian(series.derivatives(position.moved(d), 2))
             ridge = jnp.where(is_positive_definite(hessian), 0.0, 1.5 * jnp.sqrt(jnp.sum(hessian**2)))
             hessian = hessian + ridge * jnp.eye(ndim, dtype=d.dtype)
             hessian = jnp.where(free[:, None] & free[None, :], hessian, jnp.eye(ndim, dtype=d.dtype))
@@ -310,6 +313,6 @@ def profile_values(terms: Chi2Terms, minimum: Minimum, axis: int, displacements:
             return d + step * jnp.minimum(1.0, 0.5 / jnp.where(length > 0, length, 1.0))
 
         d = lax.fori_loop(0, 12 if ndim > 1 else 0, improve, slope * displacement)
-        return terms.differences(whole, fraction, [d[a : a + 1] for a in range(ndim)]).reshape(())
+        return series.differences(position, [d[a : a + 1] for a in range(ndim)]).reshape(())
 
     return lax.map(at, displacements, batch_size=16)

@@ -15,6 +15,7 @@ depends on the shift. Two steps settle that:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import NamedTuple
@@ -26,12 +27,13 @@ from jax import Array, lax
 from scipy.fft import next_fast_len
 
 from . import overlap
+from .choices import Boundary, Model
 from .continuation import MARGIN, eroded, in_patches, unknown_variance, without_peaks
 from .noise import smoothed, smoothing_gain
 from .overlap import Correlation, Frames, correlate, lowest_step
-from .pair import Boundary, Model, Pair
+from .pair import Pair
 from .passes import any_in_batch, count, every, extremes, mean_over, some, sum_all
-from .searchgrid import grid_minimum, in_window, prior_chi2, search_shape, shift_at, started, with_prior
+from .searchgrid import SearchGrid, search_shape
 from .spectrum import Shape, along, half_weights
 
 GUARD = 8
@@ -85,15 +87,9 @@ class Layout(NamedTuple):
     variance: Array | None
     known: Array
     """Whether a pixel of the reference has a value, or was filled in."""
-    origin: Array
-    """Whole shift at which the reference has been put: that of the series is counted from here."""
-    settled: Array
-    """Whether the weights belong to this origin alone, so that ``score`` must guide the search."""
-    score: Array
-    """What the search minimises over whole shifts: that of `overlap`, infinite where too little overlaps and
-    outside the window."""
-    correlation: Correlation
-    """What the score is made of."""
+    grid: SearchGrid
+    """What guides the search: the score of `overlap`, infinite where too little overlaps and outside the
+    window. Its origin is where the reference has been put: shifts of the series are counted from there."""
     frames: tuple[Spread, Spread]
     """Reference and image as they were before pixels were left out."""
     common: tuple[Spread, Spread]
@@ -161,14 +157,20 @@ def lay_out(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     return lax.cond(
         any_in_batch(~every(prepared.known)),
         lambda p: _settle(p, pair, model),
-        as_it_is,
+        partial(as_it_is, pair=pair, model=model),
         prepared,
     )
 
 
-def as_it_is(prepared: Prepared) -> Layout:
+def as_it_is(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     """The layout of a periodic pair whose reference is known everywhere."""
-    ndim = prepared.image.ndim
+    nothing = jnp.zeros_like(prepared.reference)
+    correlation = Correlation(
+        coefficient=nothing,
+        number=nothing,
+        rounding=jnp.ones_like(prepared.unit),
+        independent=jnp.ones_like(prepared.unit),
+    )
     frames = spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)
     return Layout(
         prepared.reference,
@@ -176,14 +178,13 @@ def as_it_is(prepared: Prepared) -> Layout:
         prepared.weights,
         prepared.variance,
         known=prepared.known,
-        origin=jnp.zeros_like(prepared.unit, shape=(ndim,), dtype=jnp.int32),
-        settled=jnp.zeros_like(prepared.flat),
-        score=jnp.zeros_like(prepared.reference),
-        correlation=Correlation(
-            coefficient=jnp.zeros_like(prepared.reference),
-            number=jnp.zeros_like(prepared.reference),
-            rounding=jnp.ones_like(prepared.unit),
-            independent=jnp.ones_like(prepared.unit),
+        grid=SearchGrid(
+            values=nothing,
+            origin=jnp.zeros_like(prepared.unit, shape=(nothing.ndim,), dtype=jnp.int32),
+            settled=jnp.zeros_like(prepared.flat),
+            correlation=correlation,
+            constraints=pair.constraints,
+            model=model,
         ),
         frames=frames,
         common=frames,
@@ -233,12 +234,17 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     )
     correlation = correlation._replace(independent=independent)
     enough = correlation.number >= _least_overlap(prepared, model)
-    score = in_window(jnp.where(enough, overlap.score(correlation), jnp.inf), 1, pair, model)
-    if pair.initial is not None:
-        origin = jnp.round(lax.stop_gradient(started(pair.initial, pair, model))).astype(jnp.int32)
-    else:
-        start = shift_at(grid_minimum(with_prior(score, 1, pair, model)), score.shape, 1, model)
-        origin = _downhill(start, searched, score, pair, model)
+    grid = SearchGrid(
+        values=jnp.where(enough, overlap.score(correlation), jnp.inf),
+        origin=jnp.zeros_like(prepared.unit, shape=(len(frame),), dtype=jnp.int32),
+        settled=jnp.ones_like(prepared.flat),
+        correlation=correlation,
+        constraints=pair.constraints,
+        model=model,
+    )
+    grid = replace(grid, values=grid.in_window(grid.values))
+    grid = replace(grid, origin=_origin(grid, searched))
+    origin = grid.origin
 
     guard = GUARD if overlapping else 0
     local = tuple(odd_fast_len(n + 2 * guard) for n in frame) if overlapping else frame
@@ -270,10 +276,7 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
         weights=weights,
         variance=variance,
         known=known,
-        origin=origin,
-        settled=jnp.ones_like(prepared.flat),
-        score=score,
-        correlation=correlation,
+        grid=grid,
         frames=(spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)),
         common=(spread_of(reference, counted), spread_of(image, given)),
         noise_share=mean_over(share, counted),
@@ -311,14 +314,16 @@ def moved_to(x: Array, shift: Array, frame: Shape, periodic: bool, outside: floa
     return x
 
 
-def _downhill(start: Array, prepared: Prepared, score: Array, pair: Pair, model: Model) -> Array:
-    """Whole shift at which χ² has its minimum next to that with the best score.
+def _origin(grid: SearchGrid, prepared: Prepared) -> Array:
+    """Whole shift at which χ² has its minimum next to that with the best score, or that which is given.
 
     The score knows no brightness and no background. Where these are held χ² knows more: the level of a smooth
     scene alone may tell its shift.
     """
-    prepared, score, pair = lax.stop_gradient((prepared, score, pair))
-    shape, ndim = score.shape, score.ndim
+    grid, prepared = lax.stop_gradient((grid, prepared))
+    model, constraints, ndim = grid.model, grid.constraints, len(grid.shape)
+    if constraints.initial is not None:
+        return grid.start().whole
     steps = np.indices((3,) * ndim).reshape(ndim, -1).T - 1
     reference = jnp.where(prepared.known, prepared.reference, jnp.nan)
     around = tuple(n + 2 for n in prepared.image.shape)
@@ -326,10 +331,10 @@ def _downhill(start: Array, prepared: Prepared, score: Array, pair: Pair, model:
     def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         at, _, count = state
         places = at[None, :] + steps
-        offered = jnp.isfinite(score[tuple((places % np.array(shape)[None, :]).T)])
+        offered = jnp.isfinite(grid.values[tuple(grid.index_of(places).T)])
         extra = jnp.zeros_like(prepared.unit, shape=(len(steps),))
-        if pair.prior is not None:
-            at_places = jax.vmap(partial(prior_chi2, pair.prior))
+        if constraints.prior is not None:
+            at_places = jax.vmap(constraints.prior.chi2)
             extra = at_places(list(places.astype(extra.dtype).T[..., None])).reshape(-1)
         moved = moved_to(reference, at + 1, around, model.boundary.name != "overlap", outside=jnp.nan)
         best = lowest_step(
@@ -338,8 +343,9 @@ def _downhill(start: Array, prepared: Prepared, score: Array, pair: Pair, model:
         change = jnp.asarray(steps, at.dtype)[best]
         return at + change, jnp.any(change != 0), count + 1
 
+    start = grid.shift_at(grid.with_prior().best())
     state = start, jnp.ones_like(prepared.flat), jnp.zeros_like(start, shape=())
-    return lax.while_loop(lambda s: s[1] & (s[2] < max(shape)), step, state)[0]
+    return lax.while_loop(lambda s: s[1] & (s[2] < max(grid.shape)), step, state)[0]
 
 
 def spread_of(values: Array, weights: Array) -> Spread:

@@ -18,9 +18,10 @@ import numpy as np
 from jax import Array, lax
 
 from .algebra import apply, inverse, is_positive_definite
-from .searchgrid import grid_minimum, in_window, shift_at, started
+from .chi2series import Chi2Series
+from .position import Position
+from .searchgrid import SearchGrid
 from .taylor import translate
-from .terms import Chi2Terms
 
 MAX_EXPANSIONS = 30
 MAX_STEPS = 50
@@ -32,17 +33,12 @@ TAYLOR_ORDER = 5
 """Per axis, of what is kept: an expansion moved to the minimum, where its last orders are worth little."""
 REACH = 0.75
 """Largest step on one expansion, in pixels, along each axis."""
-STARTS = 16
-"""Places within a pixel where a search may start."""
 
 
 class Minimum(NamedTuple):
     """A stationary point of χ² and the Taylor terms of χ² around it."""
 
-    whole: Array
-    """Whole pixels of the shift, int32, shape ``(D,)``."""
-    fraction: Array
-    """What is to be added to ``whole``, in pixels, shape ``(D,)``; a constant of size below about one."""
+    position: Position
     taylor: Array
     """Partial derivatives of χ² there up to `TAYLOR_ORDER` per axis; these have no derivative themselves."""
     converged: Array
@@ -56,14 +52,12 @@ class Minimum(NamedTuple):
 class Candidates(NamedTuple):
     """Samples of the search grid that are minima besides the best one, and what became of them."""
 
-    whole: Array
-    """Whole pixels of their shifts, int32, shape ``(n, D)``."""
-    start: Array
-    """What is to be added on the grid, shape ``(n, D)``."""
+    sample: Array
+    """Whole shifts, int32, shape ``(n, D)``."""
     exist: Array
     """Which of them there are, shape ``(n,)``."""
-    fraction: Array
-    """What is to be added to ``whole`` after the refinement, which leaves ``start`` where there is none."""
+    position: Position
+    """After the refinement, which leaves the sample where there is none; shape ``(n, D)``."""
     value: Array
     """χ² there less its constant, shape ``(n,)``."""
     hessian: Array
@@ -92,60 +86,23 @@ def value_gradient_hessian(
     return value, gradient, hessian
 
 
-def best_pixel(terms: Chi2Terms) -> tuple[Array, Array]:
-    """Where the search starts: the smallest χ² on the grid and in the window, or what was given."""
-    pair, grid, over = terms.pair, lax.stop_gradient(terms.grid), terms.oversample
-    dtype = terms.constant.dtype
-    if pair.initial is not None:
-        return split(lax.stop_gradient(started(pair.initial, pair, terms.model)))
-    index = grid_minimum(in_window(grid, over, pair, terms.model))
-    shift = jnp.where(terms.settled, terms.origin * over, shift_at(index, grid.shape, over, terms.model))
-    whole = shift // over
-    fraction = (shift - whole * over).astype(dtype) / over
-    if pair.held is None:
-        return whole, fraction
-    return split(lax.stop_gradient(started(whole + fraction, pair, terms.model)))
-
-
-def split(shift: Array) -> tuple[Array, Array]:
-    """Nearest whole shift, int32, and the remainder, which keeps the derivative."""
-    whole = jnp.round(lax.stop_gradient(shift))
-    return whole.astype(jnp.int32), shift - whole
-
-
-def between_samples(terms: Chi2Terms, whole: Array, start: Array) -> Array:
-    """``start`` moved from a sample of the search grid to the minimum of parabolas through its neighbours.
-
-    To the nearest of `STARTS`: between equal images it stays exactly where it is. So it does where the grid
-    is a score over other pixels than those that χ² is of.
-    """
-    ndim, over, grid = len(start), terms.oversample, lax.stop_gradient(terms.grid)
-    index = jnp.round((whole + start) * over).astype(jnp.int32)
-    around = np.concatenate([np.zeros((1, ndim), int), np.eye(ndim, dtype=int), -np.eye(ndim, dtype=int)])
-    values = grid[tuple(((index[None, :] + around) % np.array(grid.shape)[None, :]).T)]
-    after, before = (values[1:] - values[0]).reshape(2, ndim)
-    bend = after + before
-    good = (bend > 0) & jnp.isfinite(bend) & np.array(terms.model.free) & ~terms.settled
-    offset = jnp.where(good, (before - after) / (2 * jnp.where(good, bend, 1.0)), 0.0)
-    return start + jnp.round(jnp.clip(offset, -0.5, 0.5) * STARTS / over) / STARTS
-
-
 def descend(
-    terms: Chi2Terms, whole: Array, start: Array, wanted: Array | bool = True
-) -> tuple[Array, Array, Array]:
-    """The stationary point of χ² near ``whole + start``: its fraction, Taylor terms, whether it was found.
+    series: Chi2Series, start: Position, wanted: Array | bool = True
+) -> tuple[Position, Array, Array]:
+    """The stationary point of χ² near a start, the Taylor terms there, and whether it was found.
 
-    Without a derivative: `stationary` gives it one. Where it is not ``wanted``, ``start``, in no steps.
+    Without a derivative: `stationary` gives it one. Where it is not ``wanted``, the start, in no steps.
     """
-    terms = lax.stop_gradient(terms)
-    eps, ndim, free = jnp.finfo(start.dtype).eps, len(start), terms.model.free
+    series = lax.stop_gradient(series)
+    whole, centre = start
+    eps, ndim, free = jnp.finfo(centre.dtype).eps, len(centre), series.model.free
     # χ² differences below this are rounding of the series' largest terms.
-    noise = 16 * eps * terms.constant
+    noise = 16 * eps * series.constant
     last = np.indices((EXPANSION_ORDER + 1,) * ndim).max(0) == EXPANSION_ORDER
 
     def expand(state: _Descent) -> _Descent:
-        taylor = terms.derivatives(whole, state.centre, EXPANSION_ORDER)
-        step, hessian, found = _lowest(taylor, noise, REACH / terms.bandwidth, free)
+        taylor = series.derivatives(Position(whole, state.centre), EXPANSION_ORDER)
+        step, hessian, found = _lowest(taylor, noise, REACH / series.bandwidth, free)
         both = jnp.stack([taylor, jnp.where(last, taylor, 0.0)])
         moved, of_last = jax.vmap(lambda f: translate(f, step, TAYLOR_ORDER))(both)
         # How far the last order has moved the minimum: what is left out would move it less.
@@ -155,14 +112,14 @@ def descend(
         return _Descent(state.centre + step, moved, found & exact, going, state.rounds + 1)
 
     state = _Descent(
-        centre=start,
-        taylor=jnp.zeros_like(start, shape=(TAYLOR_ORDER + 1,) * ndim),
+        centre=centre,
+        taylor=jnp.zeros_like(centre, shape=(TAYLOR_ORDER + 1,) * ndim),
         found=jnp.zeros_like(noise, dtype=bool),
         going=jnp.ones_like(noise, dtype=bool) & wanted,
         rounds=jnp.zeros_like(whole, shape=()),
     )
     state = lax.while_loop(lambda s: s.going & (s.rounds < MAX_EXPANSIONS), expand, state)
-    return state.centre, state.taylor, state.found
+    return Position(whole, state.centre), state.taylor, state.found
 
 
 class _Descent(NamedTuple):
@@ -243,61 +200,66 @@ def _lowest(taylor: Array, noise: Array, reach: float, free: tuple[bool, ...]) -
 
 @jax.custom_jvp
 def stationary(
-    terms: Chi2Terms, whole: Array, fraction: Array, value: Array, hessian: Array
-) -> tuple[Array, Array, Array]:
-    """Fraction, value and Hessian of a stationary point, with the derivatives that they have as such."""
-    return fraction, value, hessian
+    series: Chi2Series, at: Position, value: Array, hessian: Array
+) -> tuple[Position, Array, Array]:
+    """Position, value and Hessian of a stationary point, with the derivatives that they have as such."""
+    return at, value, hessian
 
 
 @stationary.defjvp
 def _stationary_jvp(primals: tuple, tangents: tuple) -> tuple:
-    terms, whole, *_ = primals
-    fraction, value, hessian = stationary(*primals)
+    series, at, *_ = primals
+    _, value, hessian = stationary(*primals)
 
-    def expansion(terms: Chi2Terms, fraction: Array) -> tuple[Array, Array, Array]:
-        return value_gradient_hessian(terms.derivatives(whole, fraction, 2), terms.model.free)
+    def expansion(series: Chi2Series, fraction: Array) -> tuple[Array, Array, Array]:
+        tensor = series.derivatives(Position(at.whole, fraction), 2)
+        return value_gradient_hessian(tensor, series.model.free)
 
-    _, changes = jax.jvp(lambda terms: expansion(terms, fraction), (terms,), (tangents[0],))
+    _, changes = jax.jvp(lambda series: expansion(series, at.fraction), (series,), (tangents[0],))
     d_value, d_gradient, d_hessian = changes
     d_fraction = -apply(inverse(hessian), d_gradient)
-    _, (_, _, d_moved) = jax.jvp(lambda fraction: expansion(terms, fraction), (fraction,), (d_fraction,))
-    return (fraction, value, hessian), (d_fraction, d_value, d_hessian + d_moved)
+    _, (_, _, d_moved) = jax.jvp(lambda x: expansion(series, x), (at.fraction,), (d_fraction,))
+    d_at = Position(tangents[1].whole, d_fraction)
+    return (at, value, hessian), (d_at, d_value, d_hessian + d_moved)
 
 
-def find_minimum(terms: Chi2Terms) -> Minimum:
+def find_minimum(grid: SearchGrid, series: Chi2Series) -> Minimum:
     """Search the grid, refine on the series."""
-    whole, start = best_pixel(terms)
-    if terms.pair.initial is None:
-        start = between_samples(terms, whole, start)
-    return _minimum(terms, whole, *descend(terms, whole, start))
+    start = grid.start()
+    if grid.constraints.initial is None:
+        start = grid.between_samples(start)
+    return _minimum(series, *descend(series, start))
 
 
-def find_minima(terms: Chi2Terms, others: Candidates) -> tuple[Minimum, Candidates]:
-    """The minimum, and other candidates refined like it where one χ² holds for all shifts."""
-    whole, start = best_pixel(terms)
-    wholes, starts = (
-        jnp.concatenate([whole[None], others.whole]),
-        jnp.concatenate([start[None], others.start]),
-    )
-    moved = jax.vmap(partial(between_samples, terms))(wholes, starts)
-    wanted = jnp.concatenate([jnp.ones_like(others.exist[:1]), others.exist & ~terms.settled])
-    if terms.pair.initial is not None:
-        moved = moved.at[0].set(start)
-    points = wholes, jnp.where(wanted[:, None], moved, starts), wanted
+def find_minima(grid: SearchGrid, series: Chi2Series, n: int) -> tuple[Minimum, Candidates]:
+    """The minimum, and the n deepest others, refined like it where one χ² holds for all shifts."""
+    start = grid.start()
+    samples, exist = grid.minima(n)
+    others = Position(samples, jnp.zeros_like(start.fraction, shape=samples.shape))
+    starts = _joined(start, others)
+    moved = jax.vmap(grid.between_samples)(starts)
+    wanted = jnp.concatenate([jnp.ones_like(exist[:1]), exist & ~grid.settled])
+    if grid.constraints.initial is not None:
+        moved = moved._replace(fraction=moved.fraction.at[0].set(start.fraction))
+    moved = moved._replace(fraction=jnp.where(wanted[:, None], moved.fraction, starts.fraction))
     # One loop after the other, and a program with one loop.
-    fraction, taylor, found = lax.map(lambda point: descend(terms, *point), points)
-    minimum = _minimum(terms, whole, fraction[0], taylor[0], found[0])
-    value, _, hessian = jax.vmap(partial(value_gradient_hessian, free=terms.model.free))(taylor[1:])
-    return minimum, others._replace(fraction=fraction[1:], value=value, hessian=hessian, converged=found[1:])
+    found = lax.map(lambda point: descend(series, *point), (moved, wanted))
+    first, (at, taylor, converged) = (jax.tree.map(lambda x, k=k: x[k], found) for k in (0, slice(1, None)))
+    value, _, hessian = jax.vmap(partial(value_gradient_hessian, free=series.model.free))(taylor)
+    return _minimum(series, *first), Candidates(samples, exist, at, value, hessian, converged)
 
 
-def with_derivative(terms: Chi2Terms, minimum: Minimum) -> Minimum:
-    """A minimum that was found without one, with its derivative in the terms."""
-    point = lax.stop_gradient((minimum.fraction, minimum.value, minimum.hessian))
-    fraction, value, hessian = stationary(terms, minimum.whole, *point)
-    return minimum._replace(fraction=fraction, value=value, hessian=hessian)
+def _joined(first: Position, others: Position) -> Position:
+    return jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, others)
 
 
-def _minimum(terms: Chi2Terms, whole: Array, fraction: Array, taylor: Array, found: Array) -> Minimum:
-    value, _, hessian = value_gradient_hessian(taylor, terms.model.free)
-    return with_derivative(terms, Minimum(whole, fraction, taylor, found, value, hessian))
+def with_derivative(series: Chi2Series, minimum: Minimum) -> Minimum:
+    """A minimum that was found without one, with its derivative in the series."""
+    point = lax.stop_gradient((minimum.position, minimum.value, minimum.hessian))
+    position, value, hessian = stationary(series, *point)
+    return minimum._replace(position=position, value=value, hessian=hessian)
+
+
+def _minimum(series: Chi2Series, at: Position, taylor: Array, found: Array) -> Minimum:
+    value, _, hessian = value_gradient_hessian(taylor, series.model.free)
+    return with_derivative(series, Minimum(at, taylor, found, value, hessian))

@@ -5,15 +5,28 @@ Shift zero is its first sample, negative shifts come last, as in a discrete Four
 
 from __future__ import annotations
 
-from functools import reduce
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from scipy.fft import next_fast_len
 
-from .pair import Model, Pair
-from .spectrum import Shape, along
+from .choices import Model
+from .constraints import Constraints
+from .continuation import MARGIN
+from .overlap import BESIDE, Correlation, log_left, score
+from .passes import count, wrapped
+from .position import Position
+from .spectrum import Shape, along, contract
+
+STARTS = 16
+"""Places within a pixel where a descent may start."""
+BETWEEN = 9
+"""Places per pixel where the correlation is looked at."""
 
 
 def search_shape(reference: Shape, image: Shape, model: Model) -> Shape:
@@ -24,61 +37,14 @@ def search_shape(reference: Shape, image: Shape, model: Model) -> Shape:
     return tuple(next_fast_len(max(m + high, n - low), real=True) for m, n, (low, high) in pairs)
 
 
-def grid_shifts(length: int, window: tuple[float, float], over: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Shift of each sample of a search grid in units of 1/``over`` pixel, and whether it is in the window."""
-    low, high = int(np.ceil(window[0] * over)), int(np.floor(window[1] * over))
+def grid_shifts(length: int, window: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Shift of each sample of a search grid, and whether it is in the window."""
+    low, high = int(np.ceil(window[0])), int(np.floor(window[1]))
     if high - low >= length:
         low, high = -(length // 2), (length - 1) // 2
     index = np.arange(length)
     shift = np.where(index <= high, index, index - length)
     return shift, (low <= shift) & (shift <= high)
-
-
-def inside_window(axis: int, length: int, over: int, pair: Pair, model: Model) -> Array:
-    """Which samples of a search grid are in the window along an axis."""
-    shift, inside = grid_shifts(length, model.window[axis], over)
-    if pair.window is None:
-        return jnp.asarray(inside)
-    low, high = pair.window[axis] * over
-    return inside & (shift >= low) & (shift <= high)
-
-
-def in_window(grid: Array, over: int, pair: Pair, model: Model) -> Array:
-    """A search grid with infinities where the minimum may not be."""
-    for axis, length in enumerate(grid.shape):
-        inside = inside_window(axis, length, over, pair, model)
-        if pair.held is not None and not model.free[axis]:
-            inside = grid_shifts(length, model.window[axis], over)[0] == jnp.round(pair.held[axis]) * over
-        grid = jnp.where(along(inside, axis, grid.ndim), grid, jnp.inf)
-    return grid
-
-
-def shift_at(index: Array, shape: Shape, over: int, model: Model) -> Array:
-    """Shift of samples of a search grid in units of 1/``over`` pixel, int32; the axes are last in both."""
-    vectors = [grid_shifts(n, w, over)[0] for n, w in zip(shape, model.window, strict=True)]
-    return jnp.stack([jnp.asarray(v, jnp.int32)[index[..., a]] for a, v in enumerate(vectors)], axis=-1)
-
-
-def started(shift: Array, pair: Pair, model: Model) -> Array:
-    """A shift with the held axes where they are held."""
-    return shift if pair.held is None else jnp.where(np.array(model.free), shift, pair.held)
-
-
-def prior_chi2(prior: tuple[Array, Array], shifts: list[Array]) -> Array:
-    """``(s − μ)ᵀ P (s − μ)`` on the grid spanned by one vector of shifts per axis."""
-    ndim = len(shifts)
-    mean, precision = prior
-    offset = [along(s - mean[a], a, ndim) for a, s in enumerate(shifts)]
-    pairs = [precision[a, b] * offset[a] * offset[b] for a in range(ndim) for b in range(ndim)]
-    return reduce(jnp.add, pairs)
-
-
-def with_prior(grid: Array, over: int, pair: Pair, model: Model) -> Array:
-    """A search grid with the χ² of the prior added."""
-    if pair.prior is None:
-        return grid
-    shifts = [grid_shifts(n, w, over)[0] / over for n, w in zip(grid.shape, model.window, strict=True)]
-    return grid + prior_chi2(pair.prior, [jnp.asarray(s, grid.dtype) for s in shifts])
 
 
 def grid_minimum(values: Array) -> Array:
@@ -87,3 +53,191 @@ def grid_minimum(values: Array) -> Array:
     column = jnp.argmin(jnp.min(rows, axis=0))
     row = jnp.argmin(rows[:, column])
     return jnp.stack([*jnp.unravel_index(row, values.shape[:-1]), column]).astype(jnp.int32)
+
+
+def smallest(values: Array, n: int) -> tuple[Array, Array]:
+    """The n smallest elements and their indices, shape ``(n, D)``; a sort takes longer than one minimum."""
+    if n > 1:
+        found, indices = lax.top_k(-values.reshape(-1), n)
+        return -found, jnp.stack(jnp.unravel_index(indices, values.shape), axis=1)
+    index = grid_minimum(values)
+    return values[tuple(index)][None], index[None]
+
+
+class Explained(NamedTuple):
+    """What a whole shift explains of its own pixels."""
+
+    left: Array
+    """``ln(1 − r²)`` at the best place within half a pixel."""
+    number: Array
+    """Pixels of the overlap."""
+    prior: Array
+    """χ² of the prior."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["values", "origin", "settled", "correlation", "constraints"],
+    meta_fields=["model"],
+)
+@dataclass(frozen=True)
+class SearchGrid:
+    """What a shift is worth, for every whole one: the lower, the better."""
+
+    values: Array
+    """χ² less its constant or, where ``settled``, the score of `overlap`; with the prior."""
+    origin: Array
+    """Whole shift that the weights are settled for and the search begins at; else zero."""
+    settled: Array
+    """Whether the weights hold for shifts near ``origin`` alone, and each whole shift has pixels of its
+    own."""
+    correlation: Correlation | None
+    """What the score is made of; None where no overlap depends on the shift."""
+    constraints: Constraints
+    model: Model = field(metadata={"static": True})
+
+    @property
+    def shape(self) -> Shape:
+        """Number of samples along each axis."""
+        return self.values.shape
+
+    def inside(self, axis: int, length: int) -> Array:
+        """Which of so many samples along an axis are in the window."""
+        shift, inside = grid_shifts(length, self.model.window[axis])
+        if self.constraints.window is None:
+            return jnp.asarray(inside)
+        low, high = self.constraints.window[axis]
+        return inside & (shift >= low) & (shift <= high)
+
+    def in_window(self, values: Array) -> Array:
+        """Values at whole shifts, infinite where the minimum may not be."""
+        held = self.constraints.held
+        for axis, length in enumerate(values.shape):
+            inside = self.inside(axis, length)
+            if held is not None and not self.model.free[axis]:
+                inside = grid_shifts(length, self.model.window[axis])[0] == jnp.round(held[axis])
+            values = jnp.where(along(inside, axis, values.ndim), values, jnp.inf)
+        return values
+
+    def shifts(self) -> list[np.ndarray]:
+        """Whole shift of the samples along each axis."""
+        return [grid_shifts(n, w)[0] for n, w in zip(self.shape, self.model.window, strict=True)]
+
+    def shift_at(self, index: Array) -> Array:
+        """Whole shift of samples, int32; the axes are last in both."""
+        vectors = (jnp.asarray(v, jnp.int32) for v in self.shifts())
+        return jnp.stack([v[index[..., a]] for a, v in enumerate(vectors)], axis=-1)
+
+    def index_of(self, shift: Array) -> Array:
+        """Sample of a whole shift; the axes are last in both."""
+        return shift % along(np.array(self.shape, np.int32), shift.ndim - 1, shift.ndim)
+
+    def with_prior(self) -> SearchGrid:
+        """The grid with the χ² of the prior added."""
+        if self.constraints.prior is None:
+            return self
+        shifts = [jnp.asarray(s, self.values.dtype) for s in self.shifts()]
+        return self._with(self.values + self.constraints.prior.chi2(shifts))
+
+    def best(self) -> Array:
+        """Sample that the search begins with."""
+        if self.constraints.initial is None:
+            return grid_minimum(self.in_window(self.values))
+        return self.index_of(self.origin)
+
+    def start(self) -> Position:
+        """Where a descent starts: the best shift, or what was given."""
+        constraints, free = self.constraints, self.model.free
+        if constraints.initial is not None:
+            return Position.of(constraints.start(constraints.initial, free))
+        index = grid_minimum(lax.stop_gradient(self.in_window(self.values)))
+        whole = jnp.where(self.settled, self.origin, self.shift_at(index))
+        if constraints.held is None:
+            return Position(whole, jnp.zeros_like(self.values, shape=whole.shape))
+        return Position.of(constraints.start(whole.astype(self.values.dtype), free))
+
+    def between_samples(self, start: Position) -> Position:
+        """A start moved from a sample of the grid to the minimum of parabolas through its neighbours.
+
+        To the nearest of `STARTS`: between equal images it stays exactly where it is. So it does where the
+        grid is a score over other pixels than those that χ² is of.
+        """
+        ndim, values = len(self.shape), lax.stop_gradient(self.values)
+        index = jnp.round(start.shift).astype(jnp.int32)
+        around = np.concatenate([np.zeros((1, ndim), int), np.eye(ndim, dtype=int), -np.eye(ndim, dtype=int)])
+        values = values[tuple(self.index_of(index[None, :] + around).T)]
+        after, before = (values[1:] - values[0]).reshape(2, ndim)
+        bend = after + before
+        good = (bend > 0) & jnp.isfinite(bend) & np.array(self.model.free) & ~self.settled
+        offset = jnp.where(good, (before - after) / (2 * jnp.where(good, bend, 1.0)), 0.0)
+        return start.moved(jnp.round(jnp.clip(offset, -0.5, 0.5) * STARTS) / STARTS)
+
+    def minima(self, n: int) -> tuple[Array, Array]:
+        """Whole shifts of the n deepest local minima besides the best, shape ``(n, D)``, and which exist.
+
+        A sample is one if it lies below all its neighbours, diagonal ones too. Samples near the start of the
+        search belong to it.
+        """
+        grid = lax.stop_gradient(self.values)
+        ndim = grid.ndim
+        padded = wrapped(grid, 1)
+        lowest = jnp.ones(grid.shape, bool)
+        steps = list(np.ndindex((3,) * ndim))
+        middle = len(steps) // 2
+        for number, step in enumerate(steps):
+            neighbour = padded[tuple(slice(k, k + m) for k, m in zip(step, grid.shape, strict=True))]
+            if number != middle:
+                # Of equal neighbours the first is the minimum.
+                below = grid < neighbour if number < middle else grid <= neighbour
+                lowest &= below & jnp.isfinite(neighbour)
+        values = jnp.where(lowest & ~self._near_start(), self.in_window(grid), jnp.inf)
+        found, indices = smallest(values, n)
+        return self.shift_at(indices), jnp.isfinite(found)
+
+    def _near_start(self) -> Array:
+        """Which samples belong to the start of the search."""
+        ndim = len(self.shape)
+        start = jnp.round(self.start().shift).astype(jnp.int32)
+        # What lies between the best score and where χ² led from there belongs to the start too.
+        led = jnp.where(self.settled, self.shift_at(self.best()), start)
+        # A settled minimum may lie as far as `MARGIN` from the whole shift that it is looked for at.
+        own = jnp.where(self.settled, MARGIN, 1)
+        near = jnp.ones((1,) * ndim, bool)
+        for axis, shift in enumerate(self.shifts()):
+            distance, length = jnp.asarray(shift, jnp.int32) - start[axis], self.shape[axis]
+            if self.model.boundary.name != "overlap":
+                distance = (distance + length // 2) % length - length // 2
+            near = near & along(jnp.abs(distance) <= own + jnp.abs(led - start)[axis], axis, ndim)
+        return near
+
+    def explained(self, shifts: Array) -> Explained:
+        """What the best shift and others, shape ``(n, D)``, explain of their overlaps, shape ``(n + 1,)``."""
+        samples = jnp.concatenate([self.best()[None], self.index_of(shifts)])
+        return lax.map(self._explained, samples)
+
+    def _explained(self, index: Array) -> Explained:
+        """The correlation is interpolated by a windowed sinc; pixels and prior are those of the sample."""
+        assert self.correlation is not None
+        coefficient, number, *scalars = self.correlation
+        steps = np.arange(-BESIDE, BESIDE + 1)
+        around = [(index[a] + steps) % n for a, n in enumerate(coefficient.shape)]
+        patch = coefficient[jnp.ix_(*around)]
+        distance = np.linspace(-0.5, 0.5, BETWEEN)[None, :] - steps[:, None]
+        lanczos = np.where(np.abs(distance) < BESIDE, np.sinc(distance) * np.sinc(distance / BESIDE), 0.0)
+        # Where all correlate, 1 − r² is the small difference that matters.
+        lanczos /= lanczos.sum(axis=0)
+        values = contract(patch, [jnp.asarray(lanczos, patch.dtype)] * patch.ndim)
+        at = tuple(index)
+        there = Correlation(coefficient[at], number[at], *scalars)
+        best = there._replace(coefficient=jnp.max(values))
+        return Explained(log_left(best), there.number, self.values[at] - score(there))
+
+    def number_of_shifts(self) -> Array:
+        """Whole shifts of the window."""
+        number = jnp.ones_like(self.values, shape=())
+        for axis in np.flatnonzero(self.model.free).tolist():
+            number *= count(self.inside(axis, self.shape[axis]))
+        return number
+
+    def _with(self, values: Array) -> SearchGrid:
+        return SearchGrid(values, self.origin, self.settled, self.correlation, self.constraints, self.model)

@@ -27,6 +27,7 @@ from scipy.fft import next_fast_len
 
 from ..fourier import product_modulo
 from .passes import sum_all
+from .position import Position
 
 Shape = tuple[int, ...]
 Waves = tuple[Array, Array]
@@ -87,21 +88,26 @@ def mean_over_modes(values: Array, shape: Shape) -> Array:
     return sum_all(jnp.dot(values, weights, precision=lax.Precision.HIGHEST)) / prod(shape)
 
 
-def cycle_phase(indices: np.ndarray, period: int, whole: Array, fraction: Array) -> Array:
-    """``2π k (whole + fraction) / period`` modulo 2π, the whole pixels reduced in exact integers.
+def cycle_phase(indices: np.ndarray, period: int, at: Position) -> Array:
+    """``2π k s / period`` modulo 2π at one axis of a position, the whole pixels reduced in exact integers.
 
     A float32 phase ``k·s`` at ``s`` of a thousand pixels has lost four digits; only the fraction meets it.
     """
+    whole, fraction = at
     turns = product_modulo(jnp.asarray(indices % period, whole.dtype), whole % period, period)
     slope = np.asarray(2 * np.pi * indices / period, fraction.dtype)
     return turns.astype(fraction.dtype) * np.asarray(2 * np.pi / period, fraction.dtype) + slope * fraction
 
 
-def _waves(indices: np.ndarray, period: int, whole: Array, fraction: Array, order: int) -> Waves:
+def _along(at: Position, axis: int) -> Position:
+    return Position(at.whole[axis], at.fraction[axis])
+
+
+def _waves(indices: np.ndarray, period: int, at: Position, order: int) -> Waves:
     """``(iκ)^r exp(iκs)`` for r = 0 … order in columns, κ = 2π k / period."""
-    phase = cycle_phase(indices, period, whole, fraction)
+    phase = cycle_phase(indices, period, at)
     wave = tuple(along(x, 0, 2) for x in (jnp.cos(phase), jnp.sin(phase)))
-    return _times(wave, _powers(indices, period, order, fraction.dtype))
+    return _times(wave, _powers(indices, period, order, at.fraction.dtype))
 
 
 def _powers(indices: np.ndarray, period: int, order: int, dtype: jnp.dtype) -> tuple[np.ndarray, np.ndarray]:
@@ -156,18 +162,16 @@ class FourierSeries:
         return jnp.transpose(x[..., 0, :])
 
     @partial(jax.jit, static_argnames=("order",))
-    def derivatives(self, whole: Array, fraction: Array, order: int) -> Array:
-        """All partial derivatives at ``whole + fraction`` up to ``order`` per axis, shape ``(order+1,)*D``.
+    def derivatives(self, at: Position, order: int) -> Array:
+        """All partial derivatives at a position up to ``order`` per axis, shape ``(order+1,)*D``.
 
         Entry ``[a, b]`` is ``∂^a_0 ∂^b_1 f``. One pass over the coefficients.
         """
-        return self._sum(lambda axis, k, period: _waves(k, period, whole[axis], fraction[axis], order))
+        return self._sum(lambda axis, k, period: _waves(k, period, _along(at, axis), order))
 
     @partial(jax.jit, static_argnames=("order",))
-    def differences(
-        self, whole: Array, fraction: Array, displacements: list[Array], order: int = 0
-    ) -> Differences:
-        """``f(s + d) − f(s)`` at ``s = whole + fraction``, for d on the grid spanned by one vector per axis.
+    def differences(self, at: Position, displacements: list[Array], order: int = 0) -> Differences:
+        """``f(s + d) − f(s)`` at a position s, for d on the grid spanned by one vector per axis.
 
         The waves enter as ``exp(iκd) − 1`` without cancellation, axis after axis, so a small difference
         has full relative precision: the difference of two values would have none left in float32.
@@ -176,7 +180,7 @@ class FourierSeries:
         def waves(axis: int, indices: np.ndarray, period: int) -> Waves:
             """At s, their changes, and at s + d with derivatives."""
             d = displacements[axis]
-            wave = _waves(indices, period, whole[axis], fraction[axis], 0)
+            wave = _waves(indices, period, _along(at, axis), 0)
             phase = along(np.asarray(2 * np.pi * indices / period, d.dtype), 0, 2) * along(d, 1, 2)
             change = _times(wave, (-2 * jnp.sin(phase / 2) ** 2, jnp.sin(phase)))
             moved = tuple(w + c for w, c in zip(wave, change, strict=True))
@@ -192,19 +196,6 @@ class FourierSeries:
         parts = [sums[(*moved[:a], changed[a], *[still] * (ndim - a - 1))] for a in range(ndim)]
         there = sums[tuple(slice(1 + len(d), None) for d in displacements)]
         return Differences(sums[(0,) * ndim], reduce(jnp.add, parts), there)
-
-    def sampled(self, oversample: int) -> Array:
-        """Values at every ``1/oversample`` pixel of one period, shift zero at index zero.
-
-        At least two for the shortest wave.
-        """
-        grid = tuple(oversample * n for n in self.period)
-        columns = self.parts.shape[-1]
-        # What irfftn counts twice has been.
-        weights = np.where(2 * np.arange(columns) % grid[-1] == 0, 1.0, 0.5) * prod(grid)
-        parts = self.parts * along(jnp.asarray(weights, self.parts.dtype), len(grid), len(grid) + 1)
-        spectrum = lax.complex(*(lax.index_in_dim(parts, k, -2, keepdims=False) for k in (0, 1)))
-        return jnp.fft.irfftn(_on_grid(spectrum, grid), grid)
 
 
 def _on_grid(coefficients: Array, grid: Shape) -> Array:
@@ -274,13 +265,13 @@ def _series(coefficients: Array, factor: float, period: Shape) -> FourierSeries:
     return FourierSeries(parts * columns, period)
 
 
-def shift_spectrum(spectrum: Array, shape: Shape, whole: Array, fraction: Array) -> Array:
-    """Half-plane spectrum of ``M(x − whole − fraction)``, the Nyquist terms by the convention above."""
+def shift_spectrum(spectrum: Array, shape: Shape, at: Position) -> Array:
+    """Half-plane spectrum of ``M(x − s)`` for the shift s, the Nyquist terms by the convention above."""
     ndim = len(shape)
     waves, sines = [], {}
     for axis, n in enumerate(shape):
         indices = harmonics(n)[: spectrum.shape[axis]]
-        phase = -cycle_phase(indices, n, whole[axis], fraction[axis])
+        phase = -cycle_phase(indices, n, _along(at, axis))
         at_nyquist = 2 * indices == -n
         parts = [jnp.cos(phase), jnp.where(at_nyquist, 0.0, jnp.sin(phase))]
         if n % 2 == 0:

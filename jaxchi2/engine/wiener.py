@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from .choices import Model
 from .continuation import average_nearby, fill_smoothly, unknown_variance
 from .layout import Layout, with_variance
 from .noise import box_coordinates, fitted_trend, gentle, hann, lower, significant, whitening, wiener_gain
-from .pair import Model
 from .passes import any_in_batch, count, every, mean_over, some, sum_all
+from .position import Position
 from .spectrum import Shape, half_weights, mean_over_modes, scaled, shift_spectrum, squared
 
 
@@ -134,5 +135,5 @@ def _squared_kernel(gain: Array, shape: Shape) -> Array:
     """
     whole = jnp.zeros_like(gain, shape=(len(shape),), dtype=jnp.int32)
     quarter = jnp.full_like(gain, 0.25, shape=(len(shape),))
-    kernel = shift_spectrum(lax.complex(gain, jnp.zeros_like(gain)), shape, whole, quarter)
+    kernel = shift_spectrum(lax.complex(gain, jnp.zeros_like(gain)), shape, Position(whole, quarter))
     return jnp.fft.rfftn(jnp.fft.irfftn(kernel, shape) ** 2).real

@@ -22,10 +22,11 @@ from jax.typing import ArrayLike
 from .. import checks
 from ..checks import array_of, choice, flag, integer, real_number, refuse
 from ..engine.builders import is_quick, with_terms
+from ..engine.choices import BOUNDARIES, Choices, Model
 from ..engine.errors import delta_chi2
 from ..engine.layout import lay_out, prepare
-from ..engine.minimum import best_pixel
-from ..engine.pair import BOUNDARIES, Model, Pair, check_images, check_model
+from ..engine.pair import Pair, check_images
+from ..engine.position import Position
 from ..engine.spectrum import harmonics
 from ..engine.terms import Chi2Terms
 from ..fourier import accept_obsolete, correlate2d, static_sizes
@@ -105,7 +106,7 @@ def _chi2n_map(pair: Pair, choice: Model, return_all: bool, reduced: bool) -> Ar
     prepared = prepare(pair, choice)
     layout = lay_out(prepared, pair, choice)
     frame = tuple(slice(0, n) for n in pair.image.shape)
-    reference = jnp.roll(layout.reference, -layout.origin, (0, 1))
+    reference = jnp.roll(layout.reference, -layout.grid.origin, (0, 1))
     # In the units that came in, the pedestal put back: it belongs to the terms, if not to their sum.
     weights = layout.weights[frame] / prepared.unit**2
     model, data = (x[frame] * prepared.unit + prepared.pedestal for x in (reference, layout.image))
@@ -451,7 +452,7 @@ def _pair(
     if flag(zeromean, "zeromean"):
         reference, image = (x - jnp.mean(x, where=jnp.isfinite(x)) for x in pair[:2])
         pair = pair._replace(reference=reference, image=image)
-    return pair, check_model(pair.reference.shape, pair.image.shape, boundary)
+    return pair, Choices.of(boundary).model(pair.reference.shape, pair.image.shape)
 
 
 def _shift_and_grid(
@@ -489,11 +490,11 @@ def _in_order(
 
 
 def _grid_around(
-    terms: Chi2Terms, whole: Array, fraction: Array, step: Array, shape: tuple[int, ...]
+    terms: Chi2Terms, at: Position, step: Array, shape: tuple[int, ...]
 ) -> tuple[list[Array], Array]:
-    """Displacements from ``whole + fraction`` that *fall* by ``step`` with the index, and χ² there."""
-    steps = [jnp.asarray((m - 1) / 2 - np.arange(m), fraction.dtype) * step for m in shape]
-    return steps, terms.residual_chi2(whole, fraction) + terms.differences(whole, fraction, steps)
+    """Displacements from a position that *fall* by ``step`` with the index, and χ² there."""
+    steps = [jnp.asarray((m - 1) / 2 - np.arange(m), at.fraction.dtype) * step for m in shape]
+    return steps, terms.residual_chi2(at) + terms.series.differences(at, steps)
 
 
 @dataclass(frozen=True)
@@ -507,19 +508,21 @@ class UpsampledGrid:
 
     def __call__(self, terms: Chi2Terms, result: Registration) -> Chi2Grid:
         """Coordinates along x and y, and χ²."""
-        whole, start = best_pixel(terms)
-        dtype = start.dtype
+        start = terms.grid.start()
+        whole, dtype = start.whole, start.fraction.dtype
         if isinstance(self.factor, str):
             shape: tuple[int, ...] = (self.size, self.size)
-            extent = _extent_in_pixels(terms.grid, whole, delta_chi2(self.nsigma, self.nfitted).astype(dtype))
+            threshold = delta_chi2(self.nsigma, self.nfitted).astype(dtype)
+            extent = _extent_in_pixels(terms.grid.values, whole, threshold)
             step = 1 / jnp.maximum(1, self.size / 2 / jnp.maximum(1, extent).astype(dtype))
         else:
             # Two pixels hold the minimum wherever it lies in the best one; where the frame's worth of samples
             # spans less on either axis, take as many as span two.
-            enough = min(terms.frame) >= 2 * self.factor
-            shape = terms.frame if enough else (round(2 * self.factor),) * 2
+            frame = terms.pixels.frame
+            enough = min(frame) >= 2 * self.factor
+            shape = frame if enough else (round(2 * self.factor),) * 2
             step = jnp.asarray(1 / self.factor, dtype)
-        steps, chi2 = _grid_around(terms, whole, start, step, shape)
+        steps, chi2 = _grid_around(terms, start, step, shape)
         center = whole + _turns(terms, result.shift - whole)
         y, x = (-(center[a] + steps[a]) for a in (0, 1))
         y, x = jnp.meshgrid(y, x, indexing="ij")
@@ -558,17 +561,16 @@ class RezoomedGrid:
 
     def __call__(self, terms: Chi2Terms, result: Registration) -> Chi2Grid:
         """Coordinates along x and y, and χ²."""
-        whole, start = best_pixel(terms)
+        whole, start = terms.grid.start()
 
         def level(center: Array, factor: Array) -> Array:
             steps = [jnp.asarray(np.arange(m) - (m - 1) / 2, center.dtype) / factor for m in self.zoom_shape]
-            return terms.differences(whole, center, steps)
+            return terms.series.differences(Position(whole, center), steps)
 
-        factor = zoom_in(level, terms.grid, start, self.zoom_shape, self.mindiff, self.zoomstep)[0]
+        factor = zoom_in(level, terms.grid.values, start, self.zoom_shape, self.mindiff, self.zoomstep)[0]
         fraction = result.shift - whole - _turns(terms, result.shift - whole)
-        steps, chi2 = _grid_around(
-            terms, whole, fraction, 1 / (factor * self.rezoom_factor), self.rezoom_shape
-        )
+        step = 1 / (factor * self.rezoom_factor)
+        steps, chi2 = _grid_around(terms, Position(whole, fraction), step, self.rezoom_shape)
         y, x = (result.shift[a] + steps[a] for a in (0, 1))
         y, x = jnp.meshgrid(y, x, indexing="ij")
         return x, y, chi2

@@ -1,0 +1,170 @@
+"""χ² of one image pair as an exact function of the shift.
+
+    χ²(s) = Σ_i w_i (D_i − a M(i − s) − b)²
+
+in the sums ``cross = −2 Σ w_i D_i M(i − s)``, ``power = Σ w_i M(i − s)²`` and ``total = Σ w_i M(i − s)``, all
+of them Fourier series in s. Gain and background are 1 and 0, or at their best for every s:
+
+    χ² = constant + cross + power'         with a = 1
+    χ² = constant − cross² / (4 power')    with a = −cross / (2 power'), where that is positive
+
+Where b is fitted, D has had its weighted mean subtracted and ``power' = power − total² / Σ w``; else they are
+the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from .choices import Model
+from .constraints import Prior
+from .position import Position
+from .spectrum import Differences, FourierSeries
+from .taylor import multiply, reciprocal
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["cross", "power", "total", "constant", "mass", "origin", "prior", "amplitude", "roughness"],
+    meta_fields=["model", "bandwidth"],
+)
+@dataclass(frozen=True)
+class Chi2Series:
+    """χ² less its constant, with the prior, and its derivatives."""
+
+    cross: FourierSeries
+    """``−2 Σ w_i D_i M(i − s)``."""
+    power: FourierSeries
+    """``Σ w_i M(i − s)²``."""
+    total: FourierSeries | None
+    """``Σ w_i M(i − s)``; None where it is not needed, or zero."""
+    constant: Array
+    """``Σ w_i D_i²``, a scalar."""
+    mass: Array
+    """``Σ w_i``, a scalar."""
+    origin: Array
+    """Whole shift that the sums count from, shape ``(D,)``."""
+    prior: Prior | None
+    amplitude: Array
+    """``√(Σ M² Σ w D²)``, what bounds the correlation: its rounding is a few ulp of this."""
+    roughness: Array
+    """The same for its second derivative along each axis, shape ``(D,)``."""
+    model: Model = field(metadata={"static": True})
+    bandwidth: int = field(metadata={"static": True})
+    """How many times the image's band χ² has: twice where squares of Fourier series enter."""
+
+    def derivatives(self, at: Position, order: int) -> Array:
+        """Partial derivatives of χ² less its constant up to ``order`` per axis."""
+        result = self._combined(*self._each(at, lambda series, at: series.derivatives(at, order)))
+        return result if self.prior is None else result + self.prior.derivatives(at, order)
+
+    def differences(self, at: Position, displacements: list[Array]) -> Array:
+        """``χ²(s + d) − χ²(s)`` on the grid of displacements d spanned by one vector per axis."""
+        each = self._each(at, lambda series, at: series.differences(at, displacements))
+        return self._changed(*each, at.shift, displacements)
+
+    def rise(self, at: Position, displacement: Array, order: int) -> Array:
+        """Derivatives of χ² at ``at + displacement``, for the first what χ² has risen by."""
+        steps = list(displacement[:, None])
+        each = self._each(at, lambda series, at: series.differences(at, steps, order))
+        cross, power, total = each
+        result = self._combined(cross.there, power.there, None if total is None else total.there)
+        if self.prior is not None:
+            result = result + self.prior.derivatives(at.moved(displacement), order)
+        change = self._changed(*each, at.shift, steps)
+        return result.at[(0,) * len(steps)].set(change.reshape(()))
+
+    def _each(self, at: Position, function: Callable[[FourierSeries, Position], Any]) -> tuple[Any, Any, Any]:
+        """A function of cross, power and total, None where there is no total."""
+        at = at.since(self.origin)
+        total = None if self.total is None else function(self.total, at)
+        return function(self.cross, at), function(self.power, at), total
+
+    def _combined(self, cross: Array, power: Array, total: Array | None) -> Array:
+        """Derivatives of χ² from those of the series."""
+        if total is not None:
+            power = power - multiply(total, total) / self.mass
+        if self.model.gain:
+            return multiply(multiply(cross, cross), reciprocal(power)) / -4
+        return cross + power
+
+    def _changed(
+        self,
+        cross: Differences,
+        power: Differences,
+        total: Differences | None,
+        shift: Array,
+        displacements: list[Array],
+    ) -> Array:
+        """Differences of χ² from those of the series."""
+        change, start = power.change, power.start
+        if total is not None:
+            change = change - (2 * total.start + total.change) * total.change / self.mass
+            start = start - total.start**2 / self.mass
+        if self.model.gain:
+            # The difference of two quotients, without subtracting them.
+            square = (2 * cross.start + cross.change) * cross.change - cross.start**2 / start * change
+            result = -square / (4 * (start + change))
+        else:
+            result = cross.change + change
+        if self.prior is None:
+            return result
+        here, there = (
+            [s + d for s, d in zip(shift, x, strict=True)]
+            for x in (jnp.zeros_like(shift)[:, None], displacements)
+        )
+        return result + self.prior.chi2(there) - self.prior.chi2(here)
+
+    def nuisances(self, at: Position) -> tuple[Array, Array]:
+        """Best gain and background at one shift, in the internal units; 1 and 0 where not fitted."""
+        one = jnp.ones_like(self.constant)
+        if not (self.model.gain or self.model.background):
+            return one, jnp.zeros_like(one)
+        cross, power, total = self._each(at, lambda series, at: series.derivatives(at, 0).reshape(()))
+        total = jnp.zeros_like(one) if total is None else total
+        gain = -cross / (2 * (power - total**2 / self.mass)) if self.model.gain else one
+        return gain, -gain * total / self.mass
+
+    def nuisance_covariance(self, at: Position, gain: Array) -> Array:
+        """Covariance of gain and background, in internal units, the free shifts fitted with them.
+
+        Zero for what is not fitted. From the second derivatives of χ² in all parameters: those of gain
+        and background less what the shifts take (Schur complement).
+        """
+        ndim = len(at.fraction)
+        first = tuple(np.eye(ndim, dtype=int).T)
+        cross, power, total = self._each(at, lambda series, at: series.derivatives(at, 2))
+        total = jnp.zeros_like(cross) if total is None else total
+        zero = (0,) * ndim
+        background = -gain * total[zero] / self.mass
+        mixed = jnp.stack(
+            [cross[first] + 2 * gain * power[first] + 2 * background * total[first], 2 * gain * total[first]],
+            1,
+        )
+        pure = jnp.stack([power[zero], total[zero], total[zero], self.mass]).reshape(2, 2) * 2
+        curvature = gain * cross + gain**2 * power + 2 * gain * background * total
+        if self.prior is not None:
+            curvature = curvature + self.prior.derivatives(at, 2)
+        pairs = np.eye(ndim, dtype=int)[:, None] + np.eye(ndim, dtype=int)[None, :]
+        hessian = curvature[tuple(np.moveaxis(pairs, -1, 0))]
+        held = ~np.array(self.model.free)
+        hessian = jnp.where(held[:, None] | held[None, :], jnp.eye(ndim, dtype=hessian.dtype), hessian)
+        mixed = jnp.where(held[:, None], 0.0, mixed)
+        fitted = np.array([self.model.gain, self.model.background])
+        pure = jnp.where(fitted[:, None] & fitted[None, :], pure, jnp.eye(2, dtype=pure.dtype))
+        mixed = jnp.where(fitted[None, :], mixed, 0.0)
+        taken = jnp.dot(mixed.T, jnp.linalg.solve(hessian, mixed), precision=lax.Precision.HIGHEST)
+        information = pure - taken
+        determinant = information[0, 0] * information[1, 1] - information[0, 1] * information[1, 0]
+        swapped = jnp.stack(
+            [information[1, 1], -information[0, 1], -information[1, 0], information[0, 0]]
+        ).reshape(2, 2)
+        return jnp.where(fitted[:, None] & fitted[None, :], 2 * swapped / determinant, 0.0)

@@ -1,0 +1,172 @@
+"""The static choices of a registration: what the reference is outside its frame, and what is fitted.
+
+Everything that is wrong about an option raises here, by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil, floor, log2
+
+from ..checks import choice, flag, real_number, refuse
+from .spectrum import Shape
+
+MIN_OVERLAP, SMALL_OVERLAP = 0.25, 0.02
+"""Least overlap, and that where ``max_shift`` is given: enough pixels to tell chance from a match."""
+BOUNDARIES = ("wrap", "fill", "constant", "reflect", "nearest", "overlap")
+Window = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What the reference is outside its frame, with what goes with it; static under jit.
+
+    A plain name stands for ``Boundary(name)`` wherever one is asked for.
+    """
+
+    name: str
+    """"wrap": periodic. "constant" or "fill": ``value``. "reflect" and "nearest": the frame's own pixels
+    mirrored at its edge (d c b a | a b c d) or the outermost ones repeated. "overlap": unknown, so only the
+    image pixels that fall on the reference count."""
+    value: float = 0.0
+    """Value outside the frame for "constant" and "fill", in the units of the images."""
+    min_overlap: float | None = None
+    """Least overlap for "overlap" and masks, as a fraction of the valid pixels of the image with fewer. None:
+    `MIN_OVERLAP`, or `SMALL_OVERLAP` where ``max_shift`` says how far to look."""
+
+    def __post_init__(self) -> None:
+        choice(self.name, "name of a boundary", BOUNDARIES)
+        value = real_number(self.value, "value", "a finite number")
+        share = self.min_overlap
+        if share is not None:
+            share = real_number(share, "min_overlap", "a number in (0, 1]", lambda x: 0 < x <= 1)
+        # Plain numbers, which hash; an array of one does not.
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "min_overlap", share)
+
+
+def as_boundary(boundary: str | Boundary) -> Boundary:
+    """A name or a `Boundary` as the latter."""
+    if isinstance(boundary, Boundary):
+        return boundary
+    if not isinstance(boundary, str):
+        refuse("boundary", "a name or a Boundary", boundary, TypeError)
+    return Boundary(choice(boundary, "boundary", BOUNDARIES))
+
+
+def is_periodic(boundary: str | Boundary) -> bool:
+    """Whether what leaves a frame comes back on its other side."""
+    return as_boundary(boundary).name == "wrap"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What every registration is asked beside its images, checked; hashable."""
+
+    boundary: Boundary
+    gain: bool
+    """Whether it is fitted."""
+    background: bool
+    """Whether it is fitted."""
+    max_shift: tuple[float, ...] | None
+    """One limit for all axes, or one for each."""
+
+    @classmethod
+    def of(
+        cls,
+        boundary: str | Boundary = "overlap",
+        fit_gain: bool = False,
+        fit_background: bool = False,
+        max_shift: float | Sequence[float] | None = None,
+    ) -> Choices:
+        """Check the options by the names that users know them by."""
+        return cls(
+            as_boundary(boundary),
+            flag(fit_gain, "fit_gain"),
+            flag(fit_background, "fit_background"),
+            None if max_shift is None else _limits(max_shift),
+        )
+
+    def limits(self, ndim: int) -> tuple[float, ...] | None:
+        """Largest shift along each axis, infinite for none; or None."""
+        limits = self.max_shift
+        if limits is None or len(limits) == ndim:
+            return limits
+        if len(limits) != 1:
+            refuse("max_shift", f"a scalar or hold {ndim} values", limits)
+        return limits * ndim
+
+    def model(
+        self, reference: Shape, image: Shape, free: tuple[bool, ...] | None = None, compact: bool = False
+    ) -> Model:
+        """The choices for frames of these shapes.
+
+        ``free`` says along which axes the shift is fitted, by default all. ``compact`` says that nobody will
+        look at the search grid outside the window.
+        """
+        limits, name = self.limits(len(image)), self.boundary.name
+        boundary = self.boundary
+        if boundary.min_overlap is None:
+            boundary = replace(boundary, min_overlap=MIN_OVERLAP if limits is None else SMALL_OVERLAP)
+        return Model(
+            boundary=boundary,
+            gain=self.gain,
+            background=self.background,
+            window=_window(name, limits, reference, image),
+            limited=limits is not None,
+            free=(True,) * len(image) if free is None else free,
+            compact=compact
+            and limits is not None
+            and name == "wrap"
+            # Matrix products for so few shifts take less time than the inverse FFT, on two cores.
+            and all(2 * limit + 3 <= min(n / 2, 8 * log2(n)) for limit, n in zip(limits, image, strict=True)),
+        )
+
+
+@dataclass(frozen=True)
+class Model:
+    """The choices for frames of given shapes."""
+
+    boundary: Boundary
+    gain: bool
+    background: bool
+    window: Window
+    """Lowest and highest shift along each axis that is looked at."""
+    limited: bool
+    """Whether the window was asked for, so that a minimum outside it is none."""
+    free: tuple[bool, ...]
+    """Whether the shift is fitted along each axis."""
+    compact: bool = False
+    """Whether the search grid may be the window alone where one χ² holds for all shifts."""
+
+    @property
+    def whole_window(self) -> tuple[tuple[int, int], ...]:
+        """First and last whole shift inside the window."""
+        return tuple((ceil(low), floor(high)) for low, high in self.window)
+
+
+def _limits(max_shift: float | Sequence[float]) -> tuple[float, ...]:
+    several = isinstance(max_shift, list | tuple) or getattr(max_shift, "ndim", 0) > 0
+    given: list = list(max_shift) if several else [max_shift]  # type: ignore[arg-type]
+    limits = tuple(real_number(x, "max_shift", "static real numbers", lambda _: True) for x in given)
+    if not limits or not all(limit > 0 for limit in limits):
+        refuse("max_shift", "positive", max_shift)
+    return limits
+
+
+def _window(boundary: str, limits: tuple[float, ...] | None, reference: Shape, image: Shape) -> Window:
+    """Lowest and highest shift along each axis that is looked at."""
+    shapes = list(zip(reference, image, strict=True))
+    if limits is not None:
+        # Beyond these shifts the frames have no pixel in common, and there is nothing to look at.
+        ends = [(m - 1, n - 1) if boundary == "overlap" else (n, n) for m, n in shapes]
+        return tuple(
+            (-min(limit, low), min(limit, high)) for limit, (low, high) in zip(limits, ends, strict=True)
+        )
+    if boundary == "wrap":
+        return tuple((-(n // 2), (n - 1) // 2) for n in image)
+    if boundary == "overlap":
+        # Half the smaller frame stays covered along each axis: for equal shapes half the frame.
+        return tuple((min(m, n) / 2 - m, n - min(m, n) / 2) for m, n in shapes)
+    return tuple((-n / 2, n / 2) for n in image)
