@@ -16,6 +16,7 @@ from .engine.builders import is_shareable, shared_reference, shared_terms
 from .engine.choices import Choices, Model, is_periodic
 from .engine.constraints import Search
 from .engine.pair import Pair, check
+from .engine.ways import Way
 from .registration import measure, solve, with_unit
 from .results import Registration, in_units
 
@@ -82,19 +83,16 @@ def in_its_unit(found: Registration, noise: Array | None) -> Registration:
 
 
 def register_chunks(
-    frames: Frame, common: Frame, *, extra: tuple, options: Options, clean: bool | None, batch_size: int
+    frames: Frame, common: Frame, *, extra: tuple, options: Options, way: Way, batch_size: int
 ) -> Registration:
     """All frames, so many at once; ``extra`` is the mask of the reference, and the interval's ``nsigma``."""
-    return in_chunks(_chunk_function(frames, common, extra, options, clean), frames, batch_size)
+    return in_chunks(_chunk_function(frames, common, extra, options, way), frames, batch_size)
 
 
 def _chunk_function(
-    frames: Frame, common: Frame, extra: tuple, options: Options, clean: bool | None
+    frames: Frame, common: Frame, extra: tuple, options: Options, way: Way
 ) -> Callable[[Frame], Registration]:
-    """What registers a few frames: by what they share, or where they do not share it one by one.
-
-    ``clean`` says that all their pixels are good, or that some are not; with None the data decide.
-    """
+    """What registers a few frames: by what they share, or where they do not share it one by one."""
     reference_mask, nsigma = extra
     known_err = options.known_err
     shareable = shares_reference(frames, common, reference_mask, options)
@@ -123,7 +121,8 @@ def _chunk_function(
 
     example = jax.tree.map(lambda x: x[0], frames)
     pair, model = pair_of(example)
-    alone = False if shareable and not clean else clean
+    # A chunk is registered one by one where pixels of it are bad.
+    alone = Way.ANY if shareable and way is Way.BY_VALUES else way
 
     def one_by_one(frame: Frame) -> Registration:
         pair, model = pair_of(frame)
@@ -140,7 +139,7 @@ def _chunk_function(
         chi2, doubt = in_units(result.chi2, unit)
         return result._replace(chi2=chi2, status=result.status | doubt)
 
-    if clean:
+    if way is Way.QUICK:
         return jax.vmap(shared_measure)
 
     def of_chunk(chunk: Frame) -> Registration:

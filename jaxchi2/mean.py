@@ -18,6 +18,7 @@ from .batch import frame_axis, on_mesh
 from .chunks import Frame, Options, given, in_its_unit, register_chunks
 from .coadd import align_stack
 from .engine.layout import is_valid_error
+from .engine.ways import Way
 from .registration import range_of
 from .results import MAX_REDUCED_CHI2, Registration
 from .template import (
@@ -62,7 +63,7 @@ def most_of_mean(shape: tuple[int, ...], itemsize: int, memory_limit: int | None
     return min(max(limit // (8 * itemsize * prod(shape)), LEAST_MEAN_FRAMES), MEAN_FRAMES)
 
 
-@partial(jax.jit, static_argnames=("options", "most", "batch_size", "mesh", "clean"))
+@partial(jax.jit, static_argnames=("options", "most", "batch_size", "mesh", "way"))
 def register_to_mean(
     frames: Frame,
     common: Frame,
@@ -71,8 +72,7 @@ def register_to_mean(
     most: int,
     batch_size: int,
     mesh: Mesh | None,
-    *,
-    clean: bool | None,
+    way: Way,
 ) -> tuple[Registration, MeanTemplate]:
     """Frames against a mean of ``most`` of them at most, each of these against the mean of the others."""
     axis = None if mesh is None else frame_axis(mesh)
@@ -82,9 +82,9 @@ def register_to_mean(
         every = -(-count // most)
         part = jax.tree.map(lambda x: x[::every], frames)
         common, extra = rest
-        register = partial(register_chunks, extra=extra, clean=clean, batch_size=batch_size)
+        register = partial(register_chunks, extra=extra, way=way, batch_size=batch_size)
         # Whose pixels nothing is known about, a few frames take the longer way: half the program.
-        rounds = partial(register, clean=bool(clean))
+        rounds = partial(register, way=Way.ANY if way is Way.BY_VALUES else way)
         found, template = _mean_rounds(part, common, options, rounds, batch_size, axis)
         if every == 1:
             return found, template

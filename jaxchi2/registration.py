@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from .checks import flag, is_traced, positive, real_number
 from .engine.algebra import is_positive_definite
-from .engine.builders import is_quick, weighted_terms, with_terms
+from .engine.builders import weighted_terms
 from .engine.chance import evidence
 from .engine.choices import Boundary, Choices, Model
 from .engine.constraints import ANYWHERE, Search
@@ -26,6 +26,7 @@ from .engine.position import Position
 from .engine.searchgrid import SearchGrid
 from .engine.terms import Chi2Terms
 from .engine.verdict import RunnerUp, is_unequal, runner_up
+from .engine.ways import Way, has_quick_way, tried, with_terms
 from .results import Registration, in_units, is_bad_fit, is_too_good
 from .sharding import any_sharding
 from .status import Status
@@ -178,15 +179,12 @@ def register(
     )
     clip, nsigma, verdict = check_measure(pair.image.dtype, clip, nsigma, verdict)
     known_err = err is not None or weights is not None
-    run = partial(measure, nsigma=nsigma, known_err=known_err, model=model, clip=clip, verdict=verdict)
-    if is_traced((pair, nsigma)):
-        return run(pair, clean=None)
-    masked = mask is not None or reference_mask is not None
-    if clip is None and not masked and is_quick(pair, model):
-        result = run(pair, clean=True)
-        if result.status != Status.FLAT:
-            return result
-    return run(pair, clean=False)
+    return tried(
+        partial(measure, pair, nsigma, known_err=known_err, model=model, clip=clip, verdict=verdict),
+        clip is None and mask is None and reference_mask is None and has_quick_way(pair, model),
+        is_traced((pair, nsigma)),
+        lambda found: found.status == Status.FLAT,
+    )
 
 
 def check_measure(
@@ -198,24 +196,24 @@ def check_measure(
     return clip, positive(nsigma, "nsigma", dtype), flag(verdict, "verdict")
 
 
-@partial(jax.jit, static_argnames=("clean", "known_err", "model", "clip", "verdict"))
+@partial(jax.jit, static_argnames=("way", "known_err", "model", "clip", "verdict"))
 def measure(
     pair: Pair,
     nsigma: Array,
-    clean: bool | None,
+    way: Way,
     known_err: bool,
     model: Model,
     clip: float | None,
     verdict: bool,
 ) -> Registration:
-    """`register` of a checked pair; ``clean`` as in `with_terms`."""
+    """`register` of a checked pair."""
     pair, unit = with_unit(pair, known_err)
     run = partial(solve, nsigma=nsigma, known_err=known_err, verdict=verdict)
     if clip is None:
-        result, _ = with_terms(run, pair, model, clean)
+        result, _ = with_terms(run, pair, model, way)
     else:
         pair, too_much = clipped(pair, known_err, model, clip)
-        result, _ = with_terms(run, pair, model, False)
+        result, _ = with_terms(run, pair, model, Way.ANY)
         too_much &= jnp.isfinite(result.chi2)
         result = result._replace(status=result.status | jnp.where(too_much, np.int32(Status.CLIPPED), 0))
     chi2, doubt = in_units(result.chi2, unit)

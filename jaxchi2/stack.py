@@ -32,6 +32,7 @@ from .chunks import Frame, Options, in_its_unit, is_even, register_chunks, share
 from .engine.choices import Boundary, Choices
 from .engine.constraints import ANYWHERE, Search
 from .engine.layout import is_valid_error
+from .engine.ways import Way, tried
 from .mean import MeanTemplate, most_of_mean, register_to_mean
 from .registration import check_measure
 from .results import Registration
@@ -263,18 +264,15 @@ def _registered(task: _Task) -> tuple[Registration, MeanTemplate | None]:
     else:
         run = partial(_register_stack, frames, common, extra, options, batch_size, mesh)
         promising = shares_reference(frames, common, extra[0], options)
-    traced = is_traced(frames, common, extra)
     if mesh is not None:
-        found, template = run(clean=None)
+        found, template = run(Way.BY_VALUES)
         return gathered(found, count), template
-    if traced or not promising:
-        return run(clean=None)
-    # A bad pixel, if it is taken that there is none, leaves its frame without an answer. That says whether it
-    # was right to try; no pass over the stack is needed to ask before, and one if a frame is blank.
-    found, template = run(clean=True)
-    if not jnp.any(found.status == Status.FLAT) or _all_known(frames, common):
-        return found, template
-    return run(clean=None)
+
+    def failed(found: tuple[Registration, MeanTemplate | None]) -> bool:
+        # A frame without an answer may be a blank one: then one pass over the stack.
+        return bool(jnp.any(found[0].status == Status.FLAT)) and not _all_known(frames, common)
+
+    return tried(run, promising, is_traced(frames, common, extra), failed, Way.BY_VALUES)
 
 
 @jax.jit
@@ -353,7 +351,7 @@ def _first(images: Array, mesh: Mesh | None) -> Array:
     return on_mesh(lambda images, _: frame_of(images, 0, axis), mesh, reduces=True)(images, None)
 
 
-@partial(jax.jit, static_argnames=("options", "clean", "batch_size", "mesh"))
+@partial(jax.jit, static_argnames=("options", "way", "batch_size", "mesh"))
 def _register_stack(
     frames: Frame,
     common: Frame,
@@ -361,14 +359,11 @@ def _register_stack(
     options: Options,
     batch_size: int,
     mesh: Mesh | None,
-    *,
-    clean: bool | None,
+    way: Way,
 ) -> tuple[Registration, None]:
     def run(frames: Frame, rest: tuple) -> Registration:
         common, extra = rest
-        return register_chunks(
-            frames, common, extra=extra, options=options, clean=clean, batch_size=batch_size
-        )
+        return register_chunks(frames, common, extra=extra, options=options, way=way, batch_size=batch_size)
 
     found = on_mesh(run, mesh)(frames, (common, extra))
     # Errors that were not given are those of a template of unknown noise.

@@ -11,16 +11,16 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from .checks import as_numbers, integer, per_axis, positive, refuse, sizes
-from .engine.builders import is_quick, uniform_terms, weighted_terms
-from .engine.choices import Boundary, Choices
+from .checks import as_numbers, integer, is_traced, per_axis, positive, refuse, sizes
+from .engine.choices import Boundary, Choices, Model
 from .engine.constraints import ANYWHERE, Search
 from .engine.errors import contour_points, delta_chi2, interval_bounds, interval_points, profile_values
 from .engine.minimum import Minimum, find_minima, find_minimum
-from .engine.pair import check
+from .engine.pair import Pair, check
 from .engine.position import Position
 from .engine.terms import Chi2Terms
 from .engine.verdict import Peaks, Posterior, peaks, posterior
+from .engine.ways import Way, has_quick_way, tried, with_terms
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["terms"], meta_fields=[])
@@ -276,12 +276,16 @@ def chi2_surface(
         mask=mask,
         reference_mask=reference_mask,
     )
-    if mask is None and reference_mask is None and is_quick(pair, model):
-        terms = _uniform(pair, model)
-        if jnp.isfinite(terms.series.constant):
-            return Chi2Surface(terms)
-    return Chi2Surface(_weighted(pair, model))
+    promising = mask is None and reference_mask is None and has_quick_way(pair, model)
+    terms = tried(
+        partial(_terms, pair, model),
+        promising and not is_traced(pair),
+        False,
+        lambda terms: ~jnp.isfinite(terms.series.constant),
+    )
+    return Chi2Surface(terms)
 
 
-_uniform = jax.jit(uniform_terms, static_argnames="model")
-_weighted = jax.jit(weighted_terms, static_argnames="model")
+@partial(jax.jit, static_argnames=("model", "way"))
+def _terms(pair: Pair, model: Model, way: Way) -> Chi2Terms:
+    return with_terms(lambda terms: terms, pair, model, way)

@@ -1,17 +1,15 @@
 """The terms of χ² built from an image pair, by the cheapest exact way.
 
 There are two builders: `uniform_terms` for equal weights, where all but the Nyquist terms of the power is
-constant, and `weighted_terms` for everything else. `with_terms` picks one of them.
+constant, and `weighted_terms` for everything else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -42,25 +40,6 @@ from .terms import Chi2Terms, Content, Pixels, Units
 from .wiener import filtered_layout
 
 
-def with_terms(function: Callable[[Chi2Terms], Any], pair: Pair, model: Model, clean: bool | None) -> Any:
-    """Build the terms by the cheapest exact way and return ``function(terms)``.
-
-    One error for all pixels and no bad pixel needs a third of the work. ``clean`` says whether to take it
-    that this is so; with None the data decide at run time.
-    """
-    if not pair.uniform or model.boundary.name != "wrap" or clean is False:
-        return function(weighted_terms(pair, model))
-    if clean:
-        return function(uniform_terms(pair, model))
-    return lax.cond(
-        any_in_batch(~is_clean(lax.stop_gradient(pair))),
-        # What is kept for its derivatives would be kept, as zeros, for clean images too.
-        jax.checkpoint(lambda pair: function(weighted_terms(pair, model))),
-        lambda pair: function(uniform_terms(pair, model)),
-        pair,
-    )
-
-
 def is_clean(pair: Pair) -> Array:
     """Whether no pixel is bad and the common error is valid: any NaN or infinity survives a sum.
 
@@ -70,15 +49,6 @@ def is_clean(pair: Pair) -> Array:
     if pair.reference_err is not None:
         clean &= jnp.isfinite(pair.reference_err)
     return clean & is_valid_error(pair.err)
-
-
-def is_quick(pair: Pair, model: Model) -> bool:
-    """Whether the cheap way is worth trying first: one error for all pixels, and values that are there.
-
-    A bad pixel makes everything NaN in that way, so its result says whether it was right to try. That
-    saves compiling and asking for both outside ``jit``; of traced values nothing can be asked.
-    """
-    return model.boundary.name == "wrap" and pair.uniform and not pair.traced
 
 
 class ReferenceSide(NamedTuple):

@@ -20,8 +20,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from .. import checks
-from ..checks import array_of, choice, flag, integer, real_number, refuse
-from ..engine.builders import is_quick, with_terms
+from ..checks import array_of, choice, flag, integer, is_traced, real_number, refuse
 from ..engine.choices import BOUNDARIES, Choices, Model
 from ..engine.errors import delta_chi2
 from ..engine.layout import lay_out, prepare
@@ -29,6 +28,7 @@ from ..engine.pair import Pair, check_images
 from ..engine.position import Position
 from ..engine.spectrum import harmonics
 from ..engine.terms import Chi2Terms
+from ..engine.ways import Way, has_quick_way, tried, with_terms
 from ..fourier import accept_obsolete, correlate2d, static_sizes
 from ..leastsq import fit
 from ..registration import solve
@@ -458,15 +458,17 @@ def _pair(
 def _shift_and_grid(
     pair: Pair, model: Model, nfitted: int, grid: UpsampledGrid | RezoomedGrid | None
 ) -> tuple[Registration, Array, Chi2Grid | None]:
-    if not is_quick(pair, model):
-        return _compiled(pair, None, model, nfitted, grid)
-    found = _compiled(pair, True, model, nfitted, grid)
-    return found if found[0].status != Status.FLAT else _compiled(pair, False, model, nfitted, grid)
+    return tried(
+        lambda way: _compiled(pair, way, model, nfitted, grid),
+        has_quick_way(pair, model),
+        is_traced(pair),
+        lambda found: found[0].status == Status.FLAT,
+    )
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _compiled(
-    pair: Pair, clean: bool | None, model: Model, nfitted: int, grid: UpsampledGrid | RezoomedGrid | None
+    pair: Pair, way: Way, model: Model, nfitted: int, grid: UpsampledGrid | RezoomedGrid | None
 ) -> tuple[Registration, Array, Chi2Grid | None]:
     nsigma = jnp.sqrt(delta_chi2(1.0, nfitted)).astype(pair.image.dtype)
 
@@ -475,7 +477,7 @@ def _compiled(
         errors = (bounds[:, 1] - bounds[:, 0]) / 2
         return result, errors, None if grid is None else grid(terms, result)
 
-    return with_terms(measure, pair, model, clean)
+    return with_terms(measure, pair, model, way)
 
 
 def _in_order(
