@@ -11,22 +11,22 @@ from jax.scipy.ndimage import map_coordinates
 from jax.typing import ArrayLike
 
 from .checks import array_of, choice, per_axis, sizes
-from .coadd import align_frame
+from .coadd import INTERPOLATIONS, align_frame
+from .engine.choices import Boundary, as_boundary
 from .engine.spectrum import Shape
-from .fourier import shiftnd
 from .motion import MOTIONS, Motion, Shift, check_motion, plain_shift, targets
 from .sampling import interpolant
 
-ORDERS = ("fourier", 0, 1, 3)
-MODES = ("nan", "wrap", "constant", "nearest", "reflect", "mirror")
+ORDERS = {"cubic": 3, "linear": 1, "nearest": 0}
+CONTINUED = {"overlap": "nearest", "fill": "constant"}
 
 
 def align(
     image: ArrayLike,
     shift: ArrayLike | Motion,
     *,
-    order: str | int = "fourier",
-    mode: str = "nan",
+    interpolation: str = "fourier",
+    boundary: str | Boundary = "overlap",
     shape: tuple[int, ...] | None = None,
 ) -> Array:
     """Undo a motion of an image, so that it lies on its reference: ``out(i) = image(i + shift)``.
@@ -38,18 +38,16 @@ def align(
     shift : array_like, shape (D,), or Shift, Rigid, Similarity, Affine
         What `register` measured, a displacement along each axis in pixels and in axis order, or the
         ``motion`` that `fit` found.
-    order : {"fourier", 0, 1, 3}
-        How to interpolate; static under jit. "fourier" is exact for band-limited content and keeps white
-        noise white; it takes a shift alone. 0 takes the nearest pixel, 1 interpolates linearly, which smooths
-        noise by up to a factor 2 per axis in variance; a NaN spreads to its neighbours only. 3 is a cubic
-        spline, between the two; a NaN spreads over the image.
-    mode : {"nan", "wrap", "constant", "nearest", "reflect", "mirror"}
-        What lies outside the frame: "nan", nothing that is known, so that a pixel between positions of which
-        one lies outside is NaN; the others by scipy's names: "wrap" repeats the image with the period of its
-        shape (scipy's "grid-wrap"), "constant" is zero, interpolated towards with order 1 (scipy's
-        "grid-constant"); static under jit. "fourier" takes "nan", with a pixel that is not finite unknown
-        like those outside, and "wrap", with one that is zero and rings at the frame's edge if opposite sides
-        differ; 3 takes all but "mirror".
+    interpolation : {"fourier", "cubic", "linear", "nearest"}
+        Static under jit. "fourier" is exact for band-limited content and keeps white noise white; it takes a
+        shift alone. "linear" smooths noise by up to a factor 2 per axis in variance, "cubic", a B-spline, is
+        between the two, and "nearest" takes the nearest pixel; see the table of `align_stack`.
+    boundary : str or Boundary
+        What the image is outside its frame, as for `register`; static under jit. "overlap": unknown, and so
+        is a pixel that is not finite; a new pixel between positions of which one is unknown is NaN. "wrap":
+        periodic, the rest the same. The others, "constant" and "fill" with the value of a `Boundary`,
+        "reflect" and "nearest", know what is outside, and are for all interpolations but "fourier"; there a
+        NaN spreads to what it is interpolated to, for "cubic" over the image.
     shape : tuple of int, optional
         Shape of the reference, where it is another than the image's; not for "wrap"; static under jit.
 
@@ -76,51 +74,43 @@ def align(
         motion = check_motion(shift, image.ndim, "shift", image.dtype)  # type: ignore[arg-type]
     else:
         motion = Shift(per_axis(plain_shift(shift), "shift", image.ndim, image.dtype))
-    order, mode = check_order(order, mode, type(motion))
+    interpolation, boundary = choice(interpolation, "interpolation", INTERPOLATIONS), as_boundary(boundary)
     frame = image.shape if shape is None else sizes(shape, "shape", image.ndim)
-    if frame != image.shape and mode == "wrap":
-        raise ValueError(f"mode='wrap' keeps the shape of image, {image.shape}, and takes no other, {frame}")
-    if order != "fourier":
-        return _interpolate(image, motion, frame, int(order), mode)
-    if mode == "wrap":
-        return shiftnd(image, -motion.shift)
-    return undo_shift(image, motion.shift, frame)
+    periodic = boundary.name == "wrap"
+    if periodic and frame != image.shape:
+        raise ValueError(
+            f"boundary='wrap' keeps the shape of image, {image.shape}, and takes no other, {frame}"
+        )
+    if isinstance(motion, Shift) and (periodic or boundary.name == "overlap"):
+        return _undo_shift(image, motion.shift, frame, interpolation, periodic)
+    if interpolation == "fourier":
+        if not isinstance(motion, Shift):
+            kind = type(motion).__name__
+            raise ValueError(f"interpolation='fourier' undoes a shift alone, not {kind}; take 'cubic'")
+        raise ValueError(
+            f"interpolation='fourier' takes boundary='overlap' or 'wrap', not {boundary.name!r}; take 'cubic'"
+        )
+    return _interpolate(image, motion, frame, ORDERS[interpolation], boundary)
 
 
-def check_order(order: str | int, mode: str, kind: type[Motion] = Shift) -> tuple[str | int, str]:
-    """How to interpolate and what lies outside the frame, if that fits a kind of motion."""
-    order, mode = choice(order, "order", ORDERS), choice(mode, "mode", MODES)
-    if order == "fourier":
-        if mode not in ("nan", "wrap"):
-            raise ValueError(f"order='fourier' takes mode='nan' or 'wrap', not {mode!r}")
-        if kind is not Shift:
-            raise ValueError(f"order='fourier' undoes a shift alone, not {kind.__name__}; take order=3")
-    if order == 3 and mode == "mirror":
-        raise ValueError("order=3 takes any mode but 'mirror'")
-    return order, mode
-
-
-@partial(jax.jit, static_argnames=("shape", "periodic"))
-def undo_shift(image: Array, shift: Array, shape: Shape, periodic: bool = False) -> Array:
-    """Undo a shift by Fourier interpolation, NaN where the image has nothing to say.
-
-    Periodic images have the shape of their reference.
-    """
+@partial(jax.jit, static_argnames=("shape", "interpolation", "periodic"))
+def _undo_shift(image: Array, shift: Array, shape: Shape, interpolation: str, periodic: bool) -> Array:
+    """By the filters of `align_stack`."""
     sides = [(0, max(0, n - m)) for m, n in zip(image.shape, shape, strict=True)]
     wide = jnp.pad(image, sides, constant_values=jnp.nan)
-    aligned = align_frame(wide, shift, jnp.ones_like(image, shape=()), "fourier", periodic).image
+    aligned = align_frame(wide, shift, jnp.ones_like(image, shape=()), interpolation, periodic).image
     return aligned[tuple(slice(n) for n in shape)]
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
-def _interpolate(image: Array, motion: Motion, shape: Shape, order: int, mode: str) -> Array:
+def _interpolate(image: Array, motion: Motion, shape: Shape, order: int, boundary: Boundary) -> Array:
     positions = targets(motion, shape)
-    continued = "nearest" if mode == "nan" else mode
+    mode = CONTINUED.get(boundary.name, boundary.name)
     if order == 3:
-        values = interpolant(image, order, continued)(positions)
+        values = interpolant(image, order, mode, boundary.value)(positions)
     else:
-        values = map_coordinates(image, list(positions), order, mode=continued)
-    if mode != "nan":
+        values = map_coordinates(image, list(positions), order, mode=mode, cval=boundary.value)
+    if boundary.name != "overlap":
         return values
     sizes = zip(positions, image.shape, strict=True)
     # Order 0 has pixels of a width, the others points between which they interpolate.

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from .batch import in_chunks
 from .engine.builders import is_shareable, shared_reference, shared_terms
-from .engine.choices import Choices, Model, is_periodic
+from .engine.choices import Choices, Model
 from .engine.constraints import Search
 from .engine.pair import Pair, check
 from .engine.ways import Way
@@ -43,7 +43,7 @@ class Options(NamedTuple):
     @property
     def periodic(self) -> bool:
         """Whether frames are periodic."""
-        return is_periodic(self.choices.boundary)
+        return self.choices.boundary.name == "wrap"
 
 
 def shares_reference(

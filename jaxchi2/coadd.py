@@ -19,14 +19,15 @@ from jax.typing import ArrayLike
 
 from .arrays import unit_of
 from .batch import default_batch_size, in_chunks
-from .checks import array_of, boolean_array, choice, flag, integer, numbers, positive, stack_of
+from .checks import array_of, boolean_array, choice, integer, numbers, positive, refuse, stack_of
+from .engine.choices import Boundary, as_boundary
 from .engine.continuation import fill_smoothly
 from .engine.layout import GUARD, odd_fast_len
 from .engine.spectrum import Shape, along, conj_product, harmonics
 from .motion import plain_shift
 from .sharding import any_sharding
 
-KERNELS = ("fourier", "cubic", "linear", "nearest")
+INTERPOLATIONS = ("fourier", "cubic", "linear", "nearest")
 METHODS = ("mean", "median", "clipped")
 
 
@@ -57,8 +58,8 @@ def align_stack(
     variance: ArrayLike = 1.0,
     *,
     mask: ArrayLike | None = None,
-    kernel: str = "fourier",
-    periodic: bool = False,
+    interpolation: str = "fourier",
+    boundary: str | Boundary = "overlap",
     batch_size: int | None = None,
 ) -> Aligned:
     """Undo the shift of every frame, and carry the variance of its noise along.
@@ -74,11 +75,11 @@ def align_stack(
         one each. The noise of different pixels is taken as independent.
     mask : array_like of bool, shape of a frame or of the stack, optional
         True where a pixel is unknown.
-    kernel : {"fourier", "cubic", "linear", "nearest"}
-        How to interpolate; static under jit. See the notes.
-    periodic : bool
-        Whether what leaves a frame on one side comes back on the other, as with ``boundary="wrap"``; static
-        under jit. If not, what lies outside is unknown.
+    interpolation : {"fourier", "cubic", "linear", "nearest"}
+        Static under jit. See the notes.
+    boundary : {"overlap", "wrap"}
+        Whether what lies outside a frame is unknown, or what leaves it on one side comes back on the other;
+        static under jit.
     batch_size : int, optional
         Frames done at once; static under jit.
 
@@ -94,11 +95,11 @@ def align_stack(
 
     Notes
     -----
-    All kernels keep the flux: what a pixel gives to its neighbours adds up to what it had. They differ in
-    what they do to noise and to detail; for white noise at half a pixel from the grid, per axis:
+    All keep the flux: what a pixel gives to its neighbours adds up to what it had. They differ in what they
+    do to noise and to detail; for white noise at half a pixel from the grid, per axis:
 
     ========= ======== =============================================================================
-    kernel    variance detail
+    by        variance detail
     ========= ======== =============================================================================
     fourier   1        exact up to the Nyquist frequency; rings at jumps, cosmic rays and saturation
     cubic     0.76     reaches four pixels; loses the highest third of the frequencies
@@ -125,7 +126,11 @@ def align_stack(
     shift = numbers(
         plain_shift(shift), "shift", (rows,), f"have one row per frame, shape {rows}", stack.dtype
     )
-    kernel, periodic = choice(kernel, "kernel", KERNELS), flag(periodic, "periodic")
+    interpolation = choice(interpolation, "interpolation", INTERPOLATIONS)
+    name = as_boundary(boundary).name
+    if name not in ("overlap", "wrap"):
+        refuse("boundary", "'overlap' or 'wrap'", name)
+    periodic = name == "wrap"
     words = "be a scalar, one per frame, or have the shape of a frame or of stack"
     variance = numbers(
         variance, "variance", ((), (count,), frame, stack.shape), words, stack.dtype, _squared(unit)
@@ -137,21 +142,21 @@ def align_stack(
     if batch_size is None:
         batch_size = default_batch_size(frame, stack.dtype.itemsize, padded=True)
     batch_size = integer(batch_size, "batch_size")
-    return _align_stack(stack, shift, variance, per_frame, kernel, periodic, batch_size)
+    return _align_stack(stack, shift, variance, per_frame, interpolation, periodic, batch_size)
 
 
-@partial(jax.jit, static_argnames=("per_frame", "kernel", "periodic", "batch_size"))
+@partial(jax.jit, static_argnames=("per_frame", "interpolation", "periodic", "batch_size"))
 def _align_stack(
     stack: Array,
     shift: Array,
     variance: Array,
     per_frame: bool,
-    kernel: str,
+    interpolation: str,
     periodic: bool,
     batch_size: int,
 ) -> Aligned:
     def of_chunk(chunk: tuple) -> Aligned:
-        function = partial(align_frame, kernel=kernel, periodic=periodic)
+        function = partial(align_frame, interpolation=interpolation, periodic=periodic)
         return jax.vmap(function, in_axes=(0, 0, 0 if per_frame else None))(
             chunk[0], chunk[1], chunk[2] if per_frame else variance
         )
@@ -159,7 +164,9 @@ def _align_stack(
     return in_chunks(of_chunk, (stack, shift, variance) if per_frame else (stack, shift), batch_size)
 
 
-def align_frame(image: Array, shift: Array, variance: Array, kernel: str, periodic: bool = False) -> Aligned:
+def align_frame(
+    image: Array, shift: Array, variance: Array, interpolation: str, periodic: bool = False
+) -> Aligned:
     """`align_stack` of one frame; what is not finite is unknown."""
     frame, ndim = image.shape, image.ndim
     variance = jnp.broadcast_to(variance, frame)
@@ -167,7 +174,7 @@ def align_frame(image: Array, shift: Array, variance: Array, kernel: str, period
     usable = jnp.all(jnp.isfinite(shift))
     shift = jnp.where(usable, shift, 0.0)
     whole = jnp.round(jax.lax.stop_gradient(shift))
-    fraction = shift - whole if kernel != "nearest" else jnp.zeros_like(shift)
+    fraction = shift - whole if interpolation != "nearest" else jnp.zeros_like(shift)
     whole = whole.astype(jnp.int32)
     guard = 0 if periodic else GUARD
     shape = frame if periodic else tuple(odd_fast_len(n + 2 * guard) for n in frame)
@@ -179,11 +186,13 @@ def align_frame(image: Array, shift: Array, variance: Array, kernel: str, period
     def back(x: Array) -> Array:
         return jnp.roll(x, -whole, range(ndim))[tuple(slice(guard, guard + n) for n in frame)]
 
-    responses = [_response(n, f, kernel) for n, f in zip(shape, fraction, strict=True)]
-    squared = [jnp.fft.fft(jnp.fft.ifft(r).real ** 2) for r in responses]
-    moved = back(_filtered(filled(image), responses))
     # What fills unknown pixels is made of the known ones: noise of their own would be a tenth too much there.
-    moved_variance = back(_filtered(jnp.pad(jnp.where(known, variance, 0.0), sides), squared))
+    values, noise = filled(image), jnp.pad(jnp.where(known, variance, 0.0), sides)
+    if interpolation != "nearest":
+        responses = [_response(n, f, interpolation) for n, f in zip(shape, fraction, strict=True)]
+        values = _filtered(values, responses)
+        noise = _filtered(noise, [jnp.fft.fft(jnp.fft.ifft(r).real ** 2) for r in responses])
+    moved, moved_variance = back(values), back(noise)
     # The new pixel lies between two old ones on every axis; both are wanted, or the one that it lies on.
     counted = jnp.pad(known, sides)
     inside = jnp.ones((1,) * ndim, bool)
@@ -200,16 +209,16 @@ def align_frame(image: Array, shift: Array, variance: Array, kernel: str, period
     )
 
 
-def _response(length: int, fraction: Array, kernel: str) -> Array:
+def _response(length: int, fraction: Array, interpolation: str) -> Array:
     """Discrete Fourier transform of the kernel that gives the values ``fraction`` further on."""
     angle = np.asarray(2 * np.pi * harmonics(length) / length, fraction.dtype)
-    if kernel in ("fourier", "nearest"):
+    if interpolation == "fourier":
         # The Nyquist wave of an even length has no sense of direction.
         directed = np.asarray(2 * harmonics(length) != -length, fraction.dtype)
         return jax.lax.complex(jnp.cos(angle * fraction), directed * jnp.sin(angle * fraction))
     size = jnp.abs(fraction)
     rest = 1 - size
-    if kernel == "linear":
+    if interpolation == "linear":
         taps, first = [rest, size], 0
     else:
         outer, inner = rest**3 / 6, size**3 / 6
@@ -218,7 +227,7 @@ def _response(length: int, fraction: Array, kernel: str) -> Array:
     phases = [angle * (direction * (first + k)) for k in range(len(taps))]
     real = reduce(jnp.add, [tap * jnp.cos(p) for tap, p in zip(taps, phases, strict=True)])
     imag = reduce(jnp.add, [tap * jnp.sin(p) for tap, p in zip(taps, phases, strict=True)])
-    through = 1.0 if kernel == "linear" else np.asarray((2 + np.cos(angle)) / 3, fraction.dtype)
+    through = 1.0 if interpolation == "linear" else np.asarray((2 + np.cos(angle)) / 3, fraction.dtype)
     return jax.lax.complex(real / through, imag / through)
 
 

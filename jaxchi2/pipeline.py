@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from .align import align, check_order
+from .align import align
 from .arrays import unit_of
-from .checks import array_of, as_real_array, numbers, scalar
-from .engine.choices import is_periodic
+from .checks import array_of, as_real_array, choice, numbers, scalar
+from .coadd import INTERPOLATIONS
+from .engine.choices import Boundary, as_boundary, boundary_to_align
 from .registration import register
 from .results import Registration
 
@@ -22,8 +23,8 @@ def register_and_align(
     images: ArrayLike,
     err: ArrayLike | None = None,
     *,
-    order: str | int = "fourier",
-    mode: str | None = None,
+    interpolation: str = "fourier",
+    outside: str | Boundary | None = None,
     fill: float = float("nan"),
     **options: Any,
 ) -> tuple[Array, Registration]:
@@ -40,9 +41,11 @@ def register_and_align(
         One image or a batch with any number of leading axes; pixels that are not finite have weight zero.
     err : array_like, optional
         A scalar, one map for all images, or one map per image, of the shape of ``images``; see `register`.
-    order, mode : str or int, str
-        Interpolation and what lies outside the frame, as of `align`; static under jit. None for ``mode``:
-        "wrap" where that is the boundary, else "nan".
+    interpolation : {"fourier", "cubic", "linear", "nearest"}
+        Of `align`; static under jit.
+    outside : str or Boundary, optional
+        The ``boundary`` of `align`, what an aligned image is outside its frame; static under jit. None:
+        unknown, whatever `register` takes it for, or periodic where that is the boundary.
     fill : float
         Value of pixels for which there are no data, and of all in an image that has no shift; see its
         ``status``. With NaN, take ``jax.numpy.nanmean`` and the like behind it.
@@ -78,9 +81,10 @@ def register_and_align(
     )
     array_of(images, "images")
     err = None if err is None else as_real_array(err, "err", unit)
-    if mode is None:
-        mode = "wrap" if is_periodic(options.get("boundary", "overlap")) else "nan"
-    order, outside = check_order(order, mode)
+    interpolation = choice(interpolation, "interpolation", INTERPOLATIONS)
+    if outside is None:
+        outside = boundary_to_align(options.get("boundary", "overlap"))
+    outside = as_boundary(outside, "outside")
     if not 1 <= reference.ndim <= 3:
         raise ValueError(f"reference must have 1, 2 or 3 axes, not {reference.ndim}")
     empty = scalar(fill, "fill", images.dtype)
@@ -102,7 +106,7 @@ def register_and_align(
         known = jnp.all(jnp.isfinite(found.shift))
         # The shift of a failed image is kept from the interpolation, where NaN would enter all gradients.
         shift = jnp.where(known, found.shift, 0.0)
-        aligned = align(image, shift, order=order, mode=outside, shape=reference.shape)
+        aligned = align(image, shift, interpolation=interpolation, boundary=outside, shape=reference.shape)
         return jnp.where(known & ~jnp.isnan(aligned), aligned, empty), found
 
     function = one

@@ -103,14 +103,12 @@ def plot_registration(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(_NEEDED) from error
-    import jax.numpy as jnp
 
-    from .align import undo_shift
-    from .engine.choices import is_periodic
+    from .align import align
+    from .engine.choices import boundary_to_align
     from .registration import register
 
     first, second = _float(reference), _float(image)
-    periodic = is_periodic(boundary)
     if (first.ndim, second.ndim) != (2, 2):
         raise ValueError(
             f"reference and image must have two axes to be drawn, not shapes {first.shape} and {second.shape}"
@@ -125,8 +123,8 @@ def plot_registration(
     before = np.full(first.shape, np.nan)
     common = tuple(slice(min(sizes)) for sizes in zip(first.shape, second.shape, strict=True))
     before[common] = counted[common]
-    shift = jnp.asarray(result.shift)
-    aligned = np.asarray(undo_shift(jnp.asarray(counted), shift, first.shape, periodic), dtype=float)
+    outside = boundary_to_align(boundary)
+    aligned = np.asarray(align(counted, result.shift, boundary=outside, shape=first.shape), dtype=float)
 
     with rc_context(_STYLE):
         rows, columns = first.shape

@@ -129,7 +129,7 @@ def test_stacks_in_several_units():
 def test_variances_in_several_units():
     stack = np.stack([PIXELS, PIXELS + 1])
     aligned = jaxchi2.align_stack(
-        1000 * stack * u.mJy, np.zeros((2, 2)), 0.25 * u.Jy**2, kernel="nearest", periodic=True
+        1000 * stack * u.mJy, np.zeros((2, 2)), 0.25 * u.Jy**2, interpolation="nearest", boundary="wrap"
     )
     np.testing.assert_allclose(aligned.variance, np.full(stack.shape, 0.25e6), rtol=1e-5)
     combined = jaxchi2.combine(stack * u.Jy, [0.25 * u.Jy**2] * 2)

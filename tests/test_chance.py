@@ -66,6 +66,7 @@ def test_two_waves_match_by_chance(slope):
     assert np.sum(np.asarray(register_windows(images, "wrap").status) != 0) <= 6
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("boundary", "crop"), [("wrap", False), ("overlap", True)])
 def test_chance_occurs_as_often_as_is_quoted(boundary, crop):
     """Of fields k⁻¹, which 6 to 12 % of unrelated pairs were quoted below a hundredth for."""

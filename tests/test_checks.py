@@ -145,8 +145,8 @@ CALLS = {
         {
             "image": ANY_IMAGE,
             "shift": [*PER_AXIS, RIGID._replace(angle=jnp.zeros(2)), Shift("a"), Shift],
-            "order": [*(x for x in CHOICE if x is not True), 2, 1.5, True],
-            "mode": CHOICE,
+            "interpolation": CHOICE,
+            "boundary": BOUNDARY,
         },
     ),
     "align_stack": (
@@ -157,8 +157,8 @@ CALLS = {
             "shift": [*NOT_REAL, *NOTHING, *EMPTY, np.zeros(2), np.zeros((2, 2)), True, 1.0],
             "variance": [*NOT_REAL, *NOTHING, *EMPTY, *MANY_AXES, np.ones(4), np.ones((3, 7, 8)), True],
             "mask": MASK,
-            "kernel": CHOICE,
-            "periodic": FLAG,
+            "interpolation": CHOICE,
+            "boundary": BOUNDARY,
             "batch_size": COUNT,
         },
     ),
@@ -234,8 +234,8 @@ CALLS = {
         {k: v for k, v in WITHOUT_WEIGHTS.items() if k != "image"}
         | {
             "images": [*NOT_REAL, *NOTHING, *EMPTY, LINE, 1.0],
-            "order": [*(x for x in CHOICE if x is not True), 2, True],
-            "mode": [x for x in CHOICE if x is not None],
+            "interpolation": CHOICE,
+            "outside": [x for x in BOUNDARY if x is not None],
             "fill": SCALAR,
         },
     ),

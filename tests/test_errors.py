@@ -91,6 +91,7 @@ def minos(reference, image, err, start, sigma, nsigma):
     return np.array(minuit.values), np.array(minuit.values)[:, None] + np.array(bounds)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_intervals_are_those_of_minos(name, dtype):
     reference, image, err, _, nsigma = make(name)
@@ -143,6 +144,7 @@ def test_interval_bounds_are_on_the_level(x64):
             np.testing.assert_allclose(lowest(axis, bound) - float(found.chi2), nsigma**2, rtol=0.01)
 
 
+@pytest.mark.long
 def test_a_faint_frame_leaves_the_intervals_of_the_others_alone():
     """Only faint frames need χ² itself, with a gain a quotient as large as the image's energy."""
     n, rng = 24, np.random.default_rng(0)

@@ -195,6 +195,7 @@ def test_map_of_masked_array(x64):
 # chi2_shift
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", SHIFT_CASES)
 def test_shift_equals_stored(case, reference, x64):
     images = pair(reference, case)
@@ -235,6 +236,7 @@ def test_shift_equals_stored(case, reference, x64):
     assert lowest - 1e-6 < values[best] < lowest + (step / min(sx, sy)) ** 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("shape", "factor", "stated"),
     [((200, 20), 100, (200, 200)), ((101, 31), 100, (200, 200)), ((32, 32), 31, (62, 62))],
@@ -430,6 +432,7 @@ def test_errors_are_not_quantised_in_single_precision():
 # chi2_shift_iterzoom
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ITERZOOM_CASES)
 def test_iterzoom_equals_stored(case, reference, x64):
     images, options = pair(reference, case), ITERZOOM_CASES[case]
@@ -817,6 +820,7 @@ def three_pairs(shape):
     return model, data + 0.1 * rng.normal(size=data.shape), rng.uniform(0.08, 0.12, size=data.shape)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("function", "shape", "options"),
     [
@@ -844,6 +848,7 @@ def test_jit_and_vmap_of_zoom_and_errors(reference, x64):
     same([a[1] for a in found], [a[0] / np.sqrt(2) for a in found], rtol=1e-2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("function", [partial(chi2_shift, max_auto_size=16), chi2_shift_iterzoom])
 def test_derivatives_of_shift_errors_and_grid(function, x64):
     model, (data, *_), (err, *_) = three_pairs((9, 10))
@@ -878,6 +883,7 @@ def windows(shift, shape=(40, 36), err=0.1, seed=21):
     return larger[window], moved(larger, shift[::-1])[window] + noise
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "dtype"),
     [({}, "float32"), ({"maxoff": 8.0, "use_fft": True}, "float32"), ({}, "float64")],
@@ -926,6 +932,7 @@ def test_leastsq_errors_are_calibrated():
     assert abs(np.mean(pulls)) < 5 / np.sqrt(pulls.size)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["wrap", "constant", "reflect", "nearest"])
 def test_leastsq_modes_are_those_of_map_coordinates(mode, x64):
     im1, im2 = windows((-1.3, 0.6))
@@ -943,6 +950,7 @@ def test_leastsq_modes_are_those_of_map_coordinates(mode, x64):
     np.testing.assert_allclose(found[1::-1], expected.x[:2], atol=2e-6)
 
 
+@pytest.mark.long
 def test_leastsq_bounds_and_crops():
     im1, im2 = windows((-4.3, 2.6))
     bounded = chi2_shift_leastsq(im1, im2, 0.1, maxoff=3, return_error=False)
@@ -975,6 +983,7 @@ def test_leastsq_bad_arguments(options, words):
         chi2_shift_leastsq(*windows((0, 0)), 0.1, **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("boundary", ["nearest", "overlap"])
 def test_grids_hold_the_minimum_for_every_boundary(boundary):
     im1, im2 = (x.astype(np.float32) for x in windows((6.2, -5.4)))

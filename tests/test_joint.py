@@ -27,6 +27,7 @@ def bound(sigma, count):
     return np.sqrt((1 - 1 / count) / information)
 
 
+@pytest.mark.long
 def test_reaches_the_bound_of_many_frames_which_pairs_do_not():
     """The scatter, the quoted errors, and the scatter of pairs, over 40 stacks of 10 frames at S/N ⅔."""
     sigma, count, stacks = 1.5, 10, 40
@@ -60,6 +61,7 @@ def test_exact_without_noise(x64):
     assert found.moved <= 1e-6
 
 
+@pytest.mark.long
 def test_bad_frames_are_rejected_and_reported():
     """Another scene, a dead frame, and one that only has a few wild pixels too many."""
     shifts = np.linspace([-1.0, 0.5], [1.0, -0.5], 8)
@@ -129,6 +131,7 @@ def test_a_clean_solution_has_no_nan():
         assert np.all(np.isfinite(leaf))
 
 
+@pytest.mark.long
 def test_drift_prior_tells_the_minima_of_a_lattice_apart():
     """Waves of 8 pixels, a walk over more than that: without the prior every eighth pixel is as good."""
     count, sigma, step = 16, 0.3, 0.8
@@ -143,6 +146,7 @@ def test_drift_prior_tells_the_minima_of_a_lattice_apart():
     assert np.all(np.abs(found.shift - (shifts - shifts.mean(0))) < 6 * found.stderr)
 
 
+@pytest.mark.long
 def test_drift_prior_bridges_a_gap_and_lowers_the_scatter():
     step, sigma, count = 0.05, 1.5, 24
     shifts = np.cumsum(np.random.default_rng(8).normal(0, step, (count, 2)), 0)
@@ -192,6 +196,7 @@ def test_covariances_are_the_inverse_of_the_joint_hessian(x64):
         assert np.all(np.isfinite(np.asarray(marginal)[kept]))
 
 
+@pytest.mark.long
 def test_windows_of_a_scene(x64):
     """The default boundary, an error for each frame, float64."""
     big = scene((60, 60), 3.0, seed=6)
@@ -204,6 +209,7 @@ def test_windows_of_a_scene(x64):
     assert np.all(np.abs(found.shift - (offsets - offsets.mean(0))) < 6 * found.stderr)
 
 
+@pytest.mark.long
 def test_jit():
     shifts = np.linspace([-1.0, 0.5], [1.0, -0.5], 4)
     stack = frames(shifts, 0.1, 4)

@@ -48,6 +48,7 @@ def same(first, second, rtol):
 # --- masks -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("boundary", ["wrap", "overlap", "reflect", "nearest", "constant"])
 @pytest.mark.parametrize("which", ["mask", "reference_mask"])
 def test_values_of_masked_pixels_have_no_influence(boundary, which):
@@ -285,6 +286,7 @@ def test_boundaries_are_right_where_they_hold(boundary):
     assert register(reference, image, 0.02, boundary="wrap").reduced_chi2 > 10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(64,), (48, 50), (24, 22, 20)])
 def test_overlap_is_right_on_crops(shape, dtype):
     if len(shape) == 2:
@@ -358,6 +360,7 @@ def test_overlap_map_is_the_score_of_the_correlation(x64):
     np.testing.assert_allclose(probability, weights / weights.sum(), rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("shape", "other"),
     [((30,), (30,)), ((31,), (24,)), ((16, 15), (16, 15)), ((12, 21), (19, 8)), ((8, 9, 10), (7, 9, 6))],
@@ -395,6 +398,7 @@ def test_frames_correlate_over_their_overlap(shape, other, dtype):
                 np.testing.assert_allclose(found.coefficient[index], expected, rtol=0, atol=atol)
 
 
+@pytest.mark.long
 def test_whole_frames_and_others_in_one_batch(dtype):
     # In float32 each of the two shifts is rounded by up to 2e-6.
     atol = 1e-10 if dtype == np.float64 else 4e-6
@@ -428,6 +432,7 @@ def test_gradient_under_overlap(x64):
 # --- outliers ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("boundary", "err"), [("wrap", 0.05), ("overlap", None)])
 def test_clip_leaves_out_cosmic_rays(boundary, err):
     reference, image = pair()
@@ -442,6 +447,7 @@ def test_clip_leaves_out_cosmic_rays(boundary, err):
     assert found.dof <= image.size - hits.sum() - SHAPE[0]
 
 
+@pytest.mark.long
 def test_clip_leaves_gaussian_noise_alone(x64):
     reference, image = pair()
     err = np.full(SHAPE, 0.05)
@@ -455,6 +461,7 @@ def test_clip_leaves_gaussian_noise_alone(x64):
     assert tight.dof < 0.95 * clipped.dof
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("depth", [3, 4, 5])
 def test_a_volume_of_few_planes_has_an_answer(depth, dtype):
     """The margin at the edges leaves something of the shortest axis."""
@@ -507,6 +514,7 @@ def spoiled(reference, image):
     return reference, image
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shift", [SHIFT, np.array([14.3, -17.8])])
 @pytest.mark.parametrize(
     "options",
@@ -537,6 +545,7 @@ def test_larger_frames_hold_the_same(options, shift, dtype):
     np.testing.assert_allclose(found.gain, expected.gain, rtol=0, atol=0.1 * found.gain_err)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"max_shift": 9.5}])
 def test_larger_frames_do_not_widen_the_window(options):
     """Of 41 pixels 20 may be looked at, of the 48 that they are put into 24."""

@@ -53,6 +53,7 @@ def turned(angle, scale=1.0, shift=(0.0, 0.0), shape=(40, 44), seed=3, err=0.02)
 # One minimum, whoever looks for it.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "known", "dtype"),
     [
@@ -88,6 +89,7 @@ def test_fourier_fit_is_register(options, known, dtype):
     assert isinstance(found.motion, Shift)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("interpolation", "boundary", "loss"),
     [
@@ -125,6 +127,7 @@ def test_spline_fit_is_that_of_scipy(interpolation, boundary, loss, x64):
     np.testing.assert_allclose(found.cost, expected.cost, rtol=1e-10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("optimizer", "atol", "dtype"),
     [
@@ -187,6 +190,7 @@ def test_losses_are_scipys(loss, x64):
     np.testing.assert_allclose(rho[2][away], second(jnp.asarray(z))[away], rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("loss", "scale", "known", "most"),
     [
@@ -266,6 +270,7 @@ def test_max_shift_bounds_the_shift():
     assert found.shift[1] == -1.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("known", [True, False])
 def test_a_turn_out_of_reach_is_doubted(known):
     """Steps of least squares from no turn at all end in another minimum, with an error bar of 0.01°."""
@@ -306,6 +311,7 @@ def test_a_chi2_that_is_no_number_is_a_status(solve, factor):
     assert solve(*pair(np.float32)).status == Status.OK
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("solve", [fit, register])
 def test_errors_of_equal_images_have_a_derivative(solve):
     """Errors scaled by χ² are zero there; the root of zero has an infinite slope."""
@@ -331,6 +337,7 @@ def test_nothing_is_nan_where_nothing_is_wrong():
 FRAMES = 700
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
@@ -425,6 +432,7 @@ def test_rotation_is_for_two_axes():
         fit(np.arange(9.0), np.arange(9.0), model="rigid")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(40,), (9, 10, 11)])
 @pytest.mark.parametrize("interpolation", ["fourier", "cubic"])
 def test_other_dimensions(shape, interpolation, x64):
@@ -443,6 +451,7 @@ def test_other_dimensions(shape, interpolation, x64):
 # Derivatives.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
@@ -473,6 +482,7 @@ def test_derivatives_are_those_of_the_minimum(options, x64):
         np.testing.assert_allclose(jax.jacrev(found)(0.0), forward, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.long
 def test_derivatives_are_those_of_the_minimum_whatever_found_it(x64):
     reference, image = pair()
 
@@ -487,6 +497,7 @@ def test_derivatives_are_those_of_the_minimum_whatever_found_it(x64):
     np.testing.assert_allclose(found, expected, atol=2e-3 * float(np.max(np.abs(expected))))
 
 
+@pytest.mark.long
 def test_gradients_of_failed_frames_and_bad_pixels_are_zero():
     reference, image = pair(np.float32)
     image[3, 4] = np.nan
@@ -504,6 +515,7 @@ def test_gradients_of_failed_frames_and_bad_pixels_are_zero():
         assert np.any(gradient[0] != 0)
 
 
+@pytest.mark.long
 def test_a_fit_in_a_scan_and_rematerialised(x64):
     reference, image = pair()
     images = jnp.asarray(np.stack([image, image[::-1]]))

@@ -151,6 +151,7 @@ def test_box_and_taper_are_those_of_the_pixels_that_count(dtype):
     assert np.all(np.isfinite(hann(box_coordinates(jnp.zeros((5, 6), bool), dtype))))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(30,), (17, 14), (9, 10, 11)])
 def test_trend_is_the_least_squares_polynomial(shape, dtype):
     rng = np.random.default_rng(1)

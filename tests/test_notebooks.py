@@ -32,6 +32,7 @@ def test_is_stored_without_outputs(notebook):
         assert cell.get("execution_count") is None
 
 
+@pytest.mark.long
 def test_runs(notebook, tmp_path):
     for cell in notebook.cells:
         for full, tiny in cell.metadata.get("tiny", {}).items():

@@ -139,6 +139,7 @@ def test_every_flag_has_a_message():
     assert Status(jaxchi2.Status.UNRELATED | Status.AMBIGUOUS).message.count(";") == 1
 
 
+@pytest.mark.long
 def test_inputs_are_not_modified():
     reference, image, mask = GOOD.copy(), np.roll(GOOD, 1, 0), GOOD > 2
     err, weights = np.full_like(GOOD, 0.1), np.full_like(GOOD, 9.0)

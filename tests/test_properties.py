@@ -49,6 +49,7 @@ def assert_same(first, second, atol=1e-9):
     np.testing.assert_allclose(first, second, rtol=0, atol=atol)
 
 
+@pytest.mark.long
 @EXAMPLES
 @given(seeds, shifts, models, st.floats(1e-6, 1e6))
 def test_common_scale_changes_nothing(seed, shift, model, factor):
@@ -85,6 +86,7 @@ def test_fitted_gain_and_background_do_not_matter(seed, shift, model, gain, back
         np.testing.assert_allclose(other.gain, gain * found.gain, rtol=1e-8)
 
 
+@pytest.mark.long
 @EXAMPLES
 @given(seeds, shifts, models)
 def test_axes_may_be_exchanged_and_reversed(seed, shift, model):
@@ -158,6 +160,7 @@ def test_padding_with_masked_pixels_changes_nothing(seed, shift, width):
     np.testing.assert_allclose(padded.stderr, found.stderr, rtol=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(30,), (12, 13, 11)])
 def test_axes_in_other_dimensions(shape, x64):
     reference = scene(shape, 2.0)

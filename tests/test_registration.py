@@ -450,6 +450,7 @@ def test_vmap_over_references():
     np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-3, atol=1e-8)
 
 
+@pytest.mark.long
 def test_lax_map_is_a_loop():
     reference, images, errs = batch()
     found = jax.lax.map(lambda x: register(reference, *x), (images, errs), batch_size=4)
@@ -480,6 +481,7 @@ def test_one_bad_frame_leaves_the_others_alone(mapped):
 # --- float32 against float64 -----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("size", "mapped", "boundary"),
     [
@@ -521,6 +523,7 @@ def test_float32_is_float64(size, mapped, boundary, x64):
             np.testing.assert_allclose(single.chi2, double.chi2, rtol=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("length", "mapped"), [(100_000, False), (1_000_000, False), (50_000, True)])
 def test_long_axes(length, mapped):
     rng = np.random.default_rng(length)

@@ -40,6 +40,7 @@ def test_samples_are_met(mode, x64):
         np.testing.assert_allclose(values, image, atol=1e-14)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["constant", "nearest"])
 def test_derivatives(mode, x64):
     rng = np.random.default_rng(2)

@@ -156,6 +156,7 @@ def star_field(rng):
     return image, image, None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [blobs, star_field, photon_pair, faint_pair])
 @pytest.mark.parametrize("max_shift", [None, 10.0])
 def test_unrelated_scenes_are_not_believed(make, max_shift):
@@ -190,6 +191,7 @@ def test_a_small_overlap_is_found_where_max_shift_allows_it():
     assert register(first + noise[0], second + noise[1], max_shift=np.inf, boundary=least).status != 0
 
 
+@pytest.mark.long
 def test_quoted_probabilities_are_those_that_occur():
     """Near detection, how often the better of two minima is the right one, and how often a flag says so."""
 
@@ -243,6 +245,7 @@ def test_a_shift_beyond_the_window_is_out_of_it():
         assert not int(found.status) & Status.NOT_CONVERGED
 
 
+@pytest.mark.long
 def test_clipping_the_scene_is_named():
     """Hot pixels of the camera are in both images: the stars that moved are what does not fit."""
     rng = np.random.default_rng(4)

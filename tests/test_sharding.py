@@ -45,6 +45,7 @@ def same(found, expected):
             np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("reference", "boundary"), [("mean", "wrap"), ("first", "overlap"), ("previous", "wrap")]
 )
@@ -54,12 +55,14 @@ def test_devices_change_nothing(mesh, x64, boundary, reference):
     same(found, jaxchi2.register_stack(STACK, reference, 0.1, **options))
 
 
+@pytest.mark.long
 def test_any_number_of_devices_gives_the_same(x64):
     options = {"boundary": "wrap", "verdict": False}
     alone = jaxchi2.register_stack(STACK, SCENE, 0.1, **options)
     same(jaxchi2.register_stack(STACK, SCENE, 0.1, mesh=mesh_of(3), **options), alone)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["array", "mean"])
 def test_gradients_are_those_without_a_mesh(mesh, x64, kind):
     """Of frames, which are spread, of what all devices have in common, and through their sum."""
@@ -83,6 +86,7 @@ def test_gradients_are_those_without_a_mesh(mesh, x64, kind):
     assert np.any(np.asarray(alone[1]) != 0) == (kind == "array")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reference", ["array", "mean"])
 def test_no_device_gathers_frames(mesh, reference):
     """The compiled program: no collective at all, but for one sum that makes the mean."""
@@ -103,6 +107,7 @@ def test_results_stay_on_their_devices(mesh):
     assert len(found.shift.sharding.device_set) == 8
 
 
+@pytest.mark.long
 def test_an_explicit_mesh_is_as_good(x64):
     """Frames whose sharding is part of their type, by themselves, under jit, vmap and a gradient."""
     stack = np.nan_to_num(STACK[:8])
@@ -132,6 +137,7 @@ def test_an_explicit_mesh_is_as_good(x64):
     np.testing.assert_allclose(jaxchi2.estimate_noise(wide), jaxchi2.estimate_noise(np.asarray(wide)))
 
 
+@pytest.mark.long
 def test_two_processes(tmp_path, x64):
     """Each with its own frames, four and nine, on two devices each: what one process gets for all."""
     np.save(tmp_path / "stack.npy", STACK)

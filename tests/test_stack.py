@@ -47,6 +47,7 @@ def same(found, expected, rtol):
             np.testing.assert_allclose(x, y, rtol, atol, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_a_frame_of_a_stack_is_as_by_itself(name, x64):
     stack, err, options = CASES[name]
@@ -98,6 +99,7 @@ def test_float32(dtype):
     assert np.sqrt(np.mean(np.square(pulls))) < 1.9
 
 
+@pytest.mark.long
 def test_each_frame_its_own(x64):
     """Errors, masks, references and first guesses for every frame."""
     errs = rng.uniform(0.08, 0.15, COUNT)
@@ -158,6 +160,7 @@ def noisy_stacks(count, sigma, stacks, seed):
 MEAN = {"reference": "mean", "boundary": "wrap", "verdict": False}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("known", [True, False])
 def test_a_mean_does_not_hold_the_frames_own_noise(known):
     """Eight frames at S/N 2, errors given and not: pulls of one, on the mean's own position.
@@ -177,6 +180,7 @@ def test_a_mean_does_not_hold_the_frames_own_noise(known):
     assert 0.7 < np.sqrt(np.mean(np.square(pulls)) * 8 / 7) < 1.3
 
 
+@pytest.mark.long
 def test_odd_frames_and_masked_pixels_have_no_part_in_the_mean():
     """One of NaN, one bright, one saturated, at the beginning; a scatter of wild pixels, which are masked."""
     frames, shifts = next(noisy_stacks(8, 0.1, 1, 2))

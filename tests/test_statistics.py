@@ -125,6 +125,7 @@ def windows(count, n, err, gain=1.0, background=0.0):
     return (np.broadcast_to(large[inside], images.shape), images), shifts
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fitted", [False, True])
 def test_errors_cover_on_windows_of_a_larger_scene(fitted):
     n, err = 36, 0.2
@@ -137,6 +138,7 @@ def test_errors_cover_on_windows_of_a_larger_scene(fitted):
     assert np.sqrt(np.nanmean(pulls_on(pairs, shifts, boundary="wrap", **options)[0] ** 2)) > 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("gain", "background"), [(1.0, 0.0), (2.0, 40.0)])
 def test_noise_in_both_images_is_calibrated_and_near_the_bound(gain, background):
     """Blobs; plain χ² with the sum of the variances quotes a third of its scatter."""
@@ -177,6 +179,7 @@ def test_noise_in_both_images_is_calibrated_and_near_the_bound(gain, background)
     assert np.sqrt(np.nanmean(plain**2)) > 2
 
 
+@pytest.mark.long
 def test_gain_and_background_are_calibrated_at_any_gain_on_a_background_of_many_errors():
     """Two thousand pulls of each scatter by 1.6 % in their spread, 2.2 % in their mean: five times that."""
     rng, err, background, count = np.random.default_rng(31), 1.0, 40.0, 2000
@@ -278,6 +281,7 @@ def judge_crops(slope, contrast, count, seed=3, fitted=False, **options):
 FEW = 400  # Five standard deviations of the spread of 800 pulls are 0.125.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("slope", "contrast", "worst"), [(1.0, 20.0, 1.45), (1.0, 100.0, 4.7), (2.0, 100.0, 1.2)]
 )
@@ -289,6 +293,7 @@ def test_errors_cover_what_the_interpolant_cannot_know_at_edges(slope, contrast,
     assert 0.7 < reduced < 1.15
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("slope", "contrast", "worst"), [(1.0, 5.0, 1.35), (2.0, 30.0, 1.25)])
 def test_holes_of_the_reference_cost_little_more_than_themselves(slope, contrast, worst):
     """Of every pixel within two of a hole, with one in ten, a fifth of the information would be left."""
@@ -297,6 +302,7 @@ def test_holes_of_the_reference_cost_little_more_than_themselves(slope, contrast
     assert rms < worst
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("slope", "contrast", "masks"),
     [
@@ -313,6 +319,7 @@ def test_noise_in_both_images_is_calibrated_where_scenes_end_at_edges_and_holes(
     assert rms < 1.3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("slope", "contrast"), [(2.0, 5.0), (3.0, 30.0)])
 def test_gain_and_background_are_calibrated_with_noise_in_both_images_at_edges(slope, contrast):
     pull, rms, gain_pull, _ = judge_crops(slope, contrast, FEW, both=True, fitted=True)
@@ -329,6 +336,7 @@ def stars(catalogue, shift, n=48):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["edge", "cores"])
 def test_steep_stars_at_edges_and_masks(case):
     """One cut by the frame at S/N 1000; and cores masked in both images, the slope a hundred errors."""

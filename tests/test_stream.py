@@ -524,7 +524,7 @@ def test_aligned(suffix, tmp_path):
     assert result.aligned == path
     found = read_stack(path)
     assert found.shape == STACK.shape
-    expected = align_stack(STACK.astype(np.float32), result.shift, periodic=True).image
+    expected = align_stack(STACK.astype(np.float32), result.shift, boundary="wrap").image
     np.testing.assert_allclose(found[:-1], expected[:-1], rtol=1e-5, atol=1e-3)
     assert np.isnan(found[-1]).all()
     # Killed in the second chunk: rows are lost, frames half written.
@@ -575,7 +575,10 @@ def test_aligned_iterable(tmp_path):
     result = register_file(iter(STACK), "first", SIGMA, aligned=tmp_path / "a.zarr", **OPTIONS)
     found = read_stack(tmp_path / "a.zarr")
     np.testing.assert_allclose(
-        found, align_stack(STACK.astype(np.float32), result.shift, periodic=True).image, rtol=1e-5, atol=1e-3
+        found,
+        align_stack(STACK.astype(np.float32), result.shift, boundary="wrap").image,
+        rtol=1e-5,
+        atol=1e-3,
     )
     with pytest.raises(ValueError, match=r"take \.zarr"):
         register_file(iter(STACK), "first", SIGMA, aligned=tmp_path / "a.npy", **OPTIONS)
@@ -720,6 +723,7 @@ def size(path):
     return os.path.getsize(path) if os.path.exists(path) else 0
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_killed_and_run_again(tmp_path):
     """The table after any number of kills is that of a run without, to the byte."""

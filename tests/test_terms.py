@@ -36,6 +36,7 @@ def best(reference, image, err, shift, gain, background):
     return np.sum((target * weight - design @ solution) ** 2), solution
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize(("gain", "background"), FITS)
 def test_profiled_chi2_is_the_least_in_gain_and_background(gain, background, mapped, x64):
@@ -98,6 +99,7 @@ def test_errors_of_gain_and_background(gain, background, mapped, x64):
     np.testing.assert_allclose(found.background_err, np.sqrt(expected[1, 1]), rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("boundary", ["wrap", "overlap"])
 @pytest.mark.parametrize("gain", [0.3, 1.0, 3.0])
 def test_gain_and_background_do_not_move_the_shift(gain, boundary, dtype):
@@ -120,6 +122,7 @@ def test_negative_gain_is_no_match():
     assert found.status != 0 or np.max(np.abs(found.shift - SHIFT)) > 1
 
 
+@pytest.mark.long
 def test_gradients_go_through_gain_and_background(x64):
     reference, image, err = pair(1.5, 2.0)
     find = partial(register, reference, err=err, boundary="wrap", fit_gain=True, fit_background=True)
@@ -187,6 +190,7 @@ def test_held_axis_gives_the_conditional_error(x64):
     assert held.covariance[0, 0] == held.covariance[0, 1] == 0
 
 
+@pytest.mark.long
 def test_held_shift_may_be_traced():
     reference, image, err = pair()
     values = jnp.asarray([1.0, 1.4, 2.0])
@@ -206,6 +210,7 @@ def test_initial_guess_picks_the_minimum():
         np.testing.assert_allclose(found.shift, np.round(start), atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("boundary", ["wrap", "overlap"])
 def test_max_shift_holds_per_axis(boundary):
     large = scene((96, 96), 3.0, smooth=True)

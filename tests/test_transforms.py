@@ -69,6 +69,7 @@ def assert_derivative(found, expected):
         np.testing.assert_allclose(found[part], expected[part], atol=1e-6 * size, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["scalar", "map"])
 @pytest.mark.parametrize("which", range(3), ids=ARGUMENTS)
 def test_forward_derivative_is_the_central_difference(kind, which):
@@ -85,6 +86,7 @@ def test_forward_derivative_is_the_central_difference(kind, which):
         assert_derivative(found, expected)
 
 
+@pytest.mark.long
 def test_reverse_is_the_transpose_of_forward():
     args = pair("map")
     weights = np.random.default_rng(2).normal(size=11)
@@ -104,6 +106,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_derivatives_in_all_that_may_be_given(kind):
     """Images, errors or weights, and the prior change together; some pixels are masked and one is NaN."""
@@ -164,6 +167,7 @@ def test_derivative_through_bad_pixels_is_finite():
         assert at is None or array[at] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("boundary", ["wrap", "overlap"])
 def test_second_derivative_of_the_shift(boundary):
     args = pair("map")
@@ -191,6 +195,7 @@ def test_gradient_under_vmap_with_a_frame_that_fails():
             np.testing.assert_allclose(many[i], one, rtol=1e-9, atol=1e-9 * np.max(np.abs(one)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
@@ -232,6 +237,7 @@ def test_failed_frames_leave_the_gradient_of_what_they_share_alone(options):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
@@ -265,6 +271,7 @@ def test_derivatives_of_map_and_posterior(options):
     np.testing.assert_allclose(backward, forward[0], rtol=1e-9)
 
 
+@pytest.mark.long
 def test_surface_derivatives_in_the_images():
     args = pair("map")
     shift = jnp.array([1.7, -0.4])
@@ -297,6 +304,7 @@ def test_derivative_in_the_threshold():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_float32_stays_float32():
     args, weights = tuple(np.asarray(x, np.float32) for x in pair("map")), np.r_[np.ones(10), 0.0]
     single, double = backward(args, weights.astype(np.float32)), backward(pair("map"), weights)
@@ -320,6 +328,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_lower_for_every_kind_of_device(name):
     """What a device cannot do shows here, without one: nothing is compiled."""
@@ -330,6 +339,7 @@ def test_programs_lower_for_every_kind_of_device(name):
     assert "callback" not in str(exported.mlir_module())
 
 
+@pytest.mark.long
 def test_one_large_batch_is_its_parts():
     """Of 40 000 small frames JAX 0.10.2 added up thousands wrongly, without a word (JAX issue 39103)."""
     rng = np.random.default_rng(0)

@@ -24,6 +24,7 @@ def noisy(reference, shift, err=0.5, seed=0):
     return moved(reference, shift) + np.random.default_rng(seed + 100).normal(scale=err, size=reference.shape)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("boundary", "err"), [("wrap", 1.0), ("overlap", None), ("reflect", 1.0)])
 def test_unrelated_noise_is_not_believed(boundary, err):
     rng = np.random.default_rng(1)
@@ -61,6 +62,7 @@ def test_lattice_is_ambiguous(boundary, err, gain):
     assert 0.4 < found.runner_up.probability < 0.99
 
 
+@pytest.mark.long
 def test_a_sharp_match_is_not_ambiguous(dtype):
     """At S/N 1000 rounding is larger than the noise in float32."""
     reference = 1000 * scene((48, 48), 3.0, seed=3)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..engine.choices import is_periodic
+from ..engine.choices import boundary_to_align
 from ..files.outputs import Output, check_outputs, files_of, locked
 from ..io import known_format, write_image
 from .common import (
@@ -140,12 +140,10 @@ def _write_aligned(
     """Write the image on the reference's grid; what there is to say about it."""
     if not np.all(np.isfinite(result.shift)):
         return f"aligned    {output.given} not written: there is no shift to undo"
-    from ..align import undo_shift
-    from ..checks import as_real_array
+    from ..align import align
 
-    pixels, shape = as_real_array(image.data, "image"), reference.data.shape
-    periodic = is_periodic(options["boundary"])
-    aligned = np.asarray(undo_shift(pixels, result.shift, shape, periodic))
+    boundary, shape = boundary_to_align(options["boundary"]), reference.data.shape
+    aligned = np.asarray(align(image.data, result.shift, boundary=boundary, shape=shape))
     with output.writing() as path:
         write_image(path, aligned, image.meta, shift=np.asarray(result.shift))
     return f"aligned    {output.given}"

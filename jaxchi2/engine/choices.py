@@ -46,18 +46,18 @@ class Boundary:
         object.__setattr__(self, "min_overlap", share)
 
 
-def as_boundary(boundary: str | Boundary) -> Boundary:
-    """A name or a `Boundary` as the latter."""
+def as_boundary(boundary: str | Boundary, name: str = "boundary") -> Boundary:
+    """A name or a `Boundary` as the latter; ``name`` is that of the argument."""
     if isinstance(boundary, Boundary):
         return boundary
     if not isinstance(boundary, str):
-        refuse("boundary", "a name or a Boundary", boundary, TypeError)
-    return Boundary(choice(boundary, "boundary", BOUNDARIES))
+        refuse(name, "a name or a Boundary", boundary, TypeError)
+    return Boundary(choice(boundary, name, BOUNDARIES))
 
 
-def is_periodic(boundary: str | Boundary) -> bool:
-    """Whether what leaves a frame comes back on its other side."""
-    return as_boundary(boundary).name == "wrap"
+def boundary_to_align(boundary: str | Boundary) -> str:
+    """What an image is brought back with: "wrap" if it was registered so, else nothing is known outside."""
+    return "wrap" if as_boundary(boundary).name == "wrap" else "overlap"
 
 
 @dataclass(frozen=True)
