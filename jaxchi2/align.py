@@ -18,7 +18,6 @@ from .motion import MOTIONS, Motion, Shift, check_motion, plain_shift, targets
 from .sampling import interpolant
 
 ORDERS = {"cubic": 3, "linear": 1, "nearest": 0}
-CONTINUED = {"overlap": "nearest", "fill": "constant"}
 
 
 def align(
@@ -45,9 +44,9 @@ def align(
     boundary : str or Boundary
         What the image is outside its frame, as for `register`; static under jit. "overlap": unknown, and so
         is a pixel that is not finite; a new pixel between positions of which one is unknown is NaN. "wrap":
-        periodic, the rest the same. The others, "constant" and "fill" with the value of a `Boundary`,
-        "reflect" and "nearest", know what is outside, and are for all interpolations but "fourier"; there a
-        NaN spreads to what it is interpolated to, for "cubic" over the image.
+        periodic, the rest the same. "constant" (zero, or the ``value`` of a `Boundary`), "reflect" and
+        "nearest" say what lies outside; they need "cubic", "linear" or "nearest" as interpolation. With them
+        every pixel that is interpolated from a NaN is NaN: with "cubic" that is the whole image.
     shape : tuple of int, optional
         Shape of the reference, where it is another than the image's; not for "wrap"; static under jit.
 
@@ -76,12 +75,12 @@ def align(
         motion = Shift(per_axis(plain_shift(shift), "shift", image.ndim, image.dtype))
     interpolation, boundary = choice(interpolation, "interpolation", INTERPOLATIONS), as_boundary(boundary)
     frame = image.shape if shape is None else sizes(shape, "shape", image.ndim)
-    periodic = boundary.name == "wrap"
+    periodic = boundary.periodic
     if periodic and frame != image.shape:
         raise ValueError(
             f"boundary='wrap' keeps the shape of image, {image.shape}, and takes no other, {frame}"
         )
-    if isinstance(motion, Shift) and (periodic or boundary.name == "overlap"):
+    if isinstance(motion, Shift) and (periodic or boundary.overlap):
         return _undo_shift(image, motion.shift, frame, interpolation, periodic)
     if interpolation == "fourier":
         if not isinstance(motion, Shift):
@@ -105,14 +104,15 @@ def _undo_shift(image: Array, shift: Array, shape: Shape, interpolation: str, pe
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _interpolate(image: Array, motion: Motion, shape: Shape, order: int, boundary: Boundary) -> Array:
     positions = targets(motion, shape)
-    mode = CONTINUED.get(boundary.name, boundary.name)
+    # What is unknown is masked below; till then the outermost pixels stand for it.
+    mode = "nearest" if boundary.overlap else boundary.name
     if order == 3:
         values = interpolant(image, order, mode, boundary.value)(positions)
     else:
         values = map_coordinates(image, list(positions), order, mode=mode, cval=boundary.value)
-    if boundary.name != "overlap":
+    if not boundary.overlap:
         return values
-    sizes = zip(positions, image.shape, strict=True)
+    axes = zip(positions, image.shape, strict=True)
     # Order 0 has pixels of a width, the others points between which they interpolate.
-    inside = [(p > -0.5) & (p < n - 0.5) if order == 0 else (p >= 0) & (p <= n - 1) for p, n in sizes]
+    inside = [(p > -0.5) & (p < n - 0.5) if order == 0 else (p >= 0) & (p <= n - 1) for p, n in axes]
     return jnp.where(reduce(jnp.logical_and, inside), values, jnp.nan)

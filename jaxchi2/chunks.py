@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from .batch import in_chunks
 from .engine.builders import is_shareable, shared_reference, shared_terms
-from .engine.choices import Choices, Model
+from .engine.choices import Choices, Plan
 from .engine.constraints import Search
 from .engine.pair import Pair, check
 from .engine.ways import Way
@@ -43,7 +43,7 @@ class Options(NamedTuple):
     @property
     def periodic(self) -> bool:
         """Whether frames are periodic."""
-        return self.choices.boundary.name == "wrap"
+        return self.choices.boundary.periodic
 
 
 def shares_reference(
@@ -101,7 +101,7 @@ def _chunk_function(
         err = 1.0 if common.err is None else common.err
         common = common._replace(err=jnp.where(common.mask, jnp.nan, err), mask=None)
 
-    def pair_of(frame: Frame) -> tuple[Pair, Model]:
+    def pair_of(frame: Frame) -> tuple[Pair, Plan]:
         err, mask, reference, reference_err = (
             a if b is None else b for a, b in zip(common[1:5], frame[1:5], strict=True)
         )
@@ -120,21 +120,21 @@ def _chunk_function(
         )
 
     example = jax.tree.map(lambda x: x[0], frames)
-    pair, model = pair_of(example)
+    pair, plan = pair_of(example)
     # A chunk is registered one by one where pixels of it are bad.
     alone = Way.ANY if shareable and way is Way.BY_VALUES else way
 
     def one_by_one(frame: Frame) -> Registration:
-        pair, model = pair_of(frame)
-        return measure(pair, nsigma, alone, known_err, model, options.clip, options.verdict)
+        pair, plan = pair_of(frame)
+        return measure(pair, nsigma, alone, known_err, plan, options.clip, options.verdict)
 
     if not shareable:
         return jax.vmap(one_by_one)
     pair, unit = with_unit(pair, known_err)
-    shared = shared_reference(pair, model)
+    shared = shared_reference(pair, plan)
 
     def shared_measure(frame: Frame) -> Registration:
-        terms = shared_terms(shared, pair._replace(image=frame.image), model)
+        terms = shared_terms(shared, pair._replace(image=frame.image), plan)
         result, _ = solve(terms, nsigma, known_err, options.verdict)
         chi2, doubt = in_units(result.chi2, unit)
         return result._replace(chi2=chi2, status=result.status | doubt)

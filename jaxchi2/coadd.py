@@ -22,7 +22,7 @@ from .batch import default_batch_size, in_chunks
 from .checks import array_of, boolean_array, choice, integer, numbers, positive, refuse, stack_of
 from .engine.choices import Boundary, as_boundary
 from .engine.continuation import fill_smoothly
-from .engine.layout import GUARD, odd_fast_len
+from .engine.layout import guarded
 from .engine.spectrum import Shape, along, conj_product, harmonics
 from .motion import plain_shift
 from .sharding import any_sharding
@@ -176,8 +176,7 @@ def align_frame(
     whole = jnp.round(jax.lax.stop_gradient(shift))
     fraction = shift - whole if interpolation != "nearest" else jnp.zeros_like(shift)
     whole = whole.astype(jnp.int32)
-    guard = 0 if periodic else GUARD
-    shape = frame if periodic else tuple(odd_fast_len(n + 2 * guard) for n in frame)
+    shape, guard = guarded(frame, periodic)
     sides = [(guard, m - n - guard) for m, n in zip(shape, frame, strict=True)]
 
     def filled(x: Array) -> Array:

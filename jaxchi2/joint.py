@@ -39,7 +39,7 @@ from .checks import (
     stack_of,
 )
 from .coadd import align_stack
-from .engine.choices import Boundary, Choices, boundary_to_align
+from .engine.choices import Boundary, Choices, boundary_for_align
 from .engine.constraints import Search
 from .engine.noise import estimate_noise
 from .registration import MIN_PROBABILITY, range_of, register
@@ -272,7 +272,7 @@ def _solution(
             shift,
             err**2,
             mask=mask,
-            boundary=boundary_to_align(alike.choices.boundary),
+            boundary=boundary_for_align(alike.choices.boundary),
             batch_size=alike.batch_size,
         )
         others = mean_of_others(aligned, accepted)

@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 
 from .checks import choice, described, integer, per_axis, positive, refuse
 from .engine.builders import weighted_terms
-from .engine.choices import Boundary, Choices, Model
+from .engine.choices import Boundary, Choices, Plan
 from .engine.continuation import MARGIN, eroded, fill_smoothly
 from .engine.layout import Prepared, lay_out, prepare
 from .engine.noise import noise_of
@@ -543,7 +543,7 @@ def fit(
     return _fit(pair, start, limits, loss_scale, problem, choices, optimizer, known_err)
 
 
-def _problem(pair: Pair, choices: Model, model: str, interpolation: str | None, loss: str) -> Problem:
+def _problem(pair: Pair, plan: Plan, model: str, interpolation: str | None, loss: str) -> Problem:
     model, loss = choice(model, "model", tuple(MOTIONS)), choice(loss, "loss", tuple(LOSSES))
     if model in ("rigid", "similarity") and pair.ndim != 2:
         raise ValueError(f"model {model!r} is for images with 2 axes, not {pair.ndim}")
@@ -552,7 +552,7 @@ def _problem(pair: Pair, choices: Model, model: str, interpolation: str | None, 
     interpolation = choice(interpolation, "interpolation", tuple(INTERPOLATIONS))
     if interpolation == "fourier" and model != "shift":
         raise ValueError(f"interpolation 'fourier' is for the model 'shift', not {model!r}; take 'cubic'")
-    return Problem(model, interpolation, loss, choices.gain, choices.background, pair.image.shape)
+    return Problem(model, interpolation, loss, plan.gain, plan.background, pair.image.shape)
 
 
 def _as_motion(value: Motion | ArrayLike, problem: Problem, dtype: jnp.dtype, name: str) -> Array:
@@ -565,14 +565,12 @@ def _as_motion(value: Motion | ArrayLike, problem: Problem, dtype: jnp.dtype, na
     return ravel_pytree(check_motion(value, ndim, name, dtype))[0]
 
 
-def _limits(
-    bounds: tuple[Motion, Motion] | None, problem: Problem, choices: Model, dtype: jnp.dtype
-) -> Bounds:
+def _limits(bounds: tuple[Motion, Motion] | None, problem: Problem, plan: Plan, dtype: jnp.dtype) -> Bounds:
     """Lowest and highest value of every parameter."""
     size, nuisances = len(problem.unit()), problem.gain + problem.background
     low, high = jnp.full(size, -jnp.inf, dtype), jnp.full(size, jnp.inf, dtype)
-    if choices.limited:
-        edges = np.asarray(choices.window, dtype).T
+    if plan.limited:
+        edges = np.asarray(plan.window, dtype).T
         low, high = (x.at[: len(e)].set(e) for x, e in zip((low, high), edges, strict=True))
     if bounds is not None:
         if not isinstance(bounds, list | tuple) or len(bounds) != 2:
@@ -586,31 +584,31 @@ def _limits(
     return low, high
 
 
-@partial(jax.jit, static_argnames=("problem", "choices", "optimizer", "known_err"))
+@partial(jax.jit, static_argnames=("problem", "plan", "optimizer", "known_err"))
 def _fit(
     pair: Pair,
     start: Array | None,
     bounds: Bounds,
     loss_scale: Array,
     problem: Problem,
-    choices: Model,
+    plan: Plan,
     optimizer: GaussNewton | Descent,
     known_err: bool,
 ) -> Fit:
     if not known_err:
         pair = pair._replace(err=range_of(pair.reference))
-    vector, fatal = _start(pair, start, problem, choices, known_err)
-    prepared = prepare(pair, choices)
+    vector, fatal = _start(pair, start, problem, plan, known_err)
+    prepared = prepare(pair, plan)
 
     def search(vector: Array) -> tuple[Path, Scene, Array, Array]:
         vector = lax.stop_gradient(jnp.clip(vector, *bounds))
-        scene = _scene(prepared, pair, choices, problem, vector)
+        scene = _scene(prepared, pair, plan, problem, vector)
         scale = jnp.ones_like(loss_scale)
         if problem.loss != "linear":
             unit = 1.0 if known_err else _spread(problem.residuals(vector, scene), scene)
             scale = loss_scale * unit
         begin = lax.stop_gradient(_with_nuisances(problem, vector, scene, scale, bounds))
-        if problem.interpolation != "fourier" and choices.boundary.name in ("constant", "fill"):
+        if problem.interpolation != "fourier" and plan.boundary.constant:
             begin = lax.stop_gradient(_off_the_jump(problem, begin, scene, scale, bounds))
         return _stationary(problem, optimizer, scene, begin, scale, bounds), scene, scale, vector
 
@@ -619,7 +617,7 @@ def _fit(
         return path.vector, (path.costs, path.vectors)
 
     # At the best whole shift the pixels that count are those at the minimum already; its residuals are not.
-    settling = choices.boundary.name == "overlap" and (start is not None or problem.motion != "shift")
+    settling = plan.boundary.overlap and (start is not None or problem.motion != "shift")
     settling |= problem.loss != "linear" and not known_err
     costs, vectors = _no_history(-1, vector)
     if settling:
@@ -629,14 +627,14 @@ def _fit(
         costs=jnp.concatenate([costs.reshape(-1), path.costs]),
         vectors=jnp.concatenate([vectors.reshape(-1, len(vector)), path.vectors]),
     )
-    if choices.boundary.name == "overlap":
+    if plan.boundary.overlap:
         strayed = jnp.abs(path.vector - begin)[: pair.ndim] > MARGIN
         path = path._replace(converged=path.converged & ~jnp.any(strayed))
     return _result(problem, prepared, scene, scale, bounds, path, known_err, fatal)
 
 
 def _start(
-    pair: Pair, start: Array | None, problem: Problem, choices: Model, known_err: bool
+    pair: Pair, start: Array | None, problem: Problem, plan: Plan, known_err: bool
 ) -> tuple[Array, Array]:
     """Parameters to start from, and what is fatally wrong already."""
     dtype = pair.image.dtype
@@ -644,8 +642,8 @@ def _start(
     if start is None:
         pair = lax.stop_gradient(pair)
         if problem.loss != "linear":
-            pair, _ = clipped(pair, known_err, choices, CLIP_AT_START)
-        terms = weighted_terms(pair, choices)
+            pair, _ = clipped(pair, known_err, plan, CLIP_AT_START)
+        terms = weighted_terms(pair, plan)
         missing = terms.grid.settled & ~jnp.isfinite(jnp.min(terms.grid.values))
         fatal = jnp.where(missing, np.int32(Status.LITTLE_OVERLAP), np.int32(Status.OK))
         start = ravel_pytree(MOTIONS[problem.motion].by(terms.grid.start().shift))[0]
@@ -653,24 +651,22 @@ def _start(
     return jnp.concatenate([lax.stop_gradient(start), jnp.asarray(nuisances, dtype)]), fatal
 
 
-def _scene(prepared: Prepared, pair: Pair, choices: Model, problem: Problem, vector: Array) -> Scene:
+def _scene(prepared: Prepared, pair: Pair, plan: Plan, problem: Problem, vector: Array) -> Scene:
     """What is compared, the pixels that count chosen for the motion of ``vector``."""
     motion, _ = problem.motion_in(vector)
     order = INTERPOLATIONS[problem.interpolation]
     if order is None:
         constraints = pair.constraints._replace(initial=motion.shift)
-        layout = lay_out(prepared, pair._replace(constraints=constraints), choices)
+        layout = lay_out(prepared, pair._replace(constraints=constraints), plan)
         return Scene(jnp.fft.rfftn(layout.reference), layout.image, layout.weights, layout.grid.origin)
-    boundary = choices.boundary
-    mode = {"fill": "constant", "overlap": "nearest"}.get(boundary.name, boundary.name)
+    boundary = plan.boundary
+    mode = "nearest" if boundary.overlap else boundary.name
     outside = (boundary.value - prepared.pedestal) / prepared.unit
     filled = fill_smoothly(prepared.reference, prepared.known)
-    beyond = {"wrap": "wrap", "overlap": "constant"}.get(boundary.name, "edge")
+    # What continues the frame elsewhere are pixels near its edge, which are judged by themselves.
+    beyond = "wrap" if boundary.periodic else "constant" if boundary.overlap else "edge"
     safe = eroded(prepared.known, MARGIN, beyond).astype(filled.dtype)
-    if boundary.name == "overlap":
-        counts = interpolant(safe, 1, "constant", 0.0)
-    else:
-        counts = interpolant(safe, 1, mode, 1.0)
+    counts = interpolant(safe, 1, *(("constant", 0.0) if boundary.overlap else (mode, 1.0)))
     if problem.motion == "shift":
         motion = jax.tree.map(jnp.round, motion)
     seen = counts(lax.stop_gradient(sources(motion, problem.shape))) > 1 - 1e-4
@@ -703,9 +699,10 @@ def _with_nuisances(problem: Problem, vector: Array, scene: Scene, scale: Array,
 
 
 def _off_the_jump(problem: Problem, vector: Array, scene: Scene, scale: Array, bounds: Bounds) -> Array:
-    """A little towards the minimum.
+    """The start, a little nearer to the minimum.
 
-    The edge of the frame is within it at whole shifts only: χ² jumps there, and no path leaves such a point.
+    At a whole shift the outermost pixels fall on the frame, a little further on they fall outside: χ² jumps
+    there, and a descent that starts on the jump stays.
     """
     around = expand(problem, vector, scene, scale)
     towards = jnp.sign(jnp.linalg.solve(around.curvature, around.gradient))

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from .batch import frame_axis, on_mesh
 from .chunks import Frame, Options, given, in_its_unit, register_chunks
 from .coadd import align_stack
-from .engine.choices import boundary_to_align
+from .engine.choices import boundary_for_align
 from .engine.layout import is_valid_error
 from .engine.ways import Way
 from .registration import range_of
@@ -127,7 +127,7 @@ def _mean_rounds(
             frames.image,
             place,
             variance,
-            boundary=boundary_to_align(options.choices.boundary),
+            boundary=boundary_for_align(options.choices.boundary),
             batch_size=batch_size,
         )
         others = mean_of_others(aligned, accepted, axis)

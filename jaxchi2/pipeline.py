@@ -13,7 +13,7 @@ from .align import align
 from .arrays import unit_of
 from .checks import array_of, as_real_array, choice, numbers, scalar
 from .coadd import INTERPOLATIONS
-from .engine.choices import Boundary, as_boundary, boundary_to_align
+from .engine.choices import Boundary, as_boundary, boundary_for_align
 from .registration import register
 from .results import Registration
 
@@ -83,7 +83,7 @@ def register_and_align(
     err = None if err is None else as_real_array(err, "err", unit)
     interpolation = choice(interpolation, "interpolation", INTERPOLATIONS)
     if outside is None:
-        outside = boundary_to_align(options.get("boundary", "overlap"))
+        outside = boundary_for_align(options.get("boundary", "overlap"))
     outside = as_boundary(outside, "outside")
     if not 1 <= reference.ndim <= 3:
         raise ValueError(f"reference must have 1, 2 or 3 axes, not {reference.ndim}")

@@ -105,7 +105,7 @@ def plot_registration(
         raise ImportError(_NEEDED) from error
 
     from .align import align
-    from .engine.choices import boundary_to_align
+    from .engine.choices import boundary_for_align
     from .registration import register
 
     first, second = _float(reference), _float(image)
@@ -123,7 +123,7 @@ def plot_registration(
     before = np.full(first.shape, np.nan)
     common = tuple(slice(min(sizes)) for sizes in zip(first.shape, second.shape, strict=True))
     before[common] = counted[common]
-    outside = boundary_to_align(boundary)
+    outside = boundary_for_align(boundary)
     aligned = np.asarray(align(counted, result.shift, boundary=outside, shape=first.shape), dtype=float)
 
     with rc_context(_STYLE):

@@ -15,7 +15,7 @@ from .checks import flag, is_traced, positive, real_number
 from .engine.algebra import is_positive_definite
 from .engine.builders import weighted_terms
 from .engine.chance import evidence
-from .engine.choices import Boundary, Choices, Model
+from .engine.choices import Boundary, Choices, Plan
 from .engine.constraints import ANYWHERE, Search
 from .engine.continuation import MARGIN
 from .engine.errors import covariance_of, interval_bounds, interval_points
@@ -164,7 +164,7 @@ def register(
     >>> register(scene, image, 0.1, boundary="wrap")
     Registration(shift=(+1.9992 ± 0.0018, -2.9988 ± 0.0018) px, chi2=1066.6, dof=1022)
     """
-    pair, model = check(
+    pair, plan = check(
         reference,
         image,
         err,
@@ -180,8 +180,8 @@ def register(
     clip, nsigma, verdict = check_measure(pair.image.dtype, clip, nsigma, verdict)
     known_err = err is not None or weights is not None
     return tried(
-        partial(measure, pair, nsigma, known_err=known_err, model=model, clip=clip, verdict=verdict),
-        clip is None and mask is None and reference_mask is None and has_quick_way(pair, model),
+        partial(measure, pair, nsigma, known_err=known_err, plan=plan, clip=clip, verdict=verdict),
+        clip is None and mask is None and reference_mask is None and has_quick_way(pair, plan),
         is_traced((pair, nsigma)),
         lambda found: found.status == Status.FLAT,
     )
@@ -190,19 +190,19 @@ def register(
 def check_measure(
     dtype: jnp.dtype, clip: float | None, nsigma: ArrayLike, verdict: bool
 ) -> tuple[float | None, Array, bool]:
-    """Check what `register` is asked beside the pair and the model; ``nsigma`` as an array."""
+    """Check what `register` is asked beside the pair and the plan; ``nsigma`` as an array."""
     if clip is not None:
         clip = real_number(clip, "clip", "a number of standard deviations above 1", lambda x: x > 1)
     return clip, positive(nsigma, "nsigma", dtype), flag(verdict, "verdict")
 
 
-@partial(jax.jit, static_argnames=("way", "known_err", "model", "clip", "verdict"))
+@partial(jax.jit, static_argnames=("way", "known_err", "plan", "clip", "verdict"))
 def measure(
     pair: Pair,
     nsigma: Array,
     way: Way,
     known_err: bool,
-    model: Model,
+    plan: Plan,
     clip: float | None,
     verdict: bool,
 ) -> Registration:
@@ -210,10 +210,10 @@ def measure(
     pair, unit = with_unit(pair, known_err)
     run = partial(solve, nsigma=nsigma, known_err=known_err, verdict=verdict)
     if clip is None:
-        result, _ = with_terms(run, pair, model, way)
+        result, _ = with_terms(run, pair, plan, way)
     else:
-        pair, too_much = clipped(pair, known_err, model, clip)
-        result, _ = with_terms(run, pair, model, Way.ANY)
+        pair, too_much = clipped(pair, known_err, plan, clip)
+        result, _ = with_terms(run, pair, plan, Way.ANY)
         too_much &= jnp.isfinite(result.chi2)
         result = result._replace(status=result.status | jnp.where(too_much, np.int32(Status.CLIPPED), 0))
     chi2, doubt = in_units(result.chi2, unit)
@@ -231,7 +231,7 @@ def with_unit(pair: Pair, known_err: bool) -> tuple[Pair, Array]:
     return pair._replace(err=pair.err * unit), unit
 
 
-def clipped(pair: Pair, known_err: bool, model: Model, clip: float) -> tuple[Pair, Array]:
+def clipped(pair: Pair, known_err: bool, plan: Plan, clip: float) -> tuple[Pair, Array]:
     """The pair without the pixels whose residual is above ``clip`` standard deviations, found in rounds.
 
     Without known errors a standard deviation is 1.4826 times the median absolute residual. Every round
@@ -240,7 +240,7 @@ def clipped(pair: Pair, known_err: bool, model: Model, clip: float) -> tuple[Pai
     """
 
     def judge(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        terms = weighted_terms(pair._replace(image=state[0]), model)
+        terms = weighted_terms(pair._replace(image=state[0]), plan)
         minimum = find_minimum(terms.grid, terms.series)
         expected, counted = terms.expected_image(minimum.position)
         residual, scale = jnp.abs(pair.image - expected) / pair.err, pair.err
@@ -343,7 +343,7 @@ class _Measured(NamedTuple):
 
 
 def _at_minimum(known_err: bool, terms: Chi2Terms, nsigma: Array, minimum: Minimum) -> _Measured:
-    series, units, model = terms.series, terms.units, terms.model
+    series, units, plan = terms.series, terms.units, terms.plan
     minimum = with_derivative(series, minimum)
     at = minimum.position
     chi2 = terms.residual_chi2(at)
@@ -352,14 +352,14 @@ def _at_minimum(known_err: bool, terms: Chi2Terms, nsigma: Array, minimum: Minim
     gain, background = series.nuisances(at)
     return _Measured(
         shift=_reduced(terms, at),
-        covariance=covariance_of(minimum.hessian, model.free) * scale,
-        bounds=interval_bounds(points, model.free),
+        covariance=covariance_of(minimum.hessian, plan.free) * scale,
+        bounds=interval_bounds(points, plan.free),
         closed=points.found,
         chi2=chi2,
         scale=scale,
         gain=gain,
         background=background * units.scale + units.image_offset - gain * units.reference_offset
-        if model.background
+        if plan.background
         else jnp.zeros_like(gain),
         nuisance_covariance=_nuisance_covariance(terms, at, gain) * scale,
     )
@@ -386,7 +386,7 @@ def _measured_jvp(known_err: bool, primals: tuple, tangents: tuple) -> tuple[_Me
 
 
 def _dof(terms: Chi2Terms) -> Array:
-    return terms.pixels.number - (sum(terms.model.free) + terms.model.gain + terms.model.background)
+    return terms.pixels.number - (sum(terms.plan.free) + terms.plan.gain + terms.plan.background)
 
 
 def _has_large_errors(terms: Chi2Terms, chi2: Array, dof: Array, known_err: bool) -> Array:
@@ -404,19 +404,19 @@ def _has_large_errors(terms: Chi2Terms, chi2: Array, dof: Array, known_err: bool
 
 def _fatal(terms: Chi2Terms, minimum: Minimum, dof: Array) -> Array:
     """The first `Status` flag that leaves no answer, or zero."""
-    at, model, grid = minimum.position, terms.model, terms.grid
-    eps, free = jnp.finfo(at.fraction.dtype).eps, np.array(model.free)
+    at, plan, grid = minimum.position, terms.plan, terms.grid
+    eps, free = jnp.finfo(at.fraction.dtype).eps, np.array(plan.free)
     # Curvature that rounding alone could make is none.
     least = 4 * eps * terms.series.roughness
     curved = (jnp.diagonal(minimum.hessian) > least) | ~free
     flat = terms.content.flat | ~(is_positive_definite(minimum.hessian) & jnp.all(curved))
     flat |= ~(terms.series.nuisances(at)[0] > 0)
     shift, window = _reduced(terms, at), grid.constraints.window
-    low, high = (np.asarray(model.window, shift.dtype) if window is None else window).T
+    low, high = (np.asarray(plan.window, shift.dtype) if window is None else window).T
     found = minimum.converged & ~_strayed(grid, at)
     outside = jnp.any(((shift < low) | (shift > high)) & free)
     # A minimum of one period is inside it, if only by a turn.
-    outside &= model.limited | (grid.settled & ~found)
+    outside &= plan.limited | (grid.settled & ~found)
     cause = [
         (dof <= 0, Status.NO_DATA),
         (grid.settled & ~jnp.isfinite(extremes(grid.values)[1]), Status.LITTLE_OVERLAP),
@@ -451,12 +451,12 @@ def _reduced(terms: Chi2Terms, at: Position) -> Array:
 
 def _nuisance_covariance(terms: Chi2Terms, at: Position, gain: Array) -> Array:
     """Covariance of gain and background in units of the images."""
-    if not (terms.model.gain or terms.model.background):
+    if not (terms.plan.gain or terms.plan.background):
         return jnp.zeros_like(gain, shape=(2, 2))
     covariance = terms.series.nuisance_covariance(at, gain)
     scale, offset, _ = terms.units
     # The background meant by the user is that at zero of the images, not at their pedestals.
     change = jnp.stack([jnp.ones_like(gain), jnp.zeros_like(gain), -offset, scale]).reshape(2, 2)
-    if not (terms.model.gain and terms.model.background):
+    if not (terms.plan.gain and terms.plan.background):
         change = jnp.diag(jnp.diagonal(change))
     return change @ covariance @ change.T

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from .checks import choice
 from .engine.spectrum import along, scaled
 
 MODES = ("wrap", "constant", "reflect", "nearest")
@@ -89,6 +90,7 @@ def interpolant(image: Array, order: int, mode: str, outside: Array | float = 0.
     The modes are scipy's of the same names, except that "wrap" repeats with the period of the frame (scipy's
     "grid-wrap"): scipy's "wrap" makes the last pixel coincide with the first.
     """
+    choice(mode, "mode", MODES)
     coefficients = image
     if order == 3:
         if mode == "nearest":

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from .arrays import as_plain
 from .coadd import align_stack
-from .engine.choices import boundary_to_align
+from .engine.choices import boundary_for_align
 from .files.outputs import REPLACES, Output, check_outputs, files_of, locked
 from .files.rows import StreamResult, believed_shift, column_types, columns_of, result_of
 from .files.settings import check_same, describe, describe_files, describe_run, fingerprint
@@ -450,7 +450,7 @@ class _Registrar:
         padded = np.full((len(missing), shift.shape[1]), np.nan, pixels.dtype)
         padded[: len(shift)] = shift
         full = _filled(pixels, missing, self.last)
-        boundary = boundary_to_align(self.options.get("boundary", "overlap"))
+        boundary = boundary_for_align(self.options.get("boundary", "overlap"))
         aligned = align_stack(full, padded, mask=self.options.get("mask"), boundary=boundary)
         return np.asarray(aligned.image)[: len(pixels)]
 

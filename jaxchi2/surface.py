@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from .checks import as_numbers, integer, is_traced, per_axis, positive, refuse, sizes
-from .engine.choices import Boundary, Choices, Model
+from .engine.choices import Boundary, Choices, Plan
 from .engine.constraints import ANYWHERE, Search
 from .engine.errors import contour_points, delta_chi2, interval_bounds, interval_points, profile_values
 from .engine.minimum import Minimum, find_minima, find_minimum
@@ -69,9 +69,9 @@ class Chi2Surface:
 
     def shifts(self) -> tuple[np.ndarray, ...]:
         """Shifts along each axis at which `map` is given, one vector per axis."""
-        model = self.terms.model
-        if model.boundary.name == "overlap":
-            return tuple(np.arange(low, high + 1.0) for low, high in model.whole_window)
+        plan = self.terms.plan
+        if plan.boundary.overlap:
+            return tuple(np.arange(low, high + 1.0) for low, high in plan.whole_window)
         return tuple(np.arange(float(n)) - n // 2 for n in self.terms.pixels.frame)
 
     def zoom(self, center: ArrayLike, spacing: ArrayLike, shape: tuple[int, ...]) -> Array:
@@ -126,7 +126,7 @@ class Chi2Surface:
     def _interval(self, threshold: Array) -> Array:
         found = self._found()
         points = interval_points(self.terms.series, found, threshold)
-        bounds = interval_bounds(points, self.terms.model.free)
+        bounds = interval_bounds(points, self.terms.plan.free)
         return found.position.shift[:, None] + bounds
 
     def contour(self, nsigma: ArrayLike = 1.0, n: int = 64, nfitted: int = 2) -> Array:
@@ -136,7 +136,7 @@ class Chi2Surface:
         """
         if len(self.terms.grid.shape) != 2:
             raise ValueError(f"contour needs images with 2 axes, not {len(self.terms.grid.shape)}")
-        if not all(self.terms.model.free):
+        if not all(self.terms.plan.free):
             raise ValueError("contour needs both axes free, not fixed")
         return self._contour(self._threshold(nsigma, nfitted), integer(n, "n", 3))
 
@@ -265,7 +265,7 @@ def chi2_surface(
     >>> print(f"{surface([2.0, -3.0]):.3f}")
     0.000
     """
-    pair, model = check(
+    pair, plan = check(
         reference,
         image,
         err,
@@ -276,9 +276,9 @@ def chi2_surface(
         mask=mask,
         reference_mask=reference_mask,
     )
-    promising = mask is None and reference_mask is None and has_quick_way(pair, model)
+    promising = mask is None and reference_mask is None and has_quick_way(pair, plan)
     terms = tried(
-        partial(_terms, pair, model),
+        partial(_terms, pair, plan),
         promising and not is_traced(pair),
         False,
         lambda terms: ~jnp.isfinite(terms.series.constant),
@@ -286,6 +286,6 @@ def chi2_surface(
     return Chi2Surface(terms)
 
 
-@partial(jax.jit, static_argnames=("model", "way"))
-def _terms(pair: Pair, model: Model, way: Way) -> Chi2Terms:
-    return with_terms(lambda terms: terms, pair, model, way)
+@partial(jax.jit, static_argnames=("plan", "way"))
+def _terms(pair: Pair, plan: Plan, way: Way) -> Chi2Terms:
+    return with_terms(lambda terms: terms, pair, plan, way)

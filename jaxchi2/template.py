@@ -129,7 +129,7 @@ def has_answer(found: Registration) -> Array:
 
 def number_of_shifts(shape: Shape, choices: Choices, step: Array | None = None) -> tuple[int, Array | float]:
     """Whole shifts that a frame is looked for at, and how many of them a random walk leaves likely."""
-    window = choices.model(shape, shape).whole_window
+    window = choices.plan(shape, shape).whole_window
     sizes = [high - low + 1 for low, high in window]
     if step is None:
         return prod(sizes), float(prod(sizes))

@@ -331,7 +331,7 @@ def test_help(capsys, arguments):
         (("register", REFERENCE, IMAGE, "--min-overlap", "0"), "min_overlap must be a number in (0, 1]"),
         (("register", REFERENCE, IMAGE, "--nsigma", "0"), "--nsigma"),
         (("register", REFERENCE, IMAGE, "--nsigma", "many"), "--nsigma"),
-        (("register", REFERENCE, IMAGE, "--boundary", "mirror"), "--boundary"),
+        (("register", REFERENCE, IMAGE, "--boundary", "torus"), "--boundary"),
         (("register", REFERENCE, IMAGE, "--out", "aligned.bmp"), "'.bmp'"),
         (("register", REFERENCE, IMAGE, "--plot", "picture.xyz"), "'picture.xyz'"),
         (("stack",), "FILES"),

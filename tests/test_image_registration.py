@@ -763,7 +763,7 @@ def test_zoom_and_errors_do_not_modify(reference, x64):
         ({"im1": np.full((8, 8), "a")}, TypeError, ("im1",)),
         ({"err": np.ones((8, 7))}, ValueError, ("err", r"\(8, 7\)")),
         ({"err": 1j}, TypeError, ("err", "complex")),
-        ({"boundary": "mirror"}, ValueError, ("boundary", "mirror", "wrap", "fill")),
+        ({"boundary": "torus"}, ValueError, ("boundary", "torus", "wrap", "fill")),
     ],
 )
 def test_bad_inputs_are_named(function, changes, error, words, x64):
@@ -973,7 +973,7 @@ def test_leastsq_prints_its_steps(capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mode": "mirror"}, "mode must be one of"),
+        ({"mode": "torus"}, "mode must be one of"),
         ({"maxoff": 20}, "maxoff must be below"),
         ({"maxoff": -1}, "maxoff"),
     ],

@@ -243,6 +243,10 @@ def test_everything_masked_is_no_data():
 # --- boundaries --------------------------------------------------------------------------------------------
 
 
+def rule_of(boundary, value):
+    return Boundary(boundary, value=value if boundary == "constant" else 0.0)
+
+
 def extended(reference, boundary, value):
     modes = {"constant": "constant", "reflect": "symmetric", "nearest": "edge"}
     options = {"constant_values": value} if boundary == "constant" else {}
@@ -255,12 +259,26 @@ def test_chi2_is_that_of_the_continued_reference(boundary, x64):
     shape = (12, 11)
     reference, rng = scene(shape, 2.0), np.random.default_rng(0)
     image, err = rng.normal(size=shape), rng.uniform(0.5, 2.0, shape)
-    surface = chi2_surface(reference, image, err, boundary=Boundary(boundary, value=0.7))
+    surface = chi2_surface(reference, image, err, boundary=rule_of(boundary, 0.7))
     continued = extended(reference, boundary, 0.7)
     for shift in (np.array([1.3, -2.6]), np.array([-4.4, 0.0])):
         positions = [np.arange(n) + n // 2 - s for n, s in zip(shape, shift, strict=True)]
         expected = np.sum(((image - interpolate(continued, positions)) / err) ** 2)
         np.testing.assert_allclose(surface(shift), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("boundary", ["constant", "reflect", "nearest"])
+def test_rules_hold_as_far_as_a_shift_may_go(boundary, x64):
+    """Beyond half a frame: at whole shifts, by the indices that the rule says."""
+    shape = (12, 11)
+    reference, image = scene(shape, 2.0), np.random.default_rng(0).normal(size=shape)
+    surface = chi2_surface(reference, image, 0.5, boundary=rule_of(boundary, 0.7), max_shift=np.inf)
+    modes = {"constant": "constant", "reflect": "symmetric", "nearest": "edge"}
+    options = {"constant_values": 0.7} if boundary == "constant" else {}
+    continued = np.pad(reference, 12, mode=modes[boundary], **options)
+    for y, x in ((9, -8), (-12, 11), (7, 3)):
+        model = continued[12 - y : 24 - y, 12 - x : 23 - x]
+        np.testing.assert_allclose(surface([y, x]), np.sum(((image - model) / 0.5) ** 2), rtol=1e-9)
 
 
 def test_fill_is_constant_zero(x64):
@@ -280,7 +298,7 @@ def test_boundaries_are_right_where_they_hold(boundary):
     shift = np.array([5.0, -3.0])
     noise = np.random.default_rng(1).normal(scale=0.02, size=reference.shape)
     image = np.roll(continued, shift.astype(int), (0, 1))[20:60, 20:60] + noise
-    found = register(reference, image, 0.02, boundary=Boundary(boundary, value=3.0))
+    found = register(reference, image, 0.02, boundary=rule_of(boundary, 3.0))
     assert_right(found, shift)
     assert 0.8 < found.reduced_chi2 < 1.2
     assert register(reference, image, 0.02, boundary="wrap").reduced_chi2 > 10
@@ -369,7 +387,7 @@ def test_frames_correlate_over_their_overlap(shape, other, dtype):
     """Number of pixels and correlation coefficient at every whole shift, one by one."""
     rng = np.random.default_rng(0)
     images = [(3 + rng.normal(size=n)).astype(dtype) for n in (shape, other)]
-    model = Choices.of(max_shift=np.inf).model(shape, other)
+    model = Choices.of(max_shift=np.inf).plan(shape, other)
     prepared = layout.prepare(Pair(*map(jnp.asarray, images), jnp.asarray(0.5, dtype)), model)
     grid = searchgrid.search_shape(shape, other, model)
     part = tuple((-5, n // 4) for n in other)

@@ -417,7 +417,7 @@ def test_hopeless_frames_are_a_status_and_harm_no_other(interpolation):
         ({"initial": Rigid(jnp.zeros(2), jnp.zeros(()))}, TypeError, "initial must be a Shift"),
         ({"model": "rigid", "initial": Rigid(jnp.zeros(3), jnp.zeros(()))}, ValueError, "fields of shapes"),
         ({"bounds": (0, 1, 2)}, TypeError, "lowest and a highest"),
-        ({"boundary": "mirror"}, ValueError, "boundary must be one of"),
+        ({"boundary": "torus"}, ValueError, "boundary must be one of"),
         ({"max_shift": -1}, ValueError, "max_shift must be positive"),
     ],
 )

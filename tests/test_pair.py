@@ -39,7 +39,7 @@ REFUSED = [
     ({"mask": np.zeros((9, 10))}, TypeError, "mask must be boolean"),
     ({"reference_mask": np.zeros(9, bool)}, ValueError, "reference_mask must have the shape"),
     ({"reference_mask": np.ones((9, 10), int)}, TypeError, "reference_mask must be boolean"),
-    ({"boundary": "mirror"}, ValueError, "boundary must be one of"),
+    ({"boundary": "torus"}, ValueError, "boundary must be one of"),
     ({"boundary": None}, TypeError, "boundary must be a name or a Boundary"),
     ({"fit_gain": "yes"}, TypeError, "fit_gain must be True or False"),
     ({"fit_background": 1}, TypeError, "fit_background must be True or False"),
@@ -83,7 +83,7 @@ def test_refused_by_the_surface(changes, error, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "mirror"}, "boundary must be one of"),
+        ({"name": "torus"}, "boundary must be one of"),
         ({"name": "fill", "value": np.nan}, "must be a finite number"),
         ({"name": "overlap", "min_overlap": 0.0}, "min_overlap must be a number in (0, 1]"),
         ({"name": "overlap", "min_overlap": 1.5}, "min_overlap must be a number in (0, 1]"),
@@ -123,7 +123,7 @@ def test_flagged(changes, flag):
 
 @pytest.mark.parametrize("limit", [np.inf, 1e9])
 def test_a_limit_beyond_the_frames_is_none(limit):
-    window = {b: Choices.of(b, max_shift=limit).model((9, 10), (8, 12)).window for b in ("overlap", "fill")}
+    window = {b: Choices.of(b, max_shift=limit).plan((9, 10), (8, 12)).window for b in ("overlap", "fill")}
     # Whatever lies further away has no pixel in common.
     assert window["overlap"] == ((-8, 7), (-9, 11))
     assert window["fill"] == ((-8, 8), (-12, 12))

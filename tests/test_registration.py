@@ -302,7 +302,7 @@ BAD = [
     ((*OK_PAIR, np.ones((1, 1))), {}, "err"),
     ((*OK_PAIR, 1j), {}, "err"),
     ((*OK_PAIR, "0.1"), {}, "err"),
-    (OK_PAIR, {"boundary": "mirror"}, "boundary"),
+    (OK_PAIR, {"boundary": "torus"}, "boundary"),
     (OK_PAIR, {"boundary": None}, "boundary"),
     (OK_PAIR, {"boundary": 1}, "boundary"),
     (OK_PAIR, {"max_shift": 0}, "max_shift"),

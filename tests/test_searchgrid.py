@@ -14,7 +14,7 @@ from jaxchi2.engine.searchgrid import SearchGrid, grid_minimum, grid_shifts, sea
 
 def grid_of(shape, boundary="wrap", max_shift=None, free=None, **constraints):
     """Zeros at every shift that is searched."""
-    model = Choices.of(boundary, max_shift=max_shift).model(shape, shape, free)
+    model = Choices.of(boundary, max_shift=max_shift).plan(shape, shape, free)
     origin = jnp.zeros(len(shape), jnp.int32)
     return SearchGrid(jnp.zeros(shape), origin, jnp.array(False), None, Constraints(**constraints), model)
 
@@ -60,7 +60,7 @@ def test_held_axes_have_one_shift():
 @pytest.mark.parametrize("limit", [None, 3.0, np.inf])
 def test_frames_do_not_meet_around_the_edge(frames, limit):
     reference, image = frames
-    model = Choices.of("overlap", max_shift=limit).model(reference, image)
+    model = Choices.of("overlap", max_shift=limit).plan(reference, image)
     for m, n, period, (low, high) in zip(
         reference, image, search_shape(reference, image, model), model.whole_window, strict=True
     ):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..engine.choices import boundary_to_align
+from ..engine.choices import boundary_for_align
 from ..files.outputs import Output, check_outputs, files_of, locked
 from ..io import known_format, write_image
 from .common import (
@@ -142,7 +142,7 @@ def _write_aligned(
         return f"aligned    {output.given} not written: there is no shift to undo"
     from ..align import align
 
-    boundary, shape = boundary_to_align(options["boundary"]), reference.data.shape
+    boundary, shape = boundary_for_align(options["boundary"]), reference.data.shape
     aligned = np.asarray(align(image.data, result.shift, boundary=boundary, shape=shape))
     with output.writing() as path:
         write_image(path, aligned, image.meta, shift=np.asarray(result.shift))

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array, lax
 
 from .chi2series import Chi2Series
-from .choices import Model
+from .choices import Plan
 from .layout import Layout, Prepared, as_it_is, is_flat, is_valid_error, lay_out, prepare
 from .noise import whitening
 from .overlap import profiled
@@ -61,7 +61,7 @@ class ReferenceSide(NamedTuple):
     power: FourierSeries
     """``Σ w_i M(i − s)²``."""
     power_on_pixels: Array | None
-    """Half-plane spectrum of what that is at whole shifts; None where it is a constant or not needed."""
+    """The same at whole shifts alone, as a half-plane spectrum; None where that is constant or not needed."""
     total_spectrum: Array | None
     """Half-plane spectrum of ``Σ w_i M(i − s)``; None where it is not needed, or zero."""
     mass: Array
@@ -74,15 +74,15 @@ class ReferenceSide(NamedTuple):
     """What was subtracted from it before."""
 
 
-def uniform_side(pair: Pair, model: Model) -> ReferenceSide:
+def uniform_side(pair: Pair, plan: Plan) -> ReferenceSide:
     """The reference's part of `uniform_terms`."""
     # A common pedestal cancels in χ²; kept, it would cost float32 its digits.
     # With a gain alone it does not cancel.
     pedestal = lax.stop_gradient(sum_all(pair.reference) / pair.reference.size)
-    pedestal = jnp.zeros_like(pedestal) if model.gain and not model.background else pedestal
+    pedestal = jnp.zeros_like(pedestal) if plan.gain and not plan.background else pedestal
     unit = jnp.where(is_valid_error(pair.err), pair.err, jnp.nan)
     reference = (pair.reference - pedestal) / unit
-    if model.background:
+    if plan.background:
         # To rounding it is zero already; its derivative is not.
         reference = reference - sum_all(reference) / reference.size
     return _unweighted(jnp.fft.rfftn(reference), sum_all(reference**2), reference.shape, unit, pedestal)
@@ -103,15 +103,15 @@ def _unweighted(spectrum: Array, total: Array, shape: Shape, unit: Array, pedest
     )
 
 
-def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -> Chi2Terms:
+def uniform_terms(pair: Pair, plan: Plan, side: ReferenceSide | None = None) -> Chi2Terms:
     """Terms for one error common to all pixels, every pixel valid, periodic boundary.
 
     ``side`` is what `uniform_side` made of this reference, error and model before.
     """
-    side = uniform_side(pair, model) if side is None else side
+    side = uniform_side(pair, plan) if side is None else side
     shape = pair.image.shape
     image, pedestal = (pair.image - side.pedestal) / side.unit, side.pedestal
-    if model.background:
+    if plan.background:
         mean = sum_all(image) / image.size
         image, pedestal = image - mean, pedestal + mean * side.unit
     image_spectrum = jnp.fft.rfftn(image)
@@ -119,7 +119,7 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
     if pair.reference_err is not None:
         first, second = (squared(x) / prod(shape) for x in (side.spectrum, image_spectrum))
         variance = (pair.reference_err / side.unit) ** 2
-        filters = whitening(first, second, variance, jnp.ones_like(variance), shape, fit_gain=model.gain)
+        filters = whitening(first, second, variance, jnp.ones_like(variance), shape, fit_gain=plan.gain)
         spectrum, image_spectrum = (
             scaled(side.spectrum, filters.reference),
             scaled(image_spectrum, filters.image),
@@ -131,12 +131,12 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
     cross = _cross(side.spectrum, image_spectrum)
     origin = jnp.zeros_like(image_energy, shape=(len(shape),), dtype=jnp.int32)
     grid = SearchGrid(
-        values=profiled(_searched(cross, shape, model), side.energy, model.gain),
+        values=profiled(_at_whole_shifts(cross, shape, plan), side.energy, plan.gain),
         origin=origin,
         settled=jnp.zeros_like(image_energy, dtype=bool),
         correlation=None,
         constraints=pair.constraints,
-        model=model,
+        plan=plan,
     )
     series = Chi2Series(
         cross=series_of(cross, shape),
@@ -147,9 +147,9 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         origin=origin,
         prior=pair.constraints.prior,
         amplitude=jnp.sqrt(side.energy) * jnp.sqrt(image_energy),
-        roughness=_bound(side, image_spectrum, shape, model),
-        model=model,
-        bandwidth=2 if model.gain else 1,
+        roughness=_roughness_bound(side, image_spectrum, shape, plan),
+        plan=plan,
+        bandwidth=2 if plan.gain else 1,
     )
     pixels = Pixels(
         reference=side.spectrum,
@@ -169,23 +169,23 @@ def uniform_terms(pair: Pair, model: Model, side: ReferenceSide | None = None) -
         noise_share=jnp.ones_like(image_energy) if pair.reference_err is None else None,
     )
     units = Units(side.unit, side.pedestal, pedestal)
-    return Chi2Terms(series, pixels, grid.with_prior(), content, units, model)
+    return Chi2Terms(series, pixels, grid.with_prior(), content, units, plan)
 
 
 def _cross(reference: Array, image: Array) -> Array:
     return conj_product(scaled(reference, -2.0), image)
 
 
-def _searched(spectrum: Array, shape: Shape, model: Model) -> Array:
+def _at_whole_shifts(spectrum: Array, shape: Shape, plan: Plan) -> Array:
     """What a half-plane spectrum is at the whole shifts of the search grid.
 
     All of a period by an inverse FFT, or the window and a ring around it, by one matrix product per axis.
     """
-    if not model.compact:
+    if not plan.compact:
         return jnp.fft.irfftn(spectrum, shape)
     real, imag = spectrum.real, spectrum.imag
     for axis in reversed(range(len(shape))):
-        n, (low, high) = shape[axis], model.whole_window[axis]
+        n, (low, high) = shape[axis], plan.whole_window[axis]
         # A shift and its opposite share cosine and sine.
         shifts = np.arange(max(high + 1, 1 - low) + 1)
         phase = 2 * np.pi * (np.outer(harmonics(n)[: spectrum.shape[axis]], shifts) % n) / n
@@ -217,30 +217,31 @@ def _energies(spectrum: Array, shape: Shape) -> tuple[Array, Array]:
     return sums[(0,) * len(shape)], sums[tuple(np.eye(len(shape), dtype=int))]
 
 
-def _bound(side: ReferenceSide, image_spectrum: Array, shape: Shape, model: Model) -> Array:
-    """What bounds the second derivatives of χ² as far as rounding is concerned.
+def _roughness_bound(side: ReferenceSide, image_spectrum: Array, shape: Shape, plan: Plan) -> Array:
+    """What the rounding of χ²'s second derivatives is a few ulp of.
 
-    That of a transform is a few ulp of the whole in every mode, and so enters by the roughness of the other.
-    At the best gain the power of the reference is a factor, and has no part of its own.
+    The rounding of an FFT is a few ulp of the whole in every mode; in the product with the spectrum of the
+    other image it is multiplied by that image's roughness. At the best gain the power of the reference is a
+    factor, and has no part of its own.
     """
     total, roughness = _energies(image_spectrum, shape)
-    own = 0.0 if model.gain else jnp.sqrt(side.energy)
+    own = 0.0 if plan.gain else jnp.sqrt(side.energy)
     # The root of a product would overflow.
     return (jnp.sqrt(total) + own) * jnp.sqrt(side.roughness) + jnp.sqrt(side.energy) * jnp.sqrt(roughness)
 
 
-def weighted_side(layout: Layout, prepared: Prepared, model: Model) -> ReferenceSide:
+def weighted_side(layout: Layout, prepared: Prepared, plan: Plan) -> ReferenceSide:
     """The reference's part of `weighted_terms`."""
     spectrum, weight_spectrum = jnp.fft.rfftn(layout.reference), jnp.fft.rfftn(layout.weights)
     on_pixels = None
-    if model.boundary.name != "overlap":
+    if not plan.boundary.overlap:
         on_pixels = conj_product(jnp.fft.rfftn(layout.reference**2), weight_spectrum)
     return ReferenceSide(
         spectrum=spectrum,
         energy=sum_all(layout.reference**2),
         power=correlated_square(spectrum, weight_spectrum, layout.reference.shape),
         power_on_pixels=on_pixels,
-        total_spectrum=conj_product(spectrum, weight_spectrum) if model.background else None,
+        total_spectrum=conj_product(spectrum, weight_spectrum) if plan.background else None,
         mass=sum_all(layout.weights),
         roughness=_energies(spectrum, layout.reference.shape)[1],
         unit=prepared.unit,
@@ -248,15 +249,15 @@ def weighted_side(layout: Layout, prepared: Prepared, model: Model) -> Reference
     )
 
 
-def weighted_terms(pair: Pair, model: Model) -> Chi2Terms:
+def weighted_terms(pair: Pair, plan: Plan) -> Chi2Terms:
     """Terms for any error map, bad pixels and boundary."""
-    prepared = prepare(pair, model)
-    layout = lay_out(prepared, pair, model)
+    prepared = prepare(pair, plan)
+    layout = lay_out(prepared, pair, plan)
     if layout.variance is not None:
-        layout = filtered_layout(layout, model)
-    side = weighted_side(layout, prepared, model)
-    # Where its weights may be settled for one shift, the search looks at the score of the whole period.
-    return _weighted(layout, side, prepared.flat, pair, replace(model, compact=False))
+        layout = filtered_layout(layout, plan)
+    side = weighted_side(layout, prepared, plan)
+    # The search may have to go by the score, which is known on the whole grid alone.
+    return _weighted(layout, side, prepared.flat, pair, replace(plan, compact=False))
 
 
 class SharedReference(NamedTuple):
@@ -269,26 +270,26 @@ class SharedReference(NamedTuple):
     """Whether the reference is constant; looked at only where weights differ."""
 
 
-def shared_reference(pair: Pair, model: Model) -> SharedReference:
+def shared_reference(pair: Pair, plan: Plan) -> SharedReference:
     """Do once what `shared_terms` needs for every image; of the pair's image only the shape counts."""
     if pair.uniform:
-        side = uniform_side(pair, model)
+        side = uniform_side(pair, plan)
         return SharedReference(side, None, jnp.zeros_like(side.energy, dtype=bool))
-    prepared = prepare(pair._replace(image=jnp.zeros_like(pair.image)), model)
-    layout = as_it_is(prepared, pair, model)
-    flat = is_flat(pair.reference, prepared.known, model)
-    return SharedReference(weighted_side(layout, prepared, model), layout, flat)
+    prepared = prepare(pair._replace(image=jnp.zeros_like(pair.image)), plan)
+    layout = as_it_is(prepared, pair, plan)
+    flat = is_flat(pair.reference, prepared.known, plan)
+    return SharedReference(weighted_side(layout, prepared, plan), layout, flat)
 
 
-def shared_terms(shared: SharedReference, pair: Pair, model: Model) -> Chi2Terms:
+def shared_terms(shared: SharedReference, pair: Pair, plan: Plan) -> Chi2Terms:
     """Terms of one image, the periodic boundary and a reference without bad pixels; see `is_shareable`."""
     side, layout, flat = shared
     if layout is None:
-        return uniform_terms(pair, model, side)
+        return uniform_terms(pair, plan, side)
     counted = layout.weights > 0
     image = jnp.where(counted, (pair.image - side.pedestal) / side.unit, 0.0)
-    flat = flat | is_flat(image, counted, model)
-    return _weighted(layout._replace(image=image), side, flat, pair, model)
+    flat = flat | is_flat(image, counted, plan)
+    return _weighted(layout._replace(image=image), side, flat, pair, plan)
 
 
 def is_shareable(shared: SharedReference, pair: Pair) -> Array:
@@ -299,12 +300,12 @@ def is_shareable(shared: SharedReference, pair: Pair) -> Array:
     return jnp.isfinite(sum_all(pair.reference)) & jnp.isfinite(sum_all(image))
 
 
-def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, model: Model) -> Chi2Terms:
+def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, plan: Plan) -> Chi2Terms:
     image, weights = layout.image, layout.weights
     shape, frame = layout.reference.shape, pair.image.shape
     mass = side.mass
     shared = jnp.zeros_like(mass)
-    if model.background:
+    if plan.background:
         shared = sum_all(weights * image) / jnp.where(mass > 0, mass, 1.0)
         image = image - shared
     image_spectrum = jnp.fft.rfftn(weights * image)
@@ -312,9 +313,9 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
     cross = _cross(side.spectrum, image_spectrum)
     grid = replace(
         layout.grid,
-        values=_search_values(layout, cross, side, model),
+        values=_search_values(layout, cross, side, plan),
         constraints=pair.constraints,
-        model=model,
+        plan=plan,
     )
     positive_mass = jnp.where(mass > 0, mass, 1.0)
     series = Chi2Series(
@@ -326,8 +327,8 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
         origin=grid.origin,
         prior=pair.constraints.prior,
         amplitude=jnp.sqrt(side.energy) * jnp.sqrt(constant),
-        roughness=_bound(side, image_spectrum, shape, model),
-        model=model,
+        roughness=_roughness_bound(side, image_spectrum, shape, plan),
+        plan=plan,
         bandwidth=2,
     )
     pixels = Pixels(
@@ -348,26 +349,26 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, mode
         noise_share=layout.noise_share if pair.reference_err is None else None,
     )
     units = Units(side.unit, side.pedestal, side.pedestal + shared * side.unit)
-    return Chi2Terms(series, pixels, grid.with_prior(), content, units, model)
+    return Chi2Terms(series, pixels, grid.with_prior(), content, units, plan)
 
 
-def _search_values(layout: Layout, cross: Array, side: ReferenceSide, model: Model) -> Array:
+def _search_values(layout: Layout, cross: Array, side: ReferenceSide, plan: Plan) -> Array:
     """What the search goes by: the score where weights are settled for one shift, else χ²."""
     shape, mass, grid = layout.reference.shape, side.mass, layout.grid
 
     def of_the_series() -> Array:
         assert side.power_on_pixels is not None
-        if not (model.gain or model.background):
-            return _searched(side.power_on_pixels + cross, shape, model)
-        power = _searched(side.power_on_pixels, shape, model)
+        if not (plan.gain or plan.background):
+            return _at_whole_shifts(side.power_on_pixels + cross, shape, plan)
+        power = _at_whole_shifts(side.power_on_pixels, shape, plan)
         if side.total_spectrum is not None:
-            total = _searched(side.total_spectrum, shape, model)
+            total = _at_whole_shifts(side.total_spectrum, shape, plan)
             power = power - total**2 / jnp.where(mass > 0, mass, 1.0)
-        return profiled(_searched(cross, shape, model), power, model.gain)
+        return profiled(_at_whole_shifts(cross, shape, plan), power, plan.gain)
 
-    if model.compact:
+    if plan.compact:
         return of_the_series()
-    if model.boundary.name == "overlap":
+    if plan.boundary.overlap:
         return grid.values
     return lax.cond(
         any_in_batch(~grid.settled),

@@ -115,7 +115,7 @@ def _match(terms: Chi2Terms, matched: Matched) -> _Match:
 
     sparse = excess(model)
     dependent = 1 + jnp.sqrt(sparse * excess(residual)) / 2
-    return _Match(model, residual, data, number, sparse, dependent, not terms.model.gain)
+    return _Match(model, residual, data, number, sparse, dependent, not terms.plan.gain)
 
 
 def _spectra(matched: Matched, shape: tuple[int, ...]) -> _Spectra:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .choices import Model
+from .choices import Plan
 from .constraints import Prior
 from .position import Position
 from .spectrum import Differences, FourierSeries
@@ -34,7 +34,7 @@ from .taylor import multiply, reciprocal
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["cross", "power", "total", "constant", "mass", "origin", "prior", "amplitude", "roughness"],
-    meta_fields=["model", "bandwidth"],
+    meta_fields=["plan", "bandwidth"],
 )
 @dataclass(frozen=True)
 class Chi2Series:
@@ -57,7 +57,7 @@ class Chi2Series:
     """``√(Σ M² Σ w D²)``, what bounds the correlation: its rounding is a few ulp of this."""
     roughness: Array
     """The same for its second derivative along each axis, shape ``(D,)``."""
-    model: Model = field(metadata={"static": True})
+    plan: Plan = field(metadata={"static": True})
     bandwidth: int = field(metadata={"static": True})
     """How many times the image's band χ² has: twice where squares of Fourier series enter."""
 
@@ -92,7 +92,7 @@ class Chi2Series:
         """Derivatives of χ² from those of the series."""
         if total is not None:
             power = power - multiply(total, total) / self.mass
-        if self.model.gain:
+        if self.plan.gain:
             return multiply(multiply(cross, cross), reciprocal(power)) / -4
         return cross + power
 
@@ -109,7 +109,7 @@ class Chi2Series:
         if total is not None:
             change = change - (2 * total.start + total.change) * total.change / self.mass
             start = start - total.start**2 / self.mass
-        if self.model.gain:
+        if self.plan.gain:
             # The difference of two quotients, without subtracting them.
             square = (2 * cross.start + cross.change) * cross.change - cross.start**2 / start * change
             result = -square / (4 * (start + change))
@@ -126,11 +126,11 @@ class Chi2Series:
     def nuisances(self, at: Position) -> tuple[Array, Array]:
         """Best gain and background at one shift, in the internal units; 1 and 0 where not fitted."""
         one = jnp.ones_like(self.constant)
-        if not (self.model.gain or self.model.background):
+        if not (self.plan.gain or self.plan.background):
             return one, jnp.zeros_like(one)
         cross, power, total = self._each(at, lambda series, at: series.derivatives(at, 0).reshape(()))
         total = jnp.zeros_like(one) if total is None else total
-        gain = -cross / (2 * (power - total**2 / self.mass)) if self.model.gain else one
+        gain = -cross / (2 * (power - total**2 / self.mass)) if self.plan.gain else one
         return gain, -gain * total / self.mass
 
     def nuisance_covariance(self, at: Position, gain: Array) -> Array:
@@ -155,10 +155,10 @@ class Chi2Series:
             curvature = curvature + self.prior.derivatives(at, 2)
         pairs = np.eye(ndim, dtype=int)[:, None] + np.eye(ndim, dtype=int)[None, :]
         hessian = curvature[tuple(np.moveaxis(pairs, -1, 0))]
-        held = ~np.array(self.model.free)
+        held = ~np.array(self.plan.free)
         hessian = jnp.where(held[:, None] | held[None, :], jnp.eye(ndim, dtype=hessian.dtype), hessian)
         mixed = jnp.where(held[:, None], 0.0, mixed)
-        fitted = np.array([self.model.gain, self.model.background])
+        fitted = np.array([self.plan.gain, self.plan.background])
         pure = jnp.where(fitted[:, None] & fitted[None, :], pure, jnp.eye(2, dtype=pure.dtype))
         mixed = jnp.where(fitted[None, :], mixed, 0.0)
         taken = jnp.dot(mixed.T, jnp.linalg.solve(hessian, mixed), precision=lax.Precision.HIGHEST)

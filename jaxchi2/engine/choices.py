@@ -26,24 +26,43 @@ class Boundary:
     """
 
     name: str
-    """"wrap": periodic. "constant" or "fill": ``value``. "reflect" and "nearest": the frame's own pixels
-    mirrored at its edge (d c b a | a b c d) or the outermost ones repeated. "overlap": unknown, so only the
-    image pixels that fall on the reference count."""
+    """"wrap": periodic. "constant": ``value``; "fill" is another word for it. "reflect" and "nearest": the
+    frame's own pixels mirrored at its edge (d c b a | a b c d) or the outermost ones repeated. "overlap":
+    unknown, so only the image pixels that fall on the reference count."""
     value: float = 0.0
-    """Value outside the frame for "constant" and "fill", in the units of the images."""
+    """Value outside the frame for "constant", in the units of the images."""
     min_overlap: float | None = None
     """Least overlap for "overlap" and masks, as a fraction of the valid pixels of the image with fewer. None:
     `MIN_OVERLAP`, or `SMALL_OVERLAP` where ``max_shift`` says how far to look."""
 
     def __post_init__(self) -> None:
-        choice(self.name, "name of a boundary", BOUNDARIES)
+        name = choice(self.name, "name of a boundary", BOUNDARIES)
+        name = "constant" if name == "fill" else name
         value = real_number(self.value, "value", "a finite number")
+        if value and name != "constant":
+            refuse("value", "zero unless the boundary is 'constant'", self.value)
         share = self.min_overlap
         if share is not None:
             share = real_number(share, "min_overlap", "a number in (0, 1]", lambda x: 0 < x <= 1)
+        object.__setattr__(self, "name", name)
         # Plain numbers, which hash; an array of one does not.
         object.__setattr__(self, "value", value)
         object.__setattr__(self, "min_overlap", share)
+
+    @property
+    def periodic(self) -> bool:
+        """Whether what leaves the frame on one side comes back on the other."""
+        return self.name == "wrap"
+
+    @property
+    def overlap(self) -> bool:
+        """Whether nothing is known outside the frame."""
+        return self.name == "overlap"
+
+    @property
+    def constant(self) -> bool:
+        """Whether one value is known outside the frame."""
+        return self.name == "constant"
 
 
 def as_boundary(boundary: str | Boundary, name: str = "boundary") -> Boundary:
@@ -55,9 +74,12 @@ def as_boundary(boundary: str | Boundary, name: str = "boundary") -> Boundary:
     return Boundary(choice(boundary, name, BOUNDARIES))
 
 
-def boundary_to_align(boundary: str | Boundary) -> str:
-    """What an image is brought back with: "wrap" if it was registered so, else nothing is known outside."""
-    return "wrap" if as_boundary(boundary).name == "wrap" else "overlap"
+def boundary_for_align(boundary: str | Boundary) -> str:
+    """The boundary of `align` after a registration with this one: "wrap" after "wrap", else "overlap".
+
+    A rule for what the reference is outside its frame says nothing of the image.
+    """
+    return "wrap" if as_boundary(boundary).periodic else "overlap"
 
 
 @dataclass(frozen=True)
@@ -97,36 +119,36 @@ class Choices:
             refuse("max_shift", f"a scalar or hold {ndim} values", limits)
         return limits * ndim
 
-    def model(
+    def plan(
         self, reference: Shape, image: Shape, free: tuple[bool, ...] | None = None, compact: bool = False
-    ) -> Model:
+    ) -> Plan:
         """The choices for frames of these shapes.
 
         ``free`` says along which axes the shift is fitted, by default all. ``compact`` says that nobody will
         look at the search grid outside the window.
         """
-        limits, name = self.limits(len(image)), self.boundary.name
+        limits = self.limits(len(image))
         boundary = self.boundary
         if boundary.min_overlap is None:
             boundary = replace(boundary, min_overlap=MIN_OVERLAP if limits is None else SMALL_OVERLAP)
-        return Model(
+        return Plan(
             boundary=boundary,
             gain=self.gain,
             background=self.background,
-            window=_window(name, limits, reference, image),
+            window=_window(boundary, limits, reference, image),
             limited=limits is not None,
             free=(True,) * len(image) if free is None else free,
             compact=compact
             and limits is not None
-            and name == "wrap"
+            and boundary.periodic
             # Matrix products for so few shifts take less time than the inverse FFT, on two cores.
             and all(2 * limit + 3 <= min(n / 2, 8 * log2(n)) for limit, n in zip(limits, image, strict=True)),
         )
 
 
 @dataclass(frozen=True)
-class Model:
-    """The choices for frames of given shapes."""
+class Plan:
+    """The choices for frames of given shapes: which model of the reference, and what is fitted."""
 
     boundary: Boundary
     gain: bool
@@ -155,18 +177,18 @@ def _limits(max_shift: float | Sequence[float]) -> tuple[float, ...]:
     return limits
 
 
-def _window(boundary: str, limits: tuple[float, ...] | None, reference: Shape, image: Shape) -> Window:
+def _window(boundary: Boundary, limits: tuple[float, ...] | None, reference: Shape, image: Shape) -> Window:
     """Lowest and highest shift along each axis that is looked at."""
     shapes = list(zip(reference, image, strict=True))
     if limits is not None:
         # Beyond these shifts the frames have no pixel in common, and there is nothing to look at.
-        ends = [(m - 1, n - 1) if boundary == "overlap" else (n, n) for m, n in shapes]
+        ends = [(m - 1, n - 1) if boundary.overlap else (n, n) for m, n in shapes]
         return tuple(
             (-min(limit, low), min(limit, high)) for limit, (low, high) in zip(limits, ends, strict=True)
         )
-    if boundary == "wrap":
+    if boundary.periodic:
         return tuple((-(n // 2), (n - 1) // 2) for n in image)
-    if boundary == "overlap":
+    if boundary.overlap:
         # Half the smaller frame stays covered along each axis: for equal shapes half the frame.
         return tuple((min(m, n) / 2 - m, n - min(m, n) / 2) for m, n in shapes)
     return tuple((-n / 2, n / 2) for n in image)

@@ -77,7 +77,7 @@ class Constraints(NamedTuple):
     held: Array | None = None
     """Shift of the axes that are held, shape ``(D,)``; of no meaning for the others."""
     window: Array | None = None
-    """Lowest and highest shift along each axis, shape ``(D, 2)``; None: those of the model."""
+    """Lowest and highest shift along each axis, shape ``(D, 2)``; None: those of the plan."""
 
     def start(self, shift: Array, free: tuple[bool, ...]) -> Array:
         """A shift to start from: the axes that are not free where they are held."""

@@ -102,8 +102,8 @@ class LevelPoints(NamedTuple):
 
 def interval_points(series: Chi2Series, minimum: Minimum, threshold: Array) -> LevelPoints:
     """Extremes of each free axis over the region Δχ² < ``threshold``: the lower ones, then the upper."""
-    free = np.flatnonzero(series.model.free)
-    covariance = covariance_of(minimum.hessian, series.model.free)[free]
+    free = np.flatnonzero(series.plan.free)
+    covariance = covariance_of(minimum.hessian, series.plan.free)[free]
     sigma = jnp.sqrt(covariance[np.arange(len(free)), free])
     # The extremes of an ellipsoid along its axes are the columns of its covariance.
     towards = covariance / sigma[:, None]
@@ -124,7 +124,7 @@ def contour_points(series: Chi2Series, minimum: Minimum, threshold: Array, n: in
 
     The rays are even in angle once the ellipse of the covariance is made a circle.
     """
-    covariance = covariance_of(minimum.hessian, series.model.free)
+    covariance = covariance_of(minimum.hessian, series.plan.free)
     sigma = jnp.sqrt(jnp.diagonal(covariance))
     cosine = covariance[0, 1] / (sigma[0] * sigma[1])
     angle = np.asarray(2 * np.pi * np.arange(n) / n, covariance.dtype)
@@ -200,7 +200,7 @@ def level_points(
     extremes of axes 0 … D−1, then the upper ones.
     """
     ndim = starts.shape[1]
-    free = series.model.free
+    free = series.plan.free
     axes = _level_axes(kind, starts, free)
     # Nothing moves along an axis that is held.
     sigma = jnp.where(np.array(free), jnp.max(jnp.abs(starts), axis=0), 0.0)
@@ -268,7 +268,7 @@ def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple[Level
 
     def expansion(series: Chi2Series, fraction: Array) -> tuple[Array, Array, Array]:
         tensor = series.derivatives(Position(whole, fraction), 2)
-        return value_gradient_hessian(tensor, series.model.free)
+        return value_gradient_hessian(tensor, series.plan.free)
 
     # At the minimum χ² does not depend on where the minimum is, to first order.
     (_, _, _), (d_base, _, _) = jax.jvp(lambda s: expansion(s, fraction), (series,), (d_series,))
@@ -289,7 +289,7 @@ def _level_points_jvp(kind: str, primals: tuple, tangents: tuple) -> tuple[Level
         change = jnp.where(jnp.arange(ndim) == axis, change, others)
         return -apply(inverse(jacobian), change)
 
-    d_points = jax.vmap(tangent)(starts, d_starts, _level_axes(kind, starts, series.model.free), points)
+    d_points = jax.vmap(tangent)(starts, d_starts, _level_axes(kind, starts, series.plan.free), points)
     d_found: Any = np.zeros(found.shape, jax.dtypes.float0)
     return LevelPoints(points, found), LevelPoints(d_points, d_found)
 
@@ -298,8 +298,8 @@ def profile_values(series: Chi2Series, minimum: Minimum, axis: int, displacement
     """Δχ² minimised over all other axes at given displacements along one axis, shape of ``displacements``."""
     position = minimum.position
     ndim = len(position.fraction)
-    free = np.array(series.model.free) & (np.arange(ndim) != axis)
-    slope = covariance_of(minimum.hessian, series.model.free)[:, axis]
+    free = np.array(series.plan.free) & (np.arange(ndim) != axis)
+    slope = covariance_of(minimum.hessian, series.plan.free)[:, axis]
     slope = slope / slope[axis]
 
     def at(displacement: Array) -> Array:

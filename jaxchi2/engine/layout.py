@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from math import prod
+from math import ceil, prod
 from typing import NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ from jax import Array, lax
 from scipy.fft import next_fast_len
 
 from . import overlap
-from .choices import Boundary, Model
+from .choices import Plan
 from .continuation import MARGIN, eroded, in_patches, unknown_variance, without_peaks
 from .noise import smoothed, smoothing_gain
 from .overlap import Correlation, Frames, correlate, lowest_step
@@ -37,7 +37,9 @@ from .searchgrid import SearchGrid, search_shape
 from .spectrum import Shape, along, half_weights
 
 GUARD = 8
-"""Pixels around the image's frame where the reference fades out, so that its edges do not meet."""
+"""Pixels around the image's frame where the reference fades out, so that opposite edges do not touch."""
+MODES = {"constant": "constant", "reflect": "symmetric", "nearest": "edge"}
+"""What boundaries are called by ``jnp.pad``, whose "reflect" is another."""
 
 
 def is_valid_error(err: Array) -> Array:
@@ -95,10 +97,10 @@ class Layout(NamedTuple):
     common: tuple[Spread, Spread]
     """The same over the pixels that count at this origin."""
     noise_share: Array
-    """Mean share of the errors as given in the variance of the pixels that count."""
+    """Variance as given over the variance used, its mean over the pixels that count."""
 
 
-def prepare(pair: Pair, model: Model) -> Prepared:
+def prepare(pair: Pair, plan: Plan) -> Prepared:
     """Turn bad pixels into weights, for any error map; take a common pedestal and unit out."""
     reference, image, err = pair.reference, pair.image, pair.err
     known = jnp.isfinite(reference)
@@ -113,12 +115,12 @@ def prepare(pair: Pair, model: Model) -> Prepared:
         variance = jnp.where(good, pair.reference_err / unit, 0.0) ** 2
     # A reference of which nothing is known says nothing about any pixel.
     weights = jnp.where(valid & some(known), (unit / err) ** 2, 0.0)
-    flat = is_flat(reference, known, model) | is_flat(image, valid, model)
+    flat = is_flat(reference, known, plan) | is_flat(image, valid, plan)
     reference = jnp.where(known, reference, 0.0)
-    if model.gain and not model.background:
+    if plan.gain and not plan.background:
         pedestal = jnp.zeros_like(unit)
-    elif model.boundary.name in ("fill", "constant"):
-        pedestal = jnp.full_like(unit, model.boundary.value)
+    elif plan.boundary.constant:
+        pedestal = jnp.full_like(unit, plan.boundary.value)
     else:
         pedestal = lax.stop_gradient(mean_over(reference, known))
         pedestal = jnp.where(jnp.isfinite(pedestal), pedestal, 0.0)
@@ -127,42 +129,41 @@ def prepare(pair: Pair, model: Model) -> Prepared:
     return Prepared(reference, image, weights, known, variance, unit, pedestal, flat)
 
 
-def is_flat(image: Array, valid: Array, model: Model) -> Array:
+def is_flat(image: Array, valid: Array, plan: Plan) -> Array:
     """Whether valid pixels are equal to rounding, all of them or those of every line along a free axis."""
     seen = jnp.where(valid, image, jnp.nan)
-    free = np.flatnonzero(model.free).tolist()
+    free = np.flatnonzero(plan.free).tolist()
     lines = [extremes(seen, (axis,)) for axis in free]
     highest, lowest = extremes(lines[0][0])[0], extremes(lines[0][1])[1]
     rounding = 8 * jnp.finfo(image.dtype).eps * jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
     flat = highest - lowest <= rounding
-    if model.boundary.name in ("fill", "constant"):
-        # An outside of a given value is seen.
+    if plan.boundary.constant:
+        # A given value outside makes a step at the frame's edge, and a step shows the shift.
         return flat
-    # Weights that end at an edge give χ² a minimum even so.
+    # Along a flat line χ² has a minimum where the weights end, which says nothing about the shift.
     for axis, (largest, smallest) in zip(free, lines, strict=True):
-        # Lines of one valid pixel each say nothing about it.
+        # A line of one valid pixel is equal to itself.
         ones = jnp.ones_like(image, shape=(image.shape[axis],))
         number = jnp.tensordot(valid.astype(image.dtype), ones, ((axis,), (0,)))
         flat |= some(number > 1) & every(largest - smallest <= rounding)
     return flat
 
 
-def lay_out(prepared: Prepared, pair: Pair, model: Model) -> Layout:
+def lay_out(prepared: Prepared, pair: Pair, plan: Plan) -> Layout:
     """Put a prepared pair on the grid of its boundary; see the module's text for unknown pixels."""
-    name = model.boundary.name
-    if name == "overlap":
-        return _settle(prepared, pair, model)
-    if name != "wrap":
-        prepared = _extend(prepared, model.boundary)
+    if plan.boundary.overlap:
+        return _settled(prepared, pair, plan)
+    if not plan.boundary.periodic:
+        prepared = _extend(prepared, plan)
     return lax.cond(
         any_in_batch(~every(prepared.known)),
-        lambda p: _settle(p, pair, model),
-        partial(as_it_is, pair=pair, model=model),
+        lambda p: _settled(p, pair, plan),
+        partial(as_it_is, pair=pair, plan=plan),
         prepared,
     )
 
 
-def as_it_is(prepared: Prepared, pair: Pair, model: Model) -> Layout:
+def as_it_is(prepared: Prepared, pair: Pair, plan: Plan) -> Layout:
     """The layout of a periodic pair whose reference is known everywhere."""
     nothing = jnp.zeros_like(prepared.reference)
     correlation = Correlation(
@@ -184,7 +185,7 @@ def as_it_is(prepared: Prepared, pair: Pair, model: Model) -> Layout:
             settled=jnp.zeros_like(prepared.flat),
             correlation=correlation,
             constraints=pair.constraints,
-            model=model,
+            plan=plan,
         ),
         frames=frames,
         common=frames,
@@ -192,19 +193,21 @@ def as_it_is(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     )
 
 
-def _extend(prepared: Prepared, boundary: Boundary) -> Prepared:
+def _extend(prepared: Prepared, plan: Plan) -> Prepared:
     """Continue the reference over twice its frame, half on either side; the image has no weight there."""
-    shape = prepared.reference.shape
-    modes = {"fill": "constant", "constant": "constant", "reflect": "symmetric", "nearest": "edge"}
-    mode = modes[boundary.name]
-    sides = [(n // 2, n - n // 2) for n in shape]
+    boundary, mode = plan.boundary, MODES[plan.boundary.name]
+    sides = [(n // 2, n - n // 2) for n in prepared.reference.shape]
+    if plan.limited and mode == "edge":
+        # Of the others two frames are a period: a constant, or a frame and its mirror image.
+        windows = zip(sides, plan.window, strict=True)
+        sides = [(max(left, ceil(high)), max(right, ceil(-low))) for (left, right), (low, high) in windows]
 
     def around(x: Array, outside: Array | float) -> Array:
         options = {"constant_values": outside} if mode == "constant" else {}
         return jnp.roll(jnp.pad(x, sides, mode=mode, **options), [-left for left, _ in sides], range(x.ndim))
 
     def beside(x: Array) -> Array:
-        return jnp.pad(x, [(0, n) for n in shape])
+        return jnp.pad(x, [(0, left + right) for left, right in sides])
 
     variance = prepared.variance
     return prepared._replace(
@@ -224,36 +227,43 @@ def odd_fast_len(length: int) -> int:
     return length
 
 
-def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
-    frame = prepared.image.shape
-    shape = search_shape(prepared.reference.shape, frame, model)
+def guarded(frame: Shape, periodic: bool) -> tuple[Shape, int]:
+    """Shape of a grid that holds a frame, and the pixels before that: a guard unless it is periodic."""
+    if periodic:
+        return frame, 0
+    return tuple(odd_fast_len(n + 2 * GUARD) for n in frame), GUARD
+
+
+def _ranked(prepared: Prepared, pair: Pair, plan: Plan) -> SearchGrid:
+    """Whole shifts by what they explain of the pixels that both frames know, and the best of them."""
+    shape = search_shape(prepared.reference.shape, prepared.image.shape, plan)
     searched, independent = _without_noise(prepared, shape)
-    overlapping = model.boundary.name == "overlap"
-    correlation = correlate(
-        searched.frames, shape, pair.err.ndim == 0, model.whole_window if overlapping else None
-    )
+    window = plan.whole_window if plan.boundary.overlap else None
+    correlation = correlate(searched.frames, shape, pair.err.ndim == 0, window)
     correlation = correlation._replace(independent=independent)
-    enough = correlation.number >= _least_overlap(prepared, model)
+    enough = correlation.number >= _least_overlap(prepared, plan)
     grid = SearchGrid(
         values=jnp.where(enough, overlap.score(correlation), jnp.inf),
-        origin=jnp.zeros_like(prepared.unit, shape=(len(frame),), dtype=jnp.int32),
+        origin=jnp.zeros_like(prepared.unit, shape=(len(shape),), dtype=jnp.int32),
         settled=jnp.ones_like(prepared.flat),
         correlation=correlation,
         constraints=pair.constraints,
-        model=model,
+        plan=plan,
     )
     grid = replace(grid, values=grid.in_window(grid.values))
-    grid = replace(grid, origin=_origin(grid, searched))
-    origin = grid.origin
+    return replace(grid, origin=_origin(grid, searched))
 
-    guard = GUARD if overlapping else 0
-    local = tuple(odd_fast_len(n + 2 * guard) for n in frame) if overlapping else frame
-    here = partial(moved_to, shift=origin + guard, frame=local, periodic=not overlapping)
+
+def _settled(prepared: Prepared, pair: Pair, plan: Plan) -> Layout:
+    """A pair whose reference is not known everywhere, with the weights of its best whole shift."""
+    grid, frame, periodic = _ranked(prepared, pair, plan), prepared.image.shape, not plan.boundary.overlap
+    local, guard = guarded(frame, periodic)
+    here = partial(moved_to, shift=grid.origin + guard, frame=local, periodic=periodic)
 
     def padded(x: Array) -> Array:
         return jnp.pad(x, [(guard, m - n - guard) for m, n in zip(local, frame, strict=True)])
 
-    # Behind a barrier, or what depends on a pixel would move it anew.
+    # Behind a barrier, or XLA would move the array anew for every use of it.
     unknown = jnp.where(prepared.known, prepared.reference, jnp.nan)
     moved = lax.optimization_barrier(here(unknown, outside=jnp.nan))
     known = jnp.isfinite(moved)
@@ -266,7 +276,7 @@ def _settle(prepared: Prepared, pair: Pair, model: Model) -> Layout:
     weights, image = given, jnp.where(counted, padded(prepared.image), 0.0)
     if variance is None:
         missing = unknown_variance(reference, known)
-        weights = with_variance(given, missing * brightness(reference, image, given, model))
+        weights = with_variance(given, missing * brightness(reference, image, given, plan))
     elif variance.ndim:
         variance = here(variance, outside=0.0)
     share = jnp.where(counted, weights / jnp.where(counted, given, 1.0), 0.0)
@@ -321,7 +331,7 @@ def _origin(grid: SearchGrid, prepared: Prepared) -> Array:
     scene alone may tell its shift.
     """
     grid, prepared = lax.stop_gradient((grid, prepared))
-    model, constraints, ndim = grid.model, grid.constraints, len(grid.shape)
+    plan, constraints, ndim = grid.plan, grid.constraints, len(grid.shape)
     if constraints.initial is not None:
         return grid.start().whole
     steps = np.indices((3,) * ndim).reshape(ndim, -1).T - 1
@@ -336,9 +346,9 @@ def _origin(grid: SearchGrid, prepared: Prepared) -> Array:
         if constraints.prior is not None:
             at_places = jax.vmap(constraints.prior.chi2)
             extra = at_places(list(places.astype(extra.dtype).T[..., None])).reshape(-1)
-        moved = moved_to(reference, at + 1, around, model.boundary.name != "overlap", outside=jnp.nan)
+        moved = moved_to(reference, at + 1, around, not plan.boundary.overlap, outside=jnp.nan)
         best = lowest_step(
-            moved, prepared.frames, gain=model.gain, background=model.background, offered=offered, extra=extra
+            moved, prepared.frames, gain=plan.gain, background=plan.background, offered=offered, extra=extra
         )
         change = jnp.asarray(steps, at.dtype)[best]
         return at + change, jnp.any(change != 0), count + 1
@@ -356,11 +366,11 @@ def spread_of(values: Array, weights: Array) -> Spread:
     return Spread(sum_all(weights * (values - mean) ** 2), count(weights > 0).astype(values.dtype))
 
 
-def _least_overlap(prepared: Prepared, model: Model) -> Array:
+def _least_overlap(prepared: Prepared, plan: Plan) -> Array:
     """Pixels that have to overlap, of the frame with fewer valid ones."""
-    assert model.boundary.min_overlap is not None
+    assert plan.boundary.min_overlap is not None
     counted = jnp.minimum(count(prepared.known), count(prepared.weights > 0))
-    return jnp.maximum(model.boundary.min_overlap * counted.astype(prepared.weights.dtype), 1.0)
+    return jnp.maximum(plan.boundary.min_overlap * counted.astype(prepared.weights.dtype), 1.0)
 
 
 def with_variance(weights: Array, variance: Array) -> Array:
@@ -369,13 +379,13 @@ def with_variance(weights: Array, variance: Array) -> Array:
     return jnp.where(counted, 1 / (1 / jnp.where(counted, weights, 1.0) + variance), 0.0)
 
 
-def brightness(reference: Array, image: Array, weights: Array, model: Model) -> Array:
+def brightness(reference: Array, image: Array, weights: Array, plan: Plan) -> Array:
     """Square of the gain, roughly: the power of the image without its noise over that of the reference."""
-    if not model.gain:
+    if not plan.gain:
         return jnp.ones_like(weights, shape=())
 
     def power(x: Array) -> Array:
-        if model.background:
+        if plan.background:
             x = x - sum_all(weights * x) / jnp.maximum(sum_all(weights), jnp.finfo(x.dtype).tiny)
         return sum_all(weights * x**2)
 

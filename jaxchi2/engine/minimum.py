@@ -95,7 +95,7 @@ def descend(
     """
     series = lax.stop_gradient(series)
     whole, centre = start
-    eps, ndim, free = jnp.finfo(centre.dtype).eps, len(centre), series.model.free
+    eps, ndim, free = jnp.finfo(centre.dtype).eps, len(centre), series.plan.free
     # χ² differences below this are rounding of the series' largest terms.
     noise = 16 * eps * series.constant
     last = np.indices((EXPANSION_ORDER + 1,) * ndim).max(0) == EXPANSION_ORDER
@@ -213,7 +213,7 @@ def _stationary_jvp(primals: tuple, tangents: tuple) -> tuple:
 
     def expansion(series: Chi2Series, fraction: Array) -> tuple[Array, Array, Array]:
         tensor = series.derivatives(Position(at.whole, fraction), 2)
-        return value_gradient_hessian(tensor, series.model.free)
+        return value_gradient_hessian(tensor, series.plan.free)
 
     _, changes = jax.jvp(lambda series: expansion(series, at.fraction), (series,), (tangents[0],))
     d_value, d_gradient, d_hessian = changes
@@ -245,7 +245,7 @@ def find_minima(grid: SearchGrid, series: Chi2Series, n: int) -> tuple[Minimum, 
     # One loop after the other, and a program with one loop.
     found = lax.map(lambda point: descend(series, *point), (moved, wanted))
     first, (at, taylor, converged) = (jax.tree.map(lambda x, k=k: x[k], found) for k in (0, slice(1, None)))
-    value, _, hessian = jax.vmap(partial(value_gradient_hessian, free=series.model.free))(taylor)
+    value, _, hessian = jax.vmap(partial(value_gradient_hessian, free=series.plan.free))(taylor)
     return _minimum(series, *first), Candidates(samples, exist, at, value, hessian, converged)
 
 
@@ -261,5 +261,5 @@ def with_derivative(series: Chi2Series, minimum: Minimum) -> Minimum:
 
 
 def _minimum(series: Chi2Series, at: Position, taylor: Array, found: Array) -> Minimum:
-    value, _, hessian = value_gradient_hessian(taylor, series.model.free)
+    value, _, hessian = value_gradient_hessian(taylor, series.plan.free)
     return with_derivative(series, Minimum(at, taylor, found, value, hessian))

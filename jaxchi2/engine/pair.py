@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from ..arrays import unit_of
 from ..checks import as_real_array, boolean_array, is_traced, numbers
-from .choices import Choices, Model
+from .choices import Choices, Plan
 from .constraints import ANYWHERE, Constraints, Search, check_search
 from .spectrum import Shape
 
@@ -48,7 +48,7 @@ class Pair(NamedTuple):
 
     @property
     def traced(self) -> bool:
-        """Whether nothing can be asked about the values now."""
+        """Whether the values are unknown now, because they are traced."""
         return is_traced(self)
 
     @property
@@ -149,12 +149,12 @@ def check(
     reference_mask: ArrayLike | None = None,
     compact: bool = False,
     padded: bool = False,
-) -> tuple[Pair, Model]:
-    """A pair of images with everything that is known about it, checked and sorted.
+) -> tuple[Pair, Plan]:
+    """Check all that `register` is given: the pair, and the plan for its shapes.
 
-    ``compact`` as for `Choices.model`; ``padded`` says that the pair may come back in `larger_frames`.
+    ``compact`` as for `Choices.plan`; ``padded`` says that the pair may come back in `larger_frames`.
     """
-    overlapping = choices.boundary.name == "overlap"
+    overlapping = choices.boundary.overlap
     pair = check_pair(
         reference,
         image,
@@ -169,14 +169,14 @@ def check(
     pair = pair._replace(constraints=constraints)
     if search.prior is not None and err is None and weights is None:
         raise ValueError("prior needs err or weights: without them χ² has no scale to weigh it by")
-    checked = partial(choices.model, free=free, compact=compact)
-    model = checked(pair.reference.shape, pair.image.shape)
+    checked = partial(choices.plan, free=free, compact=compact)
+    plan = checked(pair.reference.shape, pair.image.shape)
     if not padded or not overlapping or pair.traced or not pair.addressable:
-        return pair, model
+        return pair, plan
     shape = larger_frames(pair.reference.shape, pair.image.shape)
     if shape is None:
-        return pair, model
-    window = jnp.asarray(np.array(model.window), pair.image.dtype)
+        return pair, plan
+    window = jnp.asarray(np.array(plan.window), pair.image.dtype)
     constraints = constraints._replace(window=window)
     return _in_frames(pair, shape)._replace(constraints=constraints), checked(shape, shape)
 

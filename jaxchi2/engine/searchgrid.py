@@ -5,7 +5,7 @@ Shift zero is its first sample, negative shifts come last, as in a discrete Four
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array, lax
 from scipy.fft import next_fast_len
 
-from .choices import Model
+from .choices import Plan
 from .constraints import Constraints
 from .continuation import MARGIN
 from .overlap import BESIDE, Correlation, log_left, score
@@ -24,16 +24,16 @@ from .position import Position
 from .spectrum import Shape, along, contract
 
 STARTS = 16
-"""Places within a pixel where a descent may start."""
+"""A descent starts at a multiple of 1/STARTS pixel."""
 BETWEEN = 9
 """Places per pixel where the correlation is looked at."""
 
 
-def search_shape(reference: Shape, image: Shape, model: Model) -> Shape:
-    """Periodic grid on which no shift of the window makes the frames meet around the edge."""
-    if model.boundary.name != "overlap":
+def search_shape(reference: Shape, image: Shape, plan: Plan) -> Shape:
+    """Size of the search grid. For "overlap" no shift of the window wraps one frame onto the other."""
+    if not plan.boundary.overlap:
         return reference
-    pairs = zip(reference, image, model.whole_window, strict=True)
+    pairs = zip(reference, image, plan.whole_window, strict=True)
     return tuple(next_fast_len(max(m + high, n - low), real=True) for m, n, (low, high) in pairs)
 
 
@@ -78,7 +78,7 @@ class Explained(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["values", "origin", "settled", "correlation", "constraints"],
-    meta_fields=["model"],
+    meta_fields=["plan"],
 )
 @dataclass(frozen=True)
 class SearchGrid:
@@ -94,7 +94,7 @@ class SearchGrid:
     correlation: Correlation | None
     """What the score is made of; None where no overlap depends on the shift."""
     constraints: Constraints
-    model: Model = field(metadata={"static": True})
+    plan: Plan = field(metadata={"static": True})
 
     @property
     def shape(self) -> Shape:
@@ -103,7 +103,7 @@ class SearchGrid:
 
     def inside(self, axis: int, length: int) -> Array:
         """Which of so many samples along an axis are in the window."""
-        shift, inside = grid_shifts(length, self.model.window[axis])
+        shift, inside = grid_shifts(length, self.plan.window[axis])
         if self.constraints.window is None:
             return jnp.asarray(inside)
         low, high = self.constraints.window[axis]
@@ -114,14 +114,14 @@ class SearchGrid:
         held = self.constraints.held
         for axis, length in enumerate(values.shape):
             inside = self.inside(axis, length)
-            if held is not None and not self.model.free[axis]:
-                inside = grid_shifts(length, self.model.window[axis])[0] == jnp.round(held[axis])
+            if held is not None and not self.plan.free[axis]:
+                inside = grid_shifts(length, self.plan.window[axis])[0] == jnp.round(held[axis])
             values = jnp.where(along(inside, axis, values.ndim), values, jnp.inf)
         return values
 
     def shifts(self) -> list[np.ndarray]:
         """Whole shift of the samples along each axis."""
-        return [grid_shifts(n, w)[0] for n, w in zip(self.shape, self.model.window, strict=True)]
+        return [grid_shifts(n, w)[0] for n, w in zip(self.shape, self.plan.window, strict=True)]
 
     def shift_at(self, index: Array) -> Array:
         """Whole shift of samples, int32; the axes are last in both."""
@@ -137,7 +137,7 @@ class SearchGrid:
         if self.constraints.prior is None:
             return self
         shifts = [jnp.asarray(s, self.values.dtype) for s in self.shifts()]
-        return self._with(self.values + self.constraints.prior.chi2(shifts))
+        return replace(self, values=self.values + self.constraints.prior.chi2(shifts))
 
     def best(self) -> Array:
         """Sample that the search begins with."""
@@ -147,7 +147,7 @@ class SearchGrid:
 
     def start(self) -> Position:
         """Where a descent starts: the best shift, or what was given."""
-        constraints, free = self.constraints, self.model.free
+        constraints, free = self.constraints, self.plan.free
         if constraints.initial is not None:
             return Position.of(constraints.start(constraints.initial, free))
         index = grid_minimum(lax.stop_gradient(self.in_window(self.values)))
@@ -159,8 +159,8 @@ class SearchGrid:
     def between_samples(self, start: Position) -> Position:
         """A start moved from a sample of the grid to the minimum of parabolas through its neighbours.
 
-        To the nearest of `STARTS`: between equal images it stays exactly where it is. So it does where the
-        grid is a score over other pixels than those that χ² is of.
+        Rounded to 1/`STARTS` pixel, so that it stays exactly where it is between equal images; and not moved
+        where weights are settled, for the grid is a score then, not χ².
         """
         ndim, values = len(self.shape), lax.stop_gradient(self.values)
         index = jnp.round(start.shift).astype(jnp.int32)
@@ -168,7 +168,7 @@ class SearchGrid:
         values = values[tuple(self.index_of(index[None, :] + around).T)]
         after, before = (values[1:] - values[0]).reshape(2, ndim)
         bend = after + before
-        good = (bend > 0) & jnp.isfinite(bend) & np.array(self.model.free) & ~self.settled
+        good = (bend > 0) & jnp.isfinite(bend) & np.array(self.plan.free) & ~self.settled
         offset = jnp.where(good, (before - after) / (2 * jnp.where(good, bend, 1.0)), 0.0)
         return start.moved(jnp.round(jnp.clip(offset, -0.5, 0.5) * STARTS) / STARTS)
 
@@ -198,14 +198,14 @@ class SearchGrid:
         """Which samples belong to the start of the search."""
         ndim = len(self.shape)
         start = jnp.round(self.start().shift).astype(jnp.int32)
-        # What lies between the best score and where χ² led from there belongs to the start too.
+        # So do samples between the best score and where χ² led from there.
         led = jnp.where(self.settled, self.shift_at(self.best()), start)
         # A settled minimum may lie as far as `MARGIN` from the whole shift that it is looked for at.
         own = jnp.where(self.settled, MARGIN, 1)
         near = jnp.ones((1,) * ndim, bool)
         for axis, shift in enumerate(self.shifts()):
             distance, length = jnp.asarray(shift, jnp.int32) - start[axis], self.shape[axis]
-            if self.model.boundary.name != "overlap":
+            if not self.plan.boundary.overlap:
                 distance = (distance + length // 2) % length - length // 2
             near = near & along(jnp.abs(distance) <= own + jnp.abs(led - start)[axis], axis, ndim)
         return near
@@ -235,9 +235,6 @@ class SearchGrid:
     def number_of_shifts(self) -> Array:
         """Whole shifts of the window."""
         number = jnp.ones_like(self.values, shape=())
-        for axis in np.flatnonzero(self.model.free).tolist():
+        for axis in np.flatnonzero(self.plan.free).tolist():
             number *= count(self.inside(axis, self.shape[axis]))
         return number
-
-    def _with(self, values: Array) -> SearchGrid:
-        return SearchGrid(values, self.origin, self.settled, self.correlation, self.constraints, self.model)

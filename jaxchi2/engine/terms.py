@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from .chi2series import Chi2Series
-from .choices import Model
-from .layout import GUARD, Spread
+from .choices import Plan
+from .layout import Spread, guarded
 from .passes import sum_all
 from .position import Position
 from .searchgrid import SearchGrid
@@ -80,7 +80,7 @@ class Content(NamedTuple):
     common: tuple[Spread, Spread] | None
     """The same over the pixels that count."""
     noise_share: Array | None
-    """Mean share of the errors as given in the variance of the pixels that count; None where a filter for
+    """Variance as given over the variance used, its mean over the pixels that count; None where a filter for
     noise of the reference takes of χ² too."""
 
 
@@ -97,7 +97,7 @@ class Units(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["series", "pixels", "grid", "content", "units"],
-    meta_fields=["model"],
+    meta_fields=["plan"],
 )
 @dataclass(frozen=True)
 class Chi2Terms:
@@ -108,12 +108,12 @@ class Chi2Terms:
     grid: SearchGrid
     content: Content
     units: Units
-    model: Model = field(metadata={"static": True})
+    plan: Plan = field(metadata={"static": True})
 
     @property
     def period(self) -> Shape | None:
-        """Period of χ² in pixels; None where shifts are what they are."""
-        return None if self.model.boundary.name == "overlap" else self.pixels.shape
+        """Size of the periodic grid: shifts that differ by it are the same to χ². None for "overlap"."""
+        return None if self.plan.boundary.overlap else self.pixels.shape
 
     def grid_chi2(self) -> Array:
         """The search grid as χ²; a score, −2 times a log-likelihood like it, from χ² at the origin."""
@@ -136,7 +136,7 @@ class Chi2Terms:
         return sum_all(pixels.weights * residual**2)
 
     def match(self, at: Position) -> Matched:
-        """Model, residual and data at one shift."""
+        """Plan, residual and data at one shift."""
         gain, background = self.series.nuisances(at)
         pixels, spectrum = self.pixels, self.pixels.moved(at)
         shape, image = pixels.shape, pixels.image
@@ -168,6 +168,6 @@ class Chi2Terms:
         assert pixels.weights is not None
         gain, background = self.series.nuisances(at)
         model = gain * jnp.fft.irfftn(pixels.moved(at), pixels.shape) + background
-        guard = GUARD if self.model.boundary.name == "overlap" else 0
+        _, guard = guarded(pixels.frame, not self.plan.boundary.overlap)
         frame = tuple(slice(guard, guard + n) for n in pixels.frame)
         return model[frame] * units.scale + units.image_offset, pixels.weights[frame] > 0

@@ -117,7 +117,7 @@ def _weighed(terms: Chi2Terms, best: Explained, other: Explained, evidence: Evid
 
 def _rounding(terms: Chi2Terms) -> Array:
     """Differences of χ² that rounding could make; with a gain, χ² and its parts are below the constant."""
-    largest = terms.series.constant if terms.model.gain else terms.series.amplitude
+    largest = terms.series.constant if terms.plan.gain else terms.series.amplitude
     largest = jnp.where(terms.grid.settled, terms.pixels.number.astype(largest.dtype), largest)
     return 16 * jnp.finfo(largest.dtype).eps * largest
 
@@ -137,9 +137,9 @@ def is_unequal(terms: Chi2Terms, matched: Matched, least: float) -> Array:
     offset = sum_all(root * residual) ** 2 / terms.series.mass
     rounding = 16 * jnp.finfo(data.dtype).eps * energy
     result = jnp.zeros_like(terms.content.flat)
-    if not terms.model.gain:
+    if not terms.plan.gain:
         result |= (cross > least * power) & (held - offset > least * free + rounding)
-    if not terms.model.background:
+    if not terms.plan.background:
         result |= held > least * (held - offset) + rounding
     if grid.correlation is not None:
         r = grid.in_window(grid.correlation.coefficient)

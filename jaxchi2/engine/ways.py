@@ -14,7 +14,7 @@ import jax
 from jax import lax
 
 from .builders import is_clean, uniform_terms, weighted_terms
-from .choices import Model
+from .choices import Plan
 from .pair import Pair
 from .passes import any_in_batch
 from .terms import Chi2Terms
@@ -30,22 +30,22 @@ class Way(Enum):
     BY_VALUES = "the values decide at run time"
 
 
-def has_quick_way(pair: Pair, model: Model) -> bool:
+def has_quick_way(pair: Pair, plan: Plan) -> bool:
     """Whether one error for all pixels and the boundary allow the quick way."""
-    return model.boundary.name == "wrap" and pair.uniform
+    return plan.boundary.periodic and pair.uniform
 
 
-def with_terms(function: Callable[[Chi2Terms], Any], pair: Pair, model: Model, way: Way) -> Any:
+def with_terms(function: Callable[[Chi2Terms], Any], pair: Pair, plan: Plan, way: Way) -> Any:
     """``function(terms)`` of the terms built in one way, the other where that is not open."""
-    if way is Way.ANY or not has_quick_way(pair, model):
-        return function(weighted_terms(pair, model))
+    if way is Way.ANY or not has_quick_way(pair, plan):
+        return function(weighted_terms(pair, plan))
     if way is Way.QUICK:
-        return function(uniform_terms(pair, model))
+        return function(uniform_terms(pair, plan))
     return lax.cond(
         any_in_batch(~is_clean(lax.stop_gradient(pair))),
         # What is kept for its derivatives would be kept, as zeros, for clean images too.
-        jax.checkpoint(lambda pair: function(weighted_terms(pair, model))),
-        lambda pair: function(uniform_terms(pair, model)),
+        jax.checkpoint(lambda pair: function(weighted_terms(pair, plan))),
+        lambda pair: function(uniform_terms(pair, plan)),
         pair,
     )
 

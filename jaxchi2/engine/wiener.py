@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .choices import Model
+from .choices import Plan
 from .continuation import average_nearby, fill_smoothly, unknown_variance
 from .layout import Layout, with_variance
 from .noise import box_coordinates, fitted_trend, gentle, hann, lower, significant, whitening, wiener_gain
@@ -17,14 +17,14 @@ from .position import Position
 from .spectrum import Shape, half_weights, mean_over_modes, scaled, shift_spectrum, squared
 
 
-def filtered_layout(layout: Layout, model: Model) -> Layout:
+def filtered_layout(layout: Layout, plan: Plan) -> Layout:
     """Filter a noisy reference, and give every pixel the variance that is left of the reference's noise.
 
     What is left is taken as white, of the size that makes the curvature of χ² the inverse variance of the
     shift; see `noise` for the spectra. Where pixels of the reference are unknown, fewer take part in the
     filter's average and leave more; and what is not known of the scene there reaches as far as the filter.
     """
-    shape, weights, periodic = layout.reference.shape, layout.weights, model.boundary.name == "wrap"
+    shape, weights, periodic = layout.reference.shape, layout.weights, plan.boundary.periodic
     counted = weights > 0
     assert layout.variance is not None
     variance = jnp.broadcast_to(layout.variance, shape)
@@ -57,10 +57,10 @@ def filtered_layout(layout: Layout, model: Model) -> Layout:
         noise,
         image_noise,
         shape,
-        fit_gain=model.gain,
+        fit_gain=plan.gain,
     )
     signal, noise = filters.signal, noise * filters.brightness
-    if model.boundary.name == "overlap":
+    if plan.boundary.overlap:
         freedom = jnp.maximum(sum_all(taper**2) ** 2 / jnp.maximum(sum_all(taper**4), 1e-3), 1.0)
         signal = significant(signal, (noise + image_noise) / 2, freedom, shape)
         gain = wiener_gain(gentle(signal, shape), noise, shape)
@@ -69,10 +69,10 @@ def filtered_layout(layout: Layout, model: Model) -> Layout:
         detail = fill_smoothly(layout.reference - trend, layout.known)
         filtered = trend + jnp.fft.irfftn(scaled(jnp.fft.rfftn(detail), gain), shape)
         filtered = fill_smoothly(jnp.where(layout.known, filtered, 0.0), layout.known)
-        if model.gain:
+        if plan.gain:
             # A background is one at zero of the images, wherever their pedestal is.
-            level = mean if model.background else jnp.zeros_like(mean)
-            factor = _calibration(filtered, layout, noise / filters.brightness * gain, model)
+            level = mean if plan.background else jnp.zeros_like(mean)
+            factor = _calibration(filtered, layout, noise / filters.brightness * gain, plan)
             filtered = level + (filtered - level) * factor
     else:
         gain = filters.reference / filters.image
@@ -88,7 +88,7 @@ def filtered_layout(layout: Layout, model: Model) -> Layout:
     # A shift is seen in the slopes, a gain in the values.
     slopes = [np.square(2 * np.pi * np.fft.fftfreq(n)[:m]) for n, m in zip(shape, gain.shape, strict=True)]
     rest = left(reduce(np.add.outer, slopes))
-    if model.gain and not periodic:
+    if plan.gain and not periodic:
         rest = jnp.maximum(rest, left(np.ones(gain.shape)))
     share = jnp.clip(rest / jnp.where(noise > 0, noise, 1.0), 0.0, 1.0)
 
@@ -109,7 +109,7 @@ def filtered_layout(layout: Layout, model: Model) -> Layout:
     return layout._replace(reference=filtered, weights=with_variance(weights, variance))
 
 
-def _calibration(filtered: Array, layout: Layout, kept: Array, model: Model) -> Array:
+def _calibration(filtered: Array, layout: Layout, kept: Array, plan: Plan) -> Array:
     """Factor that makes a filtered reference as bright as the scene, for the gain's sake.
 
     Its product with the observed reference is that with the scene and, for every pixel, what is ``kept`` of
@@ -119,7 +119,7 @@ def _calibration(filtered: Array, layout: Layout, kept: Array, model: Model) -> 
     number = count(counted).astype(filtered.dtype)
 
     def centred(x: Array) -> Array:
-        mean = mean_over(x, counted) if model.background else 0.0
+        mean = mean_over(x, counted) if plan.background else 0.0
         return jnp.where(counted, x - mean, 0.0)
 
     noise = mean_over_modes(kept, filtered.shape)

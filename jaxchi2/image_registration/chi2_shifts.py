@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 
 from .. import checks
 from ..checks import array_of, choice, flag, integer, is_traced, real_number, refuse
-from ..engine.choices import BOUNDARIES, Choices, Model
+from ..engine.choices import BOUNDARIES, Choices, Plan
 from ..engine.errors import delta_chi2
 from ..engine.layout import lay_out, prepare
 from ..engine.pair import Pair, check_images
@@ -101,10 +101,10 @@ def chi2n_map(
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
-def _chi2n_map(pair: Pair, choice: Model, return_all: bool, reduced: bool) -> Array | tuple[Array, ...]:
-    boundary = choice.boundary.name
-    prepared = prepare(pair, choice)
-    layout = lay_out(prepared, pair, choice)
+def _chi2n_map(pair: Pair, plan: Plan, return_all: bool, reduced: bool) -> Array | tuple[Array, ...]:
+    boundary = "wrap" if plan.boundary.periodic else "fill"
+    prepared = prepare(pair, plan)
+    layout = lay_out(prepared, pair, plan)
     frame = tuple(slice(0, n) for n in pair.image.shape)
     reference = jnp.roll(layout.reference, -layout.grid.origin, (0, 1))
     # In the units that came in, the pedestal put back: it belongs to the terms, if not to their sum.
@@ -446,21 +446,21 @@ def _pair(
     boundary: str | None,
     zeromean: bool,
     boundaries: tuple[str, ...] = BOUNDARIES,
-) -> tuple[Pair, Model]:
+) -> tuple[Pair, Plan]:
     pair = check_planes(im1, im2, err)
     boundary = "fill" if boundary is None else choice(boundary, "boundary", boundaries)
     if flag(zeromean, "zeromean"):
         reference, image = (x - jnp.mean(x, where=jnp.isfinite(x)) for x in pair[:2])
         pair = pair._replace(reference=reference, image=image)
-    return pair, Choices.of(boundary).model(pair.reference.shape, pair.image.shape)
+    return pair, Choices.of(boundary).plan(pair.reference.shape, pair.image.shape)
 
 
 def _shift_and_grid(
-    pair: Pair, model: Model, nfitted: int, grid: UpsampledGrid | RezoomedGrid | None
+    pair: Pair, plan: Plan, nfitted: int, grid: UpsampledGrid | RezoomedGrid | None
 ) -> tuple[Registration, Array, Chi2Grid | None]:
     return tried(
-        lambda way: _compiled(pair, way, model, nfitted, grid),
-        has_quick_way(pair, model),
+        lambda way: _compiled(pair, way, plan, nfitted, grid),
+        has_quick_way(pair, plan),
         is_traced(pair),
         lambda found: found[0].status == Status.FLAT,
     )
@@ -468,7 +468,7 @@ def _shift_and_grid(
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _compiled(
-    pair: Pair, way: Way, model: Model, nfitted: int, grid: UpsampledGrid | RezoomedGrid | None
+    pair: Pair, way: Way, plan: Plan, nfitted: int, grid: UpsampledGrid | RezoomedGrid | None
 ) -> tuple[Registration, Array, Chi2Grid | None]:
     nsigma = jnp.sqrt(delta_chi2(1.0, nfitted)).astype(pair.image.dtype)
 
@@ -477,7 +477,7 @@ def _compiled(
         errors = (bounds[:, 1] - bounds[:, 0]) / 2
         return result, errors, None if grid is None else grid(terms, result)
 
-    return with_terms(measure, pair, model, way)
+    return with_terms(measure, pair, plan, way)
 
 
 def _in_order(
