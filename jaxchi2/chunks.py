@@ -15,6 +15,7 @@ from .batch import in_chunks
 from .engine.builders import is_shareable, shared_reference, shared_terms
 from .engine.choices import Choices, Plan
 from .engine.constraints import Search
+from .engine.layout import is_valid_error
 from .engine.pair import Pair, check
 from .engine.ways import Way
 from .registration import measure, solve, with_unit
@@ -70,6 +71,25 @@ def is_even(frames: Frame, common: Frame, extra: tuple, options: Options) -> boo
         and all(x is None for x in maps)
         and (frames.err is None or frames.err.ndim == 1)
     )
+
+
+def without_bad_pixels(frames: Frame, common: Frame) -> tuple[Array, Array]:
+    """The images as references, NaN where pixels are masked or have no error, and their variance."""
+    images, pixels = frames.image, (1,) * (frames.image.ndim - 1)
+    mask = common.mask if frames.mask is None else frames.mask
+    if mask is not None:
+        images = jnp.where(mask if mask.ndim == images.ndim else mask[None], jnp.nan, images)
+    err = common.err if frames.err is None else frames.err
+    variance = jnp.ones_like(images, shape=())
+    if err is not None:
+        good = is_valid_error(err)
+        variance = jnp.where(good, err, 1.0).astype(images.dtype) ** 2
+        if good.shape == images.shape[:1]:
+            good = good.reshape(-1, *pixels)
+        elif good.ndim < images.ndim:
+            good = good[None] if good.ndim else good.reshape(1, *pixels)
+        images = jnp.where(good, images, jnp.nan)
+    return images, variance
 
 
 def given(search: Search) -> dict[str, Any]:

@@ -381,7 +381,7 @@ def _start(
     number, reference_err = jnp.zeros((), jnp.int32), None
     if image is None:
         number = most_usual(_masked(stack, options["mask"]))
-        image = stack[number]
+        image = _masked(stack, options["mask"])[number]
         reference_err = err[number] if err.shape[:1] == stack.shape[:1] and err.ndim != image.ndim else err
     if step is not None:
         return _walk(stack, err, image, reference_err, number, step, options)

@@ -15,10 +15,9 @@ from jax import Array, lax
 from jax.sharding import Mesh
 
 from .batch import frame_axis, on_mesh
-from .chunks import Frame, Options, given, in_its_unit, register_chunks
+from .chunks import Frame, Options, given, in_its_unit, register_chunks, without_bad_pixels
 from .coadd import align_stack
 from .engine.choices import boundary_for_align
-from .engine.layout import is_valid_error
 from .engine.ways import Way
 from .registration import range_of
 from .results import MAX_REDUCED_CHI2, Registration
@@ -84,7 +83,7 @@ def register_to_mean(
         part = jax.tree.map(lambda x: x[::every], frames)
         common, extra = rest
         register = partial(register_chunks, extra=extra, way=way, batch_size=batch_size)
-        # Whose pixels nothing is known about, a few frames take the longer way: half the program.
+        # If nothing is known about the pixels, these few frames take the general way: half the program.
         rounds = partial(register, way=Way.ANY if way is Way.BY_VALUES else way)
         found, template = _mean_rounds(part, common, options, rounds, batch_size, axis)
         if every == 1:
@@ -114,7 +113,8 @@ def _mean_rounds(
     difference found, times the share of the others: it has itself moved that position. Of frames that do not
     answer, or fit much worse than is usual here, the mean is not made.
     """
-    frames, common, variance = _without_bad_pixels(frames, common)
+    images, variance = without_bad_pixels(frames, common)
+    frames, common = frames._replace(image=images, mask=None), common._replace(mask=None)
     ndim = frames.image.ndim - 1
     free = np.array([held is None for held in common.search.fixed or (None,) * ndim])
     eps = jnp.finfo(frames.image.dtype).eps
@@ -154,25 +154,6 @@ def _mean_rounds(
     rounds: tuple[Registration, MeanTemplate]
     _, rounds = lax.scan(one_round, state, None, length=MEAN_ROUNDS)
     return jax.tree.map(lambda x: x[-1], rounds)
-
-
-def _without_bad_pixels(frames: Frame, common: Frame) -> tuple[Frame, Frame, Array]:
-    """NaN for masked pixels and those without an error, so that they are in no mean; and the variance."""
-    images, pixels = frames.image, (1,) * (frames.image.ndim - 1)
-    mask = common.mask if frames.mask is None else frames.mask
-    if mask is not None:
-        images = jnp.where(mask if mask.ndim == images.ndim else mask[None], jnp.nan, images)
-    err = common.err if frames.err is None else frames.err
-    variance = jnp.ones_like(images, shape=())
-    if err is not None:
-        good = is_valid_error(err)
-        variance = jnp.where(good, err, 1.0).astype(images.dtype) ** 2
-        if good.shape == images.shape[:1]:
-            good = good.reshape(-1, *pixels)
-        elif good.ndim < images.ndim:
-            good = good[None] if good.ndim else good.reshape(1, *pixels)
-        images = jnp.where(good, images, jnp.nan)
-    return frames._replace(image=images, mask=None), common._replace(mask=None), variance
 
 
 def _start(

@@ -39,7 +39,8 @@ MAX_CHANCE = 1e-3
 MIN_PROBABILITY = 0.99
 """Probability against the runner-up below which `Status.AMBIGUOUS` is set."""
 MAX_IMPROVEMENT = 1.5
-"""By how much a gain or a background that is held may make χ² larger before `Status.BRIGHTNESS` is set."""
+"""Factor by which χ² may exceed its value at the best gain and background before `Status.BRIGHTNESS` is
+set."""
 MAX_CLIPPED = 0.1
 """Share of bright pixels clipped, beyond twice that of all pixels, from which `Status.CLIPPED` is set."""
 
@@ -105,7 +106,7 @@ def register(
     max_shift : float or tuple of float, optional
         Largest absolute shift allowed, for all axes or each, in pixels; static under jit. Infinity: as far
         as the frames have pixels in common. None: half the frame, for frames of unlike shape as far as half
-        the smaller one is covered along each axis.
+        the smaller one is covered along each axis; with "overlap" and a first guess like infinity.
     search : Search
         A first guess, a prior, axes that are held.
     clip : float, optional
@@ -248,7 +249,9 @@ def clipped(pair: Pair, known_err: bool, plan: Plan, clip: float) -> tuple[Pair,
             usual = 1.4826 * jnp.nanmedian(jnp.where(counted, residual, jnp.nan))
             residual, scale = residual / usual, scale * usual
         bright = jnp.abs(expected - jnp.nanmedian(expected)) / scale > clip
-        return jnp.where(residual <= clip, pair.image, jnp.nan), bright & jnp.isfinite(expected)
+        # What was not compared stays; what was thrown out before is judged by where it would be.
+        out = (residual > clip) & (counted | ~jnp.isfinite(state[0]))
+        return jnp.where(out, jnp.nan, pair.image), bright & jnp.isfinite(expected)
 
     image = lax.stop_gradient(pair.image)
     valid = jnp.isfinite(image)
@@ -390,7 +393,7 @@ def _dof(terms: Chi2Terms) -> Array:
 
 
 def _has_large_errors(terms: Chi2Terms, chi2: Array, dof: Array, known_err: bool) -> Array:
-    """Whether χ² says so, and the image is not its reference, as the first frame of a stack may be.
+    """Whether χ² is so low that the errors must be too large; not of an image that is its reference.
 
     Of a noisy reference a part is filtered, and takes of χ² with it. What is counted beside the errors, for
     what the interpolant cannot know, may be more than there is.

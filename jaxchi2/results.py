@@ -19,9 +19,10 @@ MAX_REDUCED_CHI2 = 2.0
 1.4 times too small and more. Its probability alone would flag most images of a million pixels, where errors
 known to 1 % are enough to make it negligible."""
 MIN_P_VALUE = 1e-6
-"""Probability of χ² below which `Status.BAD_FIT` is set; few degrees of freedom need more than twice χ²."""
+"""Probability of so large a χ² below which `Status.BAD_FIT` is set, and of so small a one
+`Status.LARGE_ERRORS`: with few degrees of freedom the thresholds above and below are not enough."""
 MIN_REDUCED_CHI2 = 0.5
-"""χ² per degree of freedom below which `Status.LARGE_ERRORS` is set; few need less."""
+"""χ² per degree of freedom below which `Status.LARGE_ERRORS` is set; with few it must be lower still."""
 
 
 class Registration(NamedTuple):
@@ -42,7 +43,8 @@ class Registration(NamedTuple):
     chi2: Array
     """χ² at the minimum, a scalar; with ``err=None`` the sum of squared residuals."""
     dof: Array
-    """Degrees of freedom: pixels with a weight less the number of axes, an integer scalar."""
+    """Degrees of freedom: pixels with a weight less the fitted parameters (free axes, gain, background), an
+    integer scalar."""
     status: Array
     """`Status` flags, an integer scalar; zero means nothing is wrong."""
     gain: Array
@@ -63,8 +65,8 @@ class Registration(NamedTuple):
         """Probability of a χ² at least as large by noise alone; NaN if the noise is not known.
 
         By the normal approximation of Wilson & Hilferty (1931), right to 1e-3 for 10 degrees of freedom
-        and better for more. With ``reference_err`` and any boundary but "wrap", a mask or an error map, χ² is
-        that of a filtered reference and too small: an upper bound.
+        and better for more. Where a noisy reference is filtered (``reference_err`` with a boundary other than
+        "wrap", a mask or an error map) χ² is too small, and this is an upper bound.
         """
         return jnp.where(self.noise_known, _upper_tail(self.chi2, self.dof), jnp.nan)
 

@@ -28,7 +28,15 @@ from .batch import (
     spread,
 )
 from .checks import as_real_array, boolean_array, choice, integer, is_traced, numbers, refuse, stack_of
-from .chunks import Frame, Options, in_its_unit, is_even, register_chunks, shares_reference
+from .chunks import (
+    Frame,
+    Options,
+    in_its_unit,
+    is_even,
+    register_chunks,
+    shares_reference,
+    without_bad_pixels,
+)
 from .engine.choices import Boundary, Choices
 from .engine.constraints import ANYWHERE, Search
 from .engine.layout import is_valid_error
@@ -256,7 +264,7 @@ def _registered(task: _Task) -> tuple[Registration, MeanTemplate | None]:
     if mesh is not None:
         frames, count = spread(frames, mesh)
     if made == "first":
-        common = common._replace(reference=_first(frames.image, mesh))
+        common = common._replace(reference=_first(frames, common, mesh))
     run: Callable[..., tuple[Registration, MeanTemplate | None]]
     if made == "mean":
         run = partial(register_to_mean, frames, common, extra, options, most, batch_size, mesh)
@@ -302,8 +310,6 @@ def _sorted(
     common = Frame(jnp.zeros_like(stack, shape=()), None, None, None, None, shared)
     if isinstance(reference, str):
         choice(reference, "reference", REFERENCES, " or an image")
-        if reference == "previous":
-            frames = frames._replace(reference=previous_frames(stack))
     else:
         image = as_real_array(reference, "reference", unit)
         if image.ndim == len(shape):
@@ -328,6 +334,9 @@ def _sorted(
             frames = Frame(**(frames._asdict() | {name: array}))
         else:
             common = Frame(**(common._asdict() | {name: array}))
+    if isinstance(reference, str) and reference == "previous":
+        images, _ = without_bad_pixels(frames, common)
+        frames = frames._replace(reference=previous_frames(images))
     return frames, common
 
 
@@ -346,9 +355,15 @@ def _sorted_search(search: Search, count: int, ndim: int) -> tuple[Search, Searc
 
 
 @partial(jax.jit, static_argnames="mesh")
-def _first(images: Array, mesh: Mesh | None) -> Array:
+def _first(frames: Frame, common: Frame, mesh: Mesh | None) -> Array:
+    """The first frame, as a reference."""
     axis = None if mesh is None else frame_axis(mesh)
-    return on_mesh(lambda images, _: frame_of(images, 0, axis), mesh, reduces=True)(images, None)
+
+    def of(frames: Frame, common: Frame) -> Array:
+        first = jax.tree.map(lambda x: frame_of(x, 0, axis)[None], frames)
+        return without_bad_pixels(first, common)[0][0]
+
+    return on_mesh(of, mesh, reduces=True)(frames, common)
 
 
 @partial(jax.jit, static_argnames=("options", "way", "batch_size", "mesh"))

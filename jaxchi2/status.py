@@ -40,7 +40,8 @@ class Status(IntFlag):
 
 
 _MESSAGES = {
-    Status.NO_DATA: "too few pixels have a weight along an axis (is it space?); edges and masks take margins",
+    Status.NO_DATA: "too few pixels have a weight along an axis (does it count frames or colours?); edges "
+    "and masks take margins",
     Status.LITTLE_OVERLAP: "no shift of the window leaves the least overlap",
     Status.FLAT: "χ² has no minimum: an image is flat, if only along an axis, or nothing is in common",
     Status.NOT_CONVERGED: "the refinement did not converge",

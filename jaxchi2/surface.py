@@ -19,7 +19,7 @@ from .engine.minimum import Minimum, find_minima, find_minimum
 from .engine.pair import Pair, check
 from .engine.position import Position
 from .engine.terms import Chi2Terms
-from .engine.verdict import Peaks, Posterior, peaks, posterior
+from .engine.verdict import Peaks, Posterior, explained, peaks, posterior
 from .engine.ways import Way, has_quick_way, tried, with_terms
 
 
@@ -183,7 +183,8 @@ class Chi2Surface:
 
     @partial(jax.jit, static_argnames="n")
     def _peaks(self, n: int) -> Peaks:
-        return peaks(self.terms, *find_minima(self.terms.grid, self.terms.series, n - 1))
+        minimum, others = find_minima(self.terms.grid, self.terms.series, n - 1)
+        return peaks(self.terms, minimum, others, explained(self.terms.grid, others))
 
     def posterior(self, temperature: ArrayLike = 1.0) -> Posterior:
         """``exp(−χ² / (2 temperature))`` over the samples of `map`, normalised, with mean and covariance.

@@ -571,3 +571,26 @@ def test_larger_frames_do_not_widen_the_window(options):
     for shift, inside in ((edge - 0.7, True), (edge + 3.2, False)):
         images = crops(np.array([0.4, shift]), (48, 41), err=0.01)
         assert (register(*images, 0.01, **options).status == Status.OK) == inside
+
+
+def test_clip_judges_what_was_compared():
+    """What lies outside the overlap fits nothing, and is left in; so is all where nothing is wrong."""
+    rng = np.random.default_rng(2)
+    big = 30 * scene((96, 96), 2.0, smooth=True)
+    reference, image = (big[k : k + 64, 8:72] + rng.normal(size=(64, 64)) for k in (24, 6))
+    plain, clipped = (register(reference, image, 1.4, clip=clip) for clip in (None, 6.0))
+    np.testing.assert_allclose(plain.shift, (18, 0), atol=0.05)
+    same(clipped[:7], plain[:7], 1e-5)
+    np.testing.assert_allclose(clipped.chance, plain.chance, rtol=1e-3)
+
+
+def test_a_first_guess_may_be_far_off():
+    """Further than half a frame, where no search would look without it; the verdict looks there too."""
+    rng = np.random.default_rng(2)
+    big = 5 * scene((120, 72), 2.0, seed=6, smooth=True)
+    reference, image = (big[k : k + 64, 4:68] + 0.1 * rng.normal(size=(64, 64)) for k in (2, 45))
+    found = register(reference, image, 0.14, search=Search(initial=(-43.4, 0.3)))
+    assert found.status == Status.OK
+    np.testing.assert_allclose(found.shift, (-43, 0), atol=0.05)
+    assert found.runner_up.probability > 0.99
+    assert np.isfinite(chi2_surface(reference, image, 0.14, search=Search(initial=(-43.0, 0.0))).map()).any()

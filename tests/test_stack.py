@@ -1,5 +1,7 @@
 """Stacks: every frame as by itself, whatever the chunk, the reference and the options."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -321,3 +323,20 @@ def test_bad_input_raises_at_once(error, message, given):
     arguments = {"stack": STACK, "reference": "first", "err": 0.1, "boundary": "wrap"} | given
     with pytest.raises(error, match=message):
         jaxchi2.register_stack(**arguments)
+
+
+@pytest.mark.parametrize("kind", ["first", "previous"])
+def test_masked_pixels_of_a_frame_have_no_part_in_it_as_a_reference(kind):
+    """A bad column and a star that is in one frame alone, masked there: as with a mask of the reference."""
+    frames = STACK[:3].astype(np.float32).copy()
+    masks = np.zeros(frames.shape, bool)
+    masks[0, 6:10, 6:10], masks[1, :, 5] = True, True
+    frames[masks] += 50.0
+    found = jaxchi2.register_stack(frames, kind, 0.1, mask=masks, verdict=False)
+    for k in (1, 2):
+        of = 0 if kind == "first" else k - 1
+        masked = {"mask": masks[k], "reference_mask": masks[of]}
+        # Inside jit, where frames are not put into larger ones.
+        expected = jax.jit(partial(jaxchi2.register, verdict=False))(frames[of], frames[k], 0.1, **masked)
+        np.testing.assert_allclose(found.shift[k], expected.shift, atol=2e-5)
+        assert found.status[k] == expected.status == 0

@@ -220,3 +220,34 @@ def test_max_shift_holds_per_axis(boundary):
     np.testing.assert_allclose(found.shift, (2, 9), atol=0.1 if boundary == "overlap" else 0.6)
     bound = register(reference, image, max_shift=(3, 4), **options)
     assert jnp.isnan(bound.shift[0]) or abs(bound.shift[1]) <= 4
+
+
+@pytest.mark.parametrize("boundary", ["wrap", "overlap"])
+@pytest.mark.parametrize("limit", [None, 5.0])
+def test_an_axis_is_held_anywhere(boundary, limit):
+    """Outside the window of the search, and half a period away, the free axis is found all the same."""
+    rng = np.random.default_rng(3)
+    big = scene((160, 64), 1.0, seed=4)
+    images = [big[:64], np.roll(big, (40, 3), (0, 1))[:64]]
+    if boundary == "wrap":
+        images = [big[:64], np.roll(big[:64], (40, 3), (0, 1))]
+    images = [(x + 0.1 * rng.normal(size=x.shape)).astype(np.float32) for x in images]
+    found = register(*images, 0.14, boundary=boundary, max_shift=limit, search=Search(fixed=(40.0, None)))
+    assert found.status == Status.OK
+    # Shifts of periodic images are those of one period.
+    assert found.shift[0] == (40 - 64 if boundary == "wrap" else 40)
+    np.testing.assert_allclose(found.shift[1], 3.0, atol=0.02)
+
+
+def test_a_sharp_prior_far_away_keeps_its_digits():
+    """The prior's part of the interval, at a shift where float32 has lost what its width is."""
+    noise = np.random.default_rng(0).normal(size=2500).astype(np.float32)
+    search = Search(prior=([1000.00003], [[1e-8]]))
+    found = register(noise, np.roll(noise, 1000), 1000.0, boundary="wrap", search=search)
+    np.testing.assert_allclose(found.stderr, 1e-4, rtol=1e-2)
+    surface = chi2_surface(noise, np.roll(noise, 1000), 1000.0, boundary="wrap", search=search)
+    step, sigma = 1e-5, 1e-4
+    zoomed = np.asarray(surface.zoom([1000.0], step, (3,)), float)
+    offset = 1000.0 - float(np.float32(1000.00003))
+    expected = [((offset + k * step) / sigma) ** 2 for k in (-1, 0, 1)]
+    np.testing.assert_allclose(np.diff(zoomed), np.diff(expected), rtol=0.02)

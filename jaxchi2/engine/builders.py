@@ -106,7 +106,7 @@ def _unweighted(spectrum: Array, total: Array, shape: Shape, unit: Array, pedest
 def uniform_terms(pair: Pair, plan: Plan, side: ReferenceSide | None = None) -> Chi2Terms:
     """Terms for one error common to all pixels, every pixel valid, periodic boundary.
 
-    ``side`` is what `uniform_side` made of this reference, error and model before.
+    ``side`` is what `uniform_side` made of this reference, error and plan before.
     """
     side = uniform_side(pair, plan) if side is None else side
     shape = pair.image.shape

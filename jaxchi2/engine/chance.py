@@ -36,11 +36,12 @@ class Evidence(NamedTuple):
     """What the residuals at a minimum say about the match."""
 
     share: Array
-    """Independent residuals, over their number."""
+    """Number of independent residuals, divided by the number of pixels."""
     log_chance: Array
     """Logarithm of the probability that unrelated images match as well at some shift of the window."""
     news: Array
-    """−2 times the logarithm of that for the details of the reference at one shift, without the noise's."""
+    """−2 ln of the probability that the details of the reference agree by chance at one shift; details that
+    are noise are not counted."""
 
 
 class _Match(NamedTuple):
@@ -54,7 +55,8 @@ class _Match(NamedTuple):
     sparse: Array
     """Excess kurtosis of the model, of few sources one over the share of the pixels that they cover."""
     dependent: Array
-    """How many times fewer terms than modes the sum of model times residual has, for few sources."""
+    """How many times fewer independent terms than modes the sum of model times residual has, for few
+    sources."""
     held: bool
     """Whether the residual is that of a gain of one."""
 

@@ -49,7 +49,7 @@ class Chi2Series:
     constant: Array
     """``Σ w_i D_i²``, a scalar."""
     mass: Array
-    """``Σ w_i``, a scalar."""
+    """``Σ w_i``, a scalar; one where there is none. Behind a filter it is that of the whitened pixels."""
     origin: Array
     """Whole shift that the sums count from, shape ``(D,)``."""
     prior: Prior | None
@@ -69,17 +69,17 @@ class Chi2Series:
     def differences(self, at: Position, displacements: list[Array]) -> Array:
         """``χ²(s + d) − χ²(s)`` on the grid of displacements d spanned by one vector per axis."""
         each = self._each(at, lambda series, at: series.differences(at, displacements))
-        return self._changed(*each, at.shift, displacements)
+        return self._changed(*each, at, displacements)
 
     def rise(self, at: Position, displacement: Array, order: int) -> Array:
-        """Derivatives of χ² at ``at + displacement``, for the first what χ² has risen by."""
+        """Derivatives of χ² at ``at + displacement``; in place of the value, the rise of χ² from ``at``."""
         steps = list(displacement[:, None])
         each = self._each(at, lambda series, at: series.differences(at, steps, order))
         cross, power, total = each
         result = self._combined(cross.there, power.there, None if total is None else total.there)
         if self.prior is not None:
             result = result + self.prior.derivatives(at.moved(displacement), order)
-        change = self._changed(*each, at.shift, steps)
+        change = self._changed(*each, at, steps)
         return result.at[(0,) * len(steps)].set(change.reshape(()))
 
     def _each(self, at: Position, function: Callable[[FourierSeries, Position], Any]) -> tuple[Any, Any, Any]:
@@ -101,7 +101,7 @@ class Chi2Series:
         cross: Differences,
         power: Differences,
         total: Differences | None,
-        shift: Array,
+        at: Position,
         displacements: list[Array],
     ) -> Array:
         """Differences of χ² from those of the series."""
@@ -117,11 +117,7 @@ class Chi2Series:
             result = cross.change + change
         if self.prior is None:
             return result
-        here, there = (
-            [s + d for s, d in zip(shift, x, strict=True)]
-            for x in (jnp.zeros_like(shift)[:, None], displacements)
-        )
-        return result + self.prior.chi2(there) - self.prior.chi2(here)
+        return result + self.prior.differences(at, displacements)
 
     def nuisances(self, at: Position) -> tuple[Array, Array]:
         """Best gain and background at one shift, in the internal units; 1 and 0 where not fitted."""

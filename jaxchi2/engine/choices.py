@@ -1,6 +1,6 @@
 """The static choices of a registration: what the reference is outside its frame, and what is fitted.
 
-Everything that is wrong about an option raises here, by its name.
+What is wrong about these options raises here, by their names.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ class Choices:
         look at the search grid outside the window.
         """
         limits = self.limits(len(image))
+        free = (True,) * len(image) if free is None else free
         boundary = self.boundary
         if boundary.min_overlap is None:
             boundary = replace(boundary, min_overlap=MIN_OVERLAP if limits is None else SMALL_OVERLAP)
@@ -135,12 +136,13 @@ class Choices:
             boundary=boundary,
             gain=self.gain,
             background=self.background,
-            window=_window(boundary, limits, reference, image),
+            window=_window(boundary, limits, free, reference, image),
             limited=limits is not None,
-            free=(True,) * len(image) if free is None else free,
+            free=free,
             compact=compact
             and limits is not None
             and boundary.periodic
+            and all(free)
             # Matrix products for so few shifts take less time than the inverse FFT, on two cores.
             and all(2 * limit + 3 <= min(n / 2, 8 * log2(n)) for limit, n in zip(limits, image, strict=True)),
         )
@@ -177,18 +179,28 @@ def _limits(max_shift: float | Sequence[float]) -> tuple[float, ...]:
     return limits
 
 
-def _window(boundary: Boundary, limits: tuple[float, ...] | None, reference: Shape, image: Shape) -> Window:
+def _window(
+    boundary: Boundary,
+    limits: tuple[float, ...] | None,
+    free: tuple[bool, ...],
+    reference: Shape,
+    image: Shape,
+) -> Window:
     """Lowest and highest shift along each axis that is looked at."""
     shapes = list(zip(reference, image, strict=True))
+    # Beyond these shifts the frames have no pixel in common, and there is nothing to look at.
+    ends = [(m - 1, n - 1) if boundary.overlap else (n, n) for m, n in shapes]
     if limits is not None:
-        # Beyond these shifts the frames have no pixel in common, and there is nothing to look at.
-        ends = [(m - 1, n - 1) if boundary.overlap else (n, n) for m, n in shapes]
-        return tuple(
+        window = [
             (-min(limit, low), min(limit, high)) for limit, (low, high) in zip(limits, ends, strict=True)
-        )
-    if boundary.periodic:
-        return tuple((-(n // 2), (n - 1) // 2) for n in image)
-    if boundary.overlap:
+        ]
+    elif boundary.periodic:
+        window = [(-(n // 2), (n - 1) // 2) for n in image]
+    elif boundary.overlap:
         # Half the smaller frame stays covered along each axis: for equal shapes half the frame.
-        return tuple((min(m, n) / 2 - m, n - min(m, n) / 2) for m, n in shapes)
-    return tuple((-n / 2, n / 2) for n in image)
+        window = [(min(m, n) / 2 - m, n - min(m, n) / 2) for m, n in shapes]
+    else:
+        window = [(-n / 2, n / 2) for n in image]
+    # An axis may be held anywhere.
+    every = zip(window, ends, free, strict=True)
+    return tuple(w if is_free or boundary.periodic else (-end[0], end[1]) for w, end, is_free in every)

@@ -52,6 +52,16 @@ class Prior(NamedTuple):
         pairs = [self.precision[a, b] * offset[a] * offset[b] for a in range(ndim) for b in range(ndim)]
         return reduce(jnp.add, pairs)
 
+    def differences(self, at: Position, displacements: list[Array]) -> Array:
+        """``χ²(s + d) − χ²(s)`` on the grid of displacements, as ``dᵀ P (2 (s − μ) + d)``: none is lost."""
+        ndim = len(displacements)
+        offset = 2 * ((at.whole - self.mean) + at.fraction)
+        steps = [along(d, a, ndim) for a, d in enumerate(displacements)]
+        pairs = [
+            self.precision[a, b] * steps[a] * (offset[b] + steps[b]) for a in range(ndim) for b in range(ndim)
+        ]
+        return reduce(jnp.add, pairs)
+
     def derivatives(self, at: Position, order: int) -> Array:
         """Partial derivatives up to ``order`` per axis, shape ``(order + 1,) * D``."""
         offset = (at.whole - self.mean) + at.fraction
@@ -69,7 +79,7 @@ class Prior(NamedTuple):
 
 
 class Constraints(NamedTuple):
-    """A `Search`, checked, in arrays."""
+    """A `Search`, checked, in arrays, and the window of frames that were made larger."""
 
     initial: Array | None = None
     """Shift to start from, shape ``(D,)``."""
@@ -77,7 +87,7 @@ class Constraints(NamedTuple):
     held: Array | None = None
     """Shift of the axes that are held, shape ``(D,)``; of no meaning for the others."""
     window: Array | None = None
-    """Lowest and highest shift along each axis, shape ``(D, 2)``; None: those of the plan."""
+    """Window of the frames before they were made larger, shape ``(D, 2)``; None: that of the plan holds."""
 
     def start(self, shift: Array, free: tuple[bool, ...]) -> Array:
         """A shift to start from: the axes that are not free where they are held."""
@@ -117,5 +127,5 @@ def check_search(search: Search, ndim: int, dtype: jnp.dtype) -> tuple[Constrain
                 f"prior must have a mean of shape ({ndim},) and a covariance of shape ({ndim}, {ndim}), "
                 f"not {mean.shape} and {covariance.shape}"
             )
-        prior = Prior(mean, jnp.linalg.inv(covariance))
+        prior = Prior(mean, jnp.linalg.inv((covariance + covariance.T) / 2))
     return Constraints(initial, prior, held), free

@@ -30,10 +30,10 @@ crops of smooth scenes four steps leave 1.5 to 3 times the error of any number, 
 BLOCK = 4
 """Pixels along each axis of the blocks whose differences tell how large those of the scene are."""
 DETAIL, RIM_SLOPE, HOLE_SLOPE = 4.6, 0.2, 0.005
-"""Variance of the error of an unknown pixel, as far as it rings, in units of the mean square of fourth
-differences nearby, and of first differences: at the rim of a patch, and in a hole. Both kinds have gain one
-at the Nyquist frequency. Measured on 64² crops and with 10 % of holes: the first holds to 20 % for scenes of
-amplitude k⁰ to k⁻², the others within a factor of three for what is smoother."""
+"""Variance of the error of a filled pixel, of which only the part that rings counts, in units of mean
+squares: of fourth differences nearby, of first differences at the rim of a patch, and of those in a hole.
+Both kinds have gain one at the Nyquist frequency. Measured on 64² crops and with 10 % of holes: the first
+holds to 20 % for scenes of amplitude k⁰ to k⁻², the others within a factor of three for what is smoother."""
 
 
 def without_peaks(reference: Array, known: Array, framed: Array) -> tuple[Array, Array]:

@@ -4,8 +4,8 @@ A boundary that says what the reference is outside its frame is a matter of padd
 reference are *unknown* (masked, not finite, or outside the frame for "overlap"), which image pixels count
 depends on the shift. Two steps settle that:
 
-1. For every whole shift the correlation over the pixels known in both images; the shift with the best score,
-   see `overlap`, is the origin of the second step.
+1. For every whole shift the correlation over the pixels known in both images. From the shift with the best
+   score, see `overlap`, χ² leads downhill to the origin of the second step; a first guess is that itself.
 2. The reference, moved there, is continued smoothly where it is unknown (`fill_smoothly`), the flanks of a
    peak that a mask hides counting as unknown too (`without_peaks`). Image pixels that
    fall on an unknown one, or lie within `MARGIN` of an edge or a patch of them, get weight zero; all others
@@ -43,7 +43,7 @@ MODES = {"constant": "constant", "reflect": "symmetric", "nearest": "edge"}
 
 
 def is_valid_error(err: Array) -> Array:
-    """Whether an error is a positive finite number whose square is one too."""
+    """Whether an error is a positive finite number."""
     return jnp.isfinite(err) & (err > 0)
 
 
@@ -93,11 +93,11 @@ class Layout(NamedTuple):
     """What guides the search: the score of `overlap`, infinite where too little overlaps and outside the
     window. Its origin is where the reference has been put: shifts of the series are counted from there."""
     frames: tuple[Spread, Spread]
-    """Reference and image as they were before pixels were left out."""
+    """Reference and image as they were before pixels were left out; zeros where the grid is not settled."""
     common: tuple[Spread, Spread]
     """The same over the pixels that count at this origin."""
     noise_share: Array
-    """Variance as given over the variance used, its mean over the pixels that count."""
+    """Mean ratio of the variance as given to the one used, which has the error of the continuation."""
 
 
 def prepare(pair: Pair, plan: Plan) -> Prepared:
@@ -165,14 +165,13 @@ def lay_out(prepared: Prepared, pair: Pair, plan: Plan) -> Layout:
 
 def as_it_is(prepared: Prepared, pair: Pair, plan: Plan) -> Layout:
     """The layout of a periodic pair whose reference is known everywhere."""
-    nothing = jnp.zeros_like(prepared.reference)
+    nothing, none = jnp.zeros_like(prepared.reference), Spread(*[jnp.zeros_like(prepared.unit)] * 2)
     correlation = Correlation(
         coefficient=nothing,
         number=nothing,
         rounding=jnp.ones_like(prepared.unit),
         independent=jnp.ones_like(prepared.unit),
     )
-    frames = spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)
     return Layout(
         prepared.reference,
         prepared.image,
@@ -187,8 +186,8 @@ def as_it_is(prepared: Prepared, pair: Pair, plan: Plan) -> Layout:
             constraints=pair.constraints,
             plan=plan,
         ),
-        frames=frames,
-        common=frames,
+        frames=(none, none),
+        common=(none, none),
         noise_share=jnp.ones_like(prepared.unit),
     )
 

@@ -208,8 +208,9 @@ def stationary(
 
 @stationary.defjvp
 def _stationary_jvp(primals: tuple, tangents: tuple) -> tuple:
-    series, at, *_ = primals
-    _, value, hessian = stationary(*primals)
+    series = primals[0]
+    # Through `stationary`, for derivatives of these.
+    at, value, hessian = stationary(*primals)
 
     def expansion(series: Chi2Series, fraction: Array) -> tuple[Array, Array, Array]:
         tensor = series.derivatives(Position(at.whole, fraction), 2)

@@ -94,7 +94,7 @@ def correlate(
     mass = jnp.where(sums.mass > 0, sums.mass, 1.0)
     cross = sums.cross - sums.model * sums.data / mass
     power, energy = sums.power - sums.model**2 / mass, sums.energy - sums.data**2 / mass
-    # Sums over a blank overlap are the rounding of bright sources elsewhere: to be added, not divided by.
+    # The sums of a blank overlap are the rounding of bright sources elsewhere: an energy below that is none.
     rounding = jnp.finfo(cross.dtype).eps * (LEAST_SHARE + 2 * sqrt(reference.size))
     # A frame of zeros has none; any number stands for it.
     power, energy = (

@@ -6,8 +6,9 @@ at once, so that further on a pixel is left out for one reason only: it is not f
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from math import prod
+from math import inf, prod
 from typing import Any, NamedTuple
 
 import jax
@@ -166,6 +167,9 @@ def check(
         reference_mask=reference_mask,
     )
     constraints, free = check_search(search, pair.ndim, pair.image.dtype)
+    if overlapping and search.initial is not None and choices.max_shift is None:
+        # A first guess may be further off than where a search without one would look.
+        choices = replace(choices, max_shift=(inf,))
     pair = pair._replace(constraints=constraints)
     if search.prior is not None and err is None and weights is None:
         raise ValueError("prior needs err or weights: without them χ² has no scale to weigh it by")

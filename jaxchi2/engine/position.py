@@ -14,7 +14,7 @@ class Position(NamedTuple):
     whole: Array
     """In whole pixels, int32, shape ``(D,)``; without a derivative."""
     fraction: Array
-    """What is to be added, in pixels, shape ``(D,)``; of a size below about one."""
+    """What is to be added, in pixels, shape ``(D,)``; small, for its phase has the precision of its dtype."""
 
     @classmethod
     def of(cls, shift: Array) -> Position:
@@ -28,7 +28,7 @@ class Position(NamedTuple):
         return self.whole + self.fraction
 
     def moved(self, displacement: Array) -> Position:
-        """The position displaced by less than about a pixel."""
+        """The position with a displacement added to its fraction."""
         return self._replace(fraction=self.fraction + displacement)
 
     def since(self, origin: Array) -> Position:

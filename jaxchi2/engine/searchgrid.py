@@ -18,7 +18,7 @@ from scipy.fft import next_fast_len
 from .choices import Plan
 from .constraints import Constraints
 from .continuation import MARGIN
-from .overlap import BESIDE, Correlation, log_left, score
+from .overlap import BESIDE, Correlation, log_left
 from .passes import count, wrapped
 from .position import Position
 from .spectrum import Shape, along, contract
@@ -85,7 +85,7 @@ class SearchGrid:
     """What a shift is worth, for every whole one: the lower, the better."""
 
     values: Array
-    """χ² less its constant or, where ``settled``, the score of `overlap`; with the prior."""
+    """χ² less its constant or, where ``settled``, the score of `overlap`. `builders` adds the prior, once."""
     origin: Array
     """Whole shift that the weights are settled for and the search begins at; else zero."""
     settled: Array
@@ -115,13 +115,19 @@ class SearchGrid:
         for axis, length in enumerate(values.shape):
             inside = self.inside(axis, length)
             if held is not None and not self.plan.free[axis]:
-                inside = grid_shifts(length, self.plan.window[axis])[0] == jnp.round(held[axis])
+                # Where the grid is periodic, so is the shift.
+                offset = self.shifts_along(axis, length) - jnp.round(held[axis]).astype(jnp.int32)
+                inside = offset == 0 if self.plan.boundary.overlap else offset % length == 0
             values = jnp.where(along(inside, axis, values.ndim), values, jnp.inf)
         return values
 
     def shifts(self) -> list[np.ndarray]:
         """Whole shift of the samples along each axis."""
-        return [grid_shifts(n, w)[0] for n, w in zip(self.shape, self.plan.window, strict=True)]
+        return [self.shifts_along(axis, length) for axis, length in enumerate(self.shape)]
+
+    def shifts_along(self, axis: int, length: int) -> np.ndarray:
+        """Whole shift of each of so many samples along an axis."""
+        return grid_shifts(length, self.plan.window[axis])[0]
 
     def shift_at(self, index: Array) -> Array:
         """Whole shift of samples, int32; the axes are last in both."""
@@ -143,7 +149,7 @@ class SearchGrid:
         """Sample that the search begins with."""
         if self.constraints.initial is None:
             return grid_minimum(self.in_window(self.values))
-        return self.index_of(self.origin)
+        return self.index_of(self.start().whole)
 
     def start(self) -> Position:
         """Where a descent starts: the best shift, or what was given."""
@@ -230,7 +236,11 @@ class SearchGrid:
         at = tuple(index)
         there = Correlation(coefficient[at], number[at], *scalars)
         best = there._replace(coefficient=jnp.max(values))
-        return Explained(log_left(best), there.number, self.values[at] - score(there))
+        prior = self.constraints.prior
+        chi2 = jnp.zeros_like(there.number)
+        if prior is not None:
+            chi2 = prior.chi2(list(self.shift_at(index).astype(chi2.dtype)[:, None])).reshape(())
+        return Explained(log_left(best), there.number, chi2)
 
     def number_of_shifts(self) -> Array:
         """Whole shifts of the window."""

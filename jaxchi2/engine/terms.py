@@ -71,8 +71,8 @@ class Content(NamedTuple):
     """What there is in the images, to judge a match by."""
 
     flat: Array
-    """Whether an image is constant to rounding, or along a free axis. Weights that differ give χ² a minimum
-    even so."""
+    """Whether an image is constant to rounding, or along a free axis: weights that differ give χ² a minimum
+    even so. False where they are equal, for there the curvature tells."""
     contrast: Array
     """``Σ w (D − D̄)²`` with the weighted mean D̄."""
     frames: tuple[Spread, Spread] | None
@@ -80,8 +80,8 @@ class Content(NamedTuple):
     common: tuple[Spread, Spread] | None
     """The same over the pixels that count."""
     noise_share: Array | None
-    """Variance as given over the variance used, its mean over the pixels that count; None where a filter for
-    noise of the reference takes of χ² too."""
+    """Mean ratio of the variance as given to the one used, which has the error of the continuation; None
+    where a filter for noise of the reference takes of χ² too."""
 
 
 class Units(NamedTuple):
@@ -136,7 +136,7 @@ class Chi2Terms:
         return sum_all(pixels.weights * residual**2)
 
     def match(self, at: Position) -> Matched:
-        """Plan, residual and data at one shift."""
+        """The moved reference, residual and data at one shift."""
         gain, background = self.series.nuisances(at)
         pixels, spectrum = self.pixels, self.pixels.moved(at)
         shape, image = pixels.shape, pixels.image

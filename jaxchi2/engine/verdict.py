@@ -33,12 +33,13 @@ class Peaks(NamedTuple):
 
 
 class RunnerUp(NamedTuple):
-    """The next best separate minimum of χ²: the deepest on the search grid, then refined."""
+    """The next best separate minimum of χ²; a whole shift where each has pixels of its own."""
 
     shift: Array
     """Its shift in pixels, shape ``(D,)``; NaN where there is none."""
     delta_chi2: Array
-    """Its χ² above that of the best, in units of the noise; infinite where there is none."""
+    """Its χ² above that of the best, in units of the noise, or the score of `Peaks`; infinite where there is
+    none."""
     probability: Array
     """Probability of the best of the two, the prior included: ``1 / (1 + exp(−Δχ²/2))``, Δχ² by the share of
     the residuals that are independent of each other."""
@@ -55,19 +56,25 @@ class Posterior(NamedTuple):
     """On the grid of ``surface.map()``, sums to one."""
 
 
-def peaks(terms: Chi2Terms, minimum: Minimum, others: Candidates) -> Peaks:
+def explained(grid: SearchGrid, others: Candidates) -> Explained | None:
+    """What the best shift and others explain of their overlaps; None where these do not depend on it."""
+    return None if grid.correlation is None else grid.explained(others.sample)
+
+
+def peaks(terms: Chi2Terms, minimum: Minimum, others: Candidates, matches: Explained | None) -> Peaks:
     """The minimum and the next best separate minima in order, refined where one χ² holds for all shifts.
 
     Where pixels of the reference are unknown, each shift has weights of its own. Then these are whole
-    shifts, and their Δχ² is that of their scores between the pixels.
+    shifts, and their Δχ² is that of their scores between the pixels. ``matches`` as by `explained`.
     """
     grid, here = terms.grid, minimum.position.shift
     samples, exist, *point, use = others
     position, refined, _ = jax.vmap(partial(stationary, terms.series))(*lax.stop_gradient(point))
     best = grid.index_of(jnp.round(here).astype(jnp.int32))
     coarse = grid.values[tuple(grid.index_of(samples).T)] - grid.values[tuple(best)]
-    if grid.correlation is not None:
-        left, number, prior = grid.explained(samples)
+    if matches is not None:
+        assert grid.correlation is not None
+        left, number, prior = matches
         scores = grid.correlation.independent * number * left + prior
         coarse = jnp.where(grid.settled, scores[1:] - scores[0], coarse)
     shift = jnp.where(use[:, None], position.shift, samples.astype(here.dtype))
@@ -84,14 +91,14 @@ def runner_up(
     terms: Chi2Terms, minimum: Minimum, others: Candidates, scale: Array, evidence: Evidence
 ) -> RunnerUp:
     """The second best minimum, with χ² in units of ``scale``."""
-    found = peaks(terms, minimum, others)
+    matches = explained(terms.grid, others)
+    found = peaks(terms, minimum, others, matches)
     delta = found.delta_chi2[1]
     grid = terms.grid
     delta = jnp.where(jnp.abs(delta) < _rounding(terms), 0.0, delta) / jnp.where(grid.settled, 1.0, scale)
     weighed = evidence.share * delta
-    if grid.correlation is not None:
-        explained = grid.explained(others.sample[:1])
-        best, other = (jax.tree.map(lambda x, k=k: x[k], explained) for k in (0, 1))
+    if matches is not None:
+        best, other = (jax.tree.map(lambda x, k=k: x[k], matches) for k in (0, 1))
         weighed = jnp.where(grid.settled & others.exist[0], _weighed(terms, best, other, evidence), weighed)
     return RunnerUp(found.shift[1], delta, jax.nn.sigmoid(weighed / 2))
 
@@ -134,7 +141,8 @@ def is_unequal(terms: Chi2Terms, matched: Matched, least: float) -> Array:
     free = energy - cross**2 / jnp.maximum(power, tiny)
     weights, grid = terms.pixels.weights, terms.grid
     root = jnp.ones_like(data) if weights is None else jnp.sqrt(weights)
-    offset = sum_all(root * residual) ** 2 / terms.series.mass
+    # What a background at its best would take; residuals may be whitened, and root with them.
+    offset = sum_all(root * residual) ** 2 / jnp.maximum(sum_all(root**2), tiny)
     rounding = 16 * jnp.finfo(data.dtype).eps * energy
     result = jnp.zeros_like(terms.content.flat)
     if not terms.plan.gain:

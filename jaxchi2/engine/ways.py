@@ -36,7 +36,7 @@ def has_quick_way(pair: Pair, plan: Plan) -> bool:
 
 
 def with_terms(function: Callable[[Chi2Terms], Any], pair: Pair, plan: Plan, way: Way) -> Any:
-    """``function(terms)`` of the terms built in one way, the other where that is not open."""
+    """``function(terms)``, the terms built the given way; by the general one where there is no quick one."""
     if way is Way.ANY or not has_quick_way(pair, plan):
         return function(weighted_terms(pair, plan))
     if way is Way.QUICK:
@@ -57,7 +57,10 @@ def tried(
     failed: Callable[[T], Any],
     otherwise: Way = Way.ANY,
 ) -> T:
-    """The result of the quick way, where that is promising and has not failed; else of another."""
+    """The result of the quick way, where that is promising and has not failed; else of another.
+
+    Traced values decide at run time.
+    """
     if traced:
         return run(Way.BY_VALUES)
     if promising:
