@@ -12,6 +12,7 @@ import jaxchi2
 import jaxchi2.stack
 from jaxchi2 import Search
 from jaxchi2.batch import default_batch_size, in_chunks
+from jaxchi2.engine.ways import Way
 from jaxchi2.status import Status
 
 SHAPE = (16, 18)
@@ -65,9 +66,9 @@ def test_a_blank_frame_does_not_make_the_stack_run_twice(monkeypatch):
     """It has no answer either way; a frame with a bad pixel may have one that the quick way does not find."""
     runs = []
 
-    def counted(*args, clean, **kwargs):
-        runs.append(clean)
-        return register(*args, clean=True, **kwargs)
+    def counted(*args):
+        runs.append(args[-1])
+        return register(*args[:-1], Way.QUICK)
 
     register = jaxchi2.stack._register_stack
     monkeypatch.setattr(jaxchi2.stack, "_register_stack", counted)
@@ -80,7 +81,7 @@ def test_a_blank_frame_does_not_make_the_stack_run_twice(monkeypatch):
     blank = STACK.copy()
     blank[1], blank[5] = 0.0, 7.25
     found = run(blank)
-    assert runs == [True]
+    assert runs == [Way.QUICK]
     assert np.all((found.status == Status.FLAT) == np.isin(np.arange(COUNT), [1, 5]))
     assert np.all(np.isnan(np.asarray(found.shift)[[1, 5]]))
     for stack, reference, err in [
@@ -90,7 +91,7 @@ def test_a_blank_frame_does_not_make_the_stack_run_twice(monkeypatch):
         (np.zeros_like(blank), SCENE, np.nan),
     ]:
         run(stack, reference, err)
-        assert runs == [True, None]
+        assert runs == [Way.QUICK, Way.BY_VALUES]
 
 
 def test_float32(dtype):
@@ -216,23 +217,6 @@ def test_a_first_guess_is_where_the_mean_begins():
     guess = np.round(shifts - shifts.mean(0))
     found = jaxchi2.register_stack(frames, err=0.5, search=Search(initial=guess), **MEAN)
     assert np.all(np.abs(found.shift - (shifts - shifts.mean(0))) < 6 * found.stderr)
-
-
-def test_a_blank_frame_is_no_reason_to_begin_again(monkeypatch):
-    """It has an answer of its own; a bad pixel is one."""
-    runs = []
-    register = jaxchi2.stack._register_stack
-    monkeypatch.setattr(
-        "jaxchi2.stack._register_stack", lambda *a, **k: runs.append(k["clean"]) or register(*a, **k)
-    )
-    options = {"boundary": "wrap", "verdict": False}
-    blank = STACK.copy()
-    blank[3] = 7.0
-    found = jaxchi2.register_stack(blank, SCENE, 0.1, **options)
-    np.testing.assert_array_equal(found.status, np.where(np.arange(COUNT) == 3, Status.FLAT, 0))
-    assert runs == [True]
-    jaxchi2.register_stack(HOLES, SCENE, 0.1, **options)
-    assert runs == [True, True, None]
 
 
 def test_jit_and_gradient(x64):
