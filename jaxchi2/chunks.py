@@ -39,6 +39,8 @@ class Options(NamedTuple):
     choices: Choices
     clip: float | None
     verdict: bool
+    robust: bool
+    """Whether errors come from the sandwich."""
     known_err: bool
 
     @property
@@ -146,7 +148,7 @@ def _chunk_function(
 
     def one_by_one(frame: Frame) -> Registration:
         pair, plan = pair_of(frame)
-        return measure(pair, nsigma, alone, known_err, plan, options.clip, options.verdict)
+        return measure(pair, nsigma, alone, known_err, plan, options.clip, options.verdict, options.robust)
 
     if not shareable:
         return jax.vmap(one_by_one)
@@ -155,7 +157,7 @@ def _chunk_function(
 
     def shared_measure(frame: Frame) -> Registration:
         terms = shared_terms(shared, pair._replace(image=frame.image), plan)
-        result, _ = solve(terms, nsigma, known_err, options.verdict)
+        result, _ = solve(terms, nsigma, known_err, options.verdict, options.robust)
         chi2, doubt = in_units(result.chi2, unit)
         return result._replace(chi2=chi2, status=result.status | doubt)
 

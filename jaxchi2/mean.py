@@ -177,7 +177,7 @@ def _start(
     # Two frames may be twice as far apart as each is from the mean.
     limits = options.choices.max_shift
     choices = replace(options.choices, max_shift=None if limits is None else tuple(2 * x for x in limits))
-    found = register(frames, first, options=options._replace(choices=choices, verdict=False))
+    found = register(frames, first, options=options._replace(choices=choices, verdict=False, robust=False))
     accepted = _fit_as_usual(found, axis)
     place = jnp.where(has_answer(found)[:, None], found.shift, 0.0)
     return jnp.where(free, place - _mean_of(place, accepted, axis), 0.0), accepted

@@ -367,7 +367,7 @@ def _with_clipped(
     from .engine.pair import check
     from .registration import clipped, with_unit
 
-    options = {name: value for name, value in options.items() if name not in ("nsigma", "verdict")}
+    options = {name: value for name, value in options.items() if name not in ("nsigma", "verdict", "errors")}
     if clip is None:
         return options
     of_model = ("fit_gain", "fit_background", "max_shift")

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from .checks import flag, is_traced, positive, real_number
+from .checks import choice, flag, is_traced, positive, real_number
 from .engine.algebra import is_positive_definite
 from .engine.builders import weighted_terms
 from .engine.chance import evidence
@@ -23,6 +23,7 @@ from .engine.minimum import Minimum, find_minima, find_minimum, with_derivative
 from .engine.pair import Pair, check
 from .engine.passes import count, extremes
 from .engine.position import Position
+from .engine.sandwich import sandwich
 from .engine.searchgrid import SearchGrid
 from .engine.terms import Chi2Terms
 from .engine.verdict import RunnerUp, is_unequal, runner_up
@@ -32,6 +33,7 @@ from .sharding import any_sharding
 from .status import Status
 
 CLIP_ROUNDS = 3
+ERRORS = ("model", "sandwich")
 
 
 MAX_CHANCE = 1e-3
@@ -41,6 +43,10 @@ MIN_PROBABILITY = 0.99
 MAX_IMPROVEMENT = 1.5
 """Factor by which χ² may exceed its value at the best gain and background before `Status.BRIGHTNESS` is
 set."""
+MIN_INFLATION = 1.3
+"""Inflation, or its inverse, from which `Status.CONTRADICTED` is set, if it is certain."""
+CERTAIN = 4.0
+"""How many times its scatter the logarithm of an inflation has to be."""
 MAX_CLIPPED = 0.1
 """Share of bright pixels clipped, beyond twice that of all pixels, from which `Status.CLIPPED` is set."""
 
@@ -63,6 +69,7 @@ def register(
     clip: float | None = None,
     nsigma: ArrayLike = 1.0,
     verdict: bool = True,
+    errors: str = "model",
 ) -> Registration:
     """Measure the displacement of an image from a reference, with its error, by minimising χ².
 
@@ -121,6 +128,13 @@ def register(
         Whether to look for the runner-up and the odds of chance, half as much work again as all the rest;
         static under jit. If not, both are NaN and no status warns of unrelated or ambiguous images.
 
+    errors : {"model", "sandwich"}
+        Where covariance, interval and the errors of gain and background come from; static under jit. "model":
+        from χ² and ``err``, right if the noise is white and as said. "sandwich": from the residuals, right
+        also where ``err`` is wrong or none is given, where the noise is correlated (resampled, smoothed),
+        larger on sources, or in the reference and not declared. ``inflation`` is what that makes of the
+        model's errors. Costs some fifteen FFTs.
+
     Returns
     -------
     Registration
@@ -178,10 +192,12 @@ def register(
         compact=True,
         padded=True,
     )
-    clip, nsigma, verdict = check_measure(pair.image.dtype, clip, nsigma, verdict)
+    clip, nsigma, verdict, robust = check_measure(pair.image.dtype, clip, nsigma, verdict, errors)
     known_err = err is not None or weights is not None
     return tried(
-        partial(measure, pair, nsigma, known_err=known_err, plan=plan, clip=clip, verdict=verdict),
+        partial(
+            measure, pair, nsigma, known_err=known_err, plan=plan, clip=clip, verdict=verdict, robust=robust
+        ),
         clip is None and mask is None and reference_mask is None and has_quick_way(pair, plan),
         is_traced((pair, nsigma)),
         lambda found: found.status == Status.FLAT,
@@ -189,15 +205,16 @@ def register(
 
 
 def check_measure(
-    dtype: jnp.dtype, clip: float | None, nsigma: ArrayLike, verdict: bool
-) -> tuple[float | None, Array, bool]:
+    dtype: jnp.dtype, clip: float | None, nsigma: ArrayLike, verdict: bool, errors: str
+) -> tuple[float | None, Array, bool, bool]:
     """Check what `register` is asked beside the pair and the plan; ``nsigma`` as an array."""
     if clip is not None:
         clip = real_number(clip, "clip", "a number of standard deviations above 1", lambda x: x > 1)
-    return clip, positive(nsigma, "nsigma", dtype), flag(verdict, "verdict")
+    robust = choice(errors, "errors", ERRORS) == "sandwich"
+    return clip, positive(nsigma, "nsigma", dtype), flag(verdict, "verdict"), robust
 
 
-@partial(jax.jit, static_argnames=("way", "known_err", "plan", "clip", "verdict"))
+@partial(jax.jit, static_argnames=("way", "known_err", "plan", "clip", "verdict", "robust"))
 def measure(
     pair: Pair,
     nsigma: Array,
@@ -206,10 +223,11 @@ def measure(
     plan: Plan,
     clip: float | None,
     verdict: bool,
+    robust: bool,
 ) -> Registration:
-    """`register` of a checked pair."""
+    """`register` of a checked pair; ``robust``: with errors from the sandwich."""
     pair, unit = with_unit(pair, known_err)
-    run = partial(solve, nsigma=nsigma, known_err=known_err, verdict=verdict)
+    run = partial(solve, nsigma=nsigma, known_err=known_err, verdict=verdict, robust=robust)
     if clip is None:
         result, _ = with_terms(run, pair, plan, way)
     else:
@@ -270,7 +288,7 @@ def range_of(array: Array) -> Array:
 
 
 def solve(
-    terms: Chi2Terms, nsigma: Array, known_err: bool, verdict: bool = True
+    terms: Chi2Terms, nsigma: Array, known_err: bool, verdict: bool = True, robust: bool = False
 ) -> tuple[Registration, Array]:
     """Minimum, errors and verdict for one surface, whichever way its terms were built.
 
@@ -286,6 +304,9 @@ def solve(
     fatal = _fatal(searched, minimum, dof)
     failed = fatal != Status.OK
     found = _measured(known_err, failed, terms, nsigma, minimum)
+    inflation, contradicted = jnp.full_like(found.shift, jnp.nan), jnp.zeros_like(failed)
+    if robust:
+        found, inflation, contradicted = _from_residuals(searched, minimum.position, found)
     unequal = jnp.zeros_like(failed)
     if others is not None:
         matched = searched.match(_in_reach(searched, minimum))
@@ -303,6 +324,7 @@ def solve(
         (is_bad_fit(found.chi2, dof) & known_err, Status.BAD_FIT),
         (_has_large_errors(searched, found.chi2, dof, known_err), Status.LARGE_ERRORS),
         (unequal, Status.BRIGHTNESS),
+        (contradicted, Status.CONTRADICTED),
     ]
     doubt = sum(jnp.where(c, np.int32(flag), np.int32(0)) for c, flag in doubts)
     content, eps = searched.content, jnp.finfo(series.constant.dtype).eps
@@ -327,6 +349,7 @@ def solve(
         runner_up=jax.tree.map(unless_failed, second),
         chance=unless_failed(chance),
         noise_known=jnp.full_like(failed, known_err),
+        inflation=unless_failed(inflation),
     )
     return result, bounds
 
@@ -365,6 +388,33 @@ def _at_minimum(known_err: bool, terms: Chi2Terms, nsigma: Array, minimum: Minim
         if plan.background
         else jnp.zeros_like(gain),
         nuisance_covariance=_nuisance_covariance(terms, at, gain) * scale,
+    )
+
+
+def _from_residuals(terms: Chi2Terms, at: Position, found: _Measured) -> tuple[_Measured, Array, Array]:
+    """Errors from the sandwich, what it makes of those of the model along each axis, and if that is too much.
+
+    Derivatives are those of the model's errors, times that.
+    """
+    ndim, model = len(found.shift), lax.stop_gradient(found.covariance)
+    covariance, scatter = sandwich(terms, at)
+    shift, nuisance = covariance[:ndim, :ndim], _in_image_units(terms, covariance[ndim:, ndim:])
+    ratio = jnp.diagonal(shift) / jnp.where(jnp.diagonal(model) > 0, jnp.diagonal(model), 1.0)
+    inflation = jnp.where(np.array(terms.plan.free), jnp.sqrt(ratio), 1.0)
+    scaled = found.covariance * inflation[:, None] * inflation[None, :]
+    least = jnp.maximum(MIN_INFLATION, jnp.exp(CERTAIN * scatter[:ndim]))
+    away = (inflation > least) | (inflation < 1 / least)
+    # Of equal images there are no residuals to tell.
+    other = lax.stop_gradient(found.chi2) > jnp.finfo(found.chi2.dtype).eps * terms.content.contrast
+    return (
+        found._replace(
+            # The value of the sandwich, the derivative of the other.
+            covariance=scaled + lax.stop_gradient(shift - scaled),
+            bounds=found.bounds * inflation[:, None],
+            nuisance_covariance=nuisance,
+        ),
+        inflation,
+        jnp.any(away) & other,
     )
 
 
@@ -456,8 +506,12 @@ def _nuisance_covariance(terms: Chi2Terms, at: Position, gain: Array) -> Array:
     """Covariance of gain and background in units of the images."""
     if not (terms.plan.gain or terms.plan.background):
         return jnp.zeros_like(gain, shape=(2, 2))
-    covariance = terms.series.nuisance_covariance(at, gain)
-    scale, offset, _ = terms.units
+    return _in_image_units(terms, terms.series.nuisance_covariance(at, gain))
+
+
+def _in_image_units(terms: Chi2Terms, covariance: Array) -> Array:
+    """That of gain and background from the internal ones."""
+    gain, (scale, offset, _) = covariance[0, 0], terms.units
     # The background meant by the user is that at zero of the images, not at their pedestals.
     change = jnp.stack([jnp.ones_like(gain), jnp.zeros_like(gain), -offset, scale]).reshape(2, 2)
     if not (terms.plan.gain and terms.plan.background):

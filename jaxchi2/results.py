@@ -59,6 +59,9 @@ class Registration(NamedTuple):
     """Probability that unrelated images with these spectra match as well at some shift of the window."""
     noise_known: Array
     """Whether errors were given; if not, every error here has been scaled by the reduced χ²."""
+    inflation: Array
+    """Errors from the residuals over those of the model, per axis, shape ``(D,)``: what ``stderr`` has been
+    multiplied by; NaN unless ``errors="sandwich"`` was asked for. Near one if the noise is as said."""
 
     @property
     def p_value(self) -> Array:

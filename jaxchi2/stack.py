@@ -68,6 +68,7 @@ def register_stack(
     clip: float | None = None,
     nsigma: ArrayLike = 1.0,
     verdict: bool = True,
+    errors: str = "model",
     batch_size: int | None = None,
     memory_limit: int | None = None,
     mesh: Mesh | None = None,
@@ -105,7 +106,7 @@ def register_stack(
     mesh : jax.sharding.Mesh, optional
         Devices to spread the frames over, along its first axis. No device needs another's frames. Under
         ``jax.distributed`` every process calls with its own frames and gets their results, as NumPy arrays.
-    reference_mask, boundary, fit_gain, fit_background, max_shift, clip, nsigma, verdict
+    reference_mask, boundary, fit_gain, fit_background, max_shift, clip, nsigma, verdict, errors
         As of `register`, for all frames.
 
     Returns
@@ -163,6 +164,7 @@ def register_stack(
         clip=clip,
         nsigma=nsigma,
         verdict=verdict,
+        errors=errors,
         batch_size=batch_size,
         memory_limit=memory_limit,
         mesh=mesh,
@@ -218,6 +220,7 @@ def _checked(
     clip: float | None = None,
     nsigma: ArrayLike = 1.0,
     verdict: bool = True,
+    errors: str = "model",
     batch_size: int | None = None,
     memory_limit: int | None = None,
     mesh: Mesh | None = None,
@@ -225,10 +228,10 @@ def _checked(
     unit = unit_of(stack, reference)
     stack = stack_of(stack, unit=unit)
     shape = stack.shape[1:]
-    clip, nsigma, verdict = check_measure(stack.dtype, clip, nsigma, verdict)
+    clip, nsigma, verdict, robust = check_measure(stack.dtype, clip, nsigma, verdict, errors)
     choices = Choices.of(boundary, fit_gain, fit_background, max_shift)
     choices.limits(len(shape))
-    options = Options(choices, clip, verdict, err is not None)
+    options = Options(choices, clip, verdict, robust, err is not None)
     made = None
     if isinstance(reference, MeanTemplate):
         template: MeanTemplate = reference

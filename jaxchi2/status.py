@@ -11,6 +11,7 @@ class Status(IntFlag):
     NO_DATA, LITTLE_OVERLAP, FLAT, NOT_CONVERGED and OUT_OF_WINDOW leave no answer: shift and errors are NaN,
     and of these only the first that applies is set. The others are doubts about an answer that is there, and
     add up; BRIGHTNESS may also say why there is none.
+    CONTRADICTED is looked for with ``errors="sandwich"``, whose errors hold all the same.
     AT_BOUND and WRONG_BASIN are for `fit` alone, whose only other doubts are BAD_FIT and OUT_OF_RANGE;
     UNREADABLE is for streams, where there is no frame.
     """
@@ -32,6 +33,7 @@ class Status(IntFlag):
     CLIPPED = 8192
     WRONG_BASIN = 16384
     OUT_OF_RANGE = 32768
+    CONTRADICTED = 65536
 
     @property
     def message(self) -> str:
@@ -57,4 +59,6 @@ _MESSAGES = {
     Status.CLIPPED: "clipping left out much of the scene: a bad match, or defects of both images",
     Status.WRONG_BASIN: "less than half of the reference is in the image where it was put: a wrong minimum",
     Status.OUT_OF_RANGE: "χ² is too large or too small for the dtype: scale the images",
+    Status.CONTRADICTED: "the residuals contradict the errors of the model, see inflation: wrong errors, "
+    "noise that is correlated or in the reference, or another scene",
 }

@@ -50,6 +50,7 @@ ORDER = [
     "engine.errors",
     "engine.chance",
     "engine.verdict",
+    "engine.sandwich",
     "engine.ways",
     "sampling",
     "motion",

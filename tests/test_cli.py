@@ -113,6 +113,8 @@ def test_options_reach_register(capsys, calls, given, max_shift):
         "--fit-background",
         "--clip",
         4.5,
+        "--errors",
+        "sandwich",
         "--nsigma",
         1.5,
         "--err",
@@ -128,6 +130,7 @@ def test_options_reach_register(capsys, calls, given, max_shift):
         "fit_gain": True,
         "fit_background": True,
         "clip": 4.5,
+        "errors": "sandwich",
         "max_shift": max_shift,
         "nsigma": 1.5,
     }

@@ -56,6 +56,13 @@ def add_registration_options(parser: argparse.ArgumentParser, image: str, refere
         help="leave out pixels more than K standard deviations off, found in rounds; above 1",
     )
     parser.add_argument(
+        "--errors",
+        choices=("model", "sandwich"),
+        default="model",
+        help="where error bars come from: the noise as given, or the residuals (sandwich), which hold for "
+        "correlated and undeclared noise too; default %(default)s",
+    )
+    parser.add_argument(
         "--max-shift",
         metavar="PIX",
         nargs="+",

@@ -66,7 +66,8 @@ def add_demo(commands: Any) -> None:
     add_output_options(parser, _PICTURE, default_plot="jaxchi2-demo.png")
     parser.add_argument("--no-plot", dest="plot", action="store_const", const=None, help="draw no picture")
     parser.set_defaults(err=None, boundary="overlap", min_overlap=None, max_shift=None, nsigma=1.0, out=None)
-    parser.set_defaults(fit_gain=False, fit_background=False, clip=None, run=run)
+    # Two colours of one scene: it is not noise that they differ by.
+    parser.set_defaults(fit_gain=False, fit_background=False, clip=None, errors="sandwich", run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -102,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
             "fit_gain": arguments.fit_gain,
             "fit_background": arguments.fit_background,
             "clip": arguments.clip,
+            "errors": arguments.errors,
             "max_shift": max_shift(arguments.max_shift),
         }
         result = register(reference.data, image.data, err, nsigma=arguments.nsigma, **options)

@@ -105,6 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
                 fit_gain=arguments.fit_gain,
                 fit_background=arguments.fit_background,
                 clip=arguments.clip,
+                errors=arguments.errors,
                 max_shift=max_shift(arguments.max_shift),
             )
         finally:

@@ -135,6 +135,22 @@ class Chi2Series:
         Zero for what is not fitted. From the second derivatives of χ² in all parameters: those of gain
         and background less what the shifts take (Schur complement).
         """
+        ndim, fitted = len(at.fraction), np.array([self.plan.gain, self.plan.background])
+        second = 2 * self.curvature(at, gain)
+        hessian, mixed, pure = second[:ndim, :ndim], second[:ndim, ndim:], second[ndim:, ndim:]
+        taken = jnp.dot(mixed.T, jnp.linalg.solve(hessian, mixed), precision=lax.Precision.HIGHEST)
+        information = pure - taken
+        determinant = information[0, 0] * information[1, 1] - information[0, 1] * information[1, 0]
+        swapped = jnp.stack(
+            [information[1, 1], -information[0, 1], -information[1, 0], information[0, 0]]
+        ).reshape(2, 2)
+        return jnp.where(fitted[:, None] & fitted[None, :], 2 * swapped / determinant, 0.0)
+
+    def curvature(self, at: Position, gain: Array) -> Array:
+        """Half the second derivatives of χ² in shift, gain and background, shape ``(D + 2, D + 2)``.
+
+        A row of half the unit matrix for what is not fitted.
+        """
         ndim = len(at.fraction)
         first = tuple(np.eye(ndim, dtype=int).T)
         cross, power, total = self._each(at, lambda series, at: series.derivatives(at, 2))
@@ -146,21 +162,12 @@ class Chi2Series:
             1,
         )
         pure = jnp.stack([power[zero], total[zero], total[zero], self.mass]).reshape(2, 2) * 2
-        curvature = gain * cross + gain**2 * power + 2 * gain * background * total
+        tensor = gain * cross + gain**2 * power + 2 * gain * background * total
         if self.prior is not None:
-            curvature = curvature + self.prior.derivatives(at, 2)
+            tensor = tensor + self.prior.derivatives(at, 2)
         pairs = np.eye(ndim, dtype=int)[:, None] + np.eye(ndim, dtype=int)[None, :]
-        hessian = curvature[tuple(np.moveaxis(pairs, -1, 0))]
-        held = ~np.array(self.plan.free)
-        hessian = jnp.where(held[:, None] | held[None, :], jnp.eye(ndim, dtype=hessian.dtype), hessian)
-        mixed = jnp.where(held[:, None], 0.0, mixed)
-        fitted = np.array([self.plan.gain, self.plan.background])
-        pure = jnp.where(fitted[:, None] & fitted[None, :], pure, jnp.eye(2, dtype=pure.dtype))
-        mixed = jnp.where(fitted[None, :], mixed, 0.0)
-        taken = jnp.dot(mixed.T, jnp.linalg.solve(hessian, mixed), precision=lax.Precision.HIGHEST)
-        information = pure - taken
-        determinant = information[0, 0] * information[1, 1] - information[0, 1] * information[1, 0]
-        swapped = jnp.stack(
-            [information[1, 1], -information[0, 1], -information[1, 0], information[0, 0]]
-        ).reshape(2, 2)
-        return jnp.where(fitted[:, None] & fitted[None, :], 2 * swapped / determinant, 0.0)
+        hessian = tensor[tuple(np.moveaxis(pairs, -1, 0))]
+        second = jnp.concatenate([jnp.concatenate([hessian, mixed], 1), jnp.concatenate([mixed.T, pure], 1)])
+        fitted = np.array([*self.plan.free, self.plan.gain, self.plan.background])
+        unit = jnp.eye(ndim + 2, dtype=second.dtype)
+        return jnp.where(fitted[:, None] & fitted[None, :], second, unit) / 2

@@ -289,6 +289,17 @@ def shift_spectrum(spectrum: Array, shape: Shape, at: Position) -> Array:
     return lax.complex(spectrum.real * re - spectrum.imag * im, spectrum.real * im + spectrum.imag * re)
 
 
+def gradients(spectrum: Array, shape: Shape) -> Array:
+    """Derivatives along each axis of the interpolant at the pixels, the axes first."""
+    parts = []
+    for axis, n in enumerate(shape):
+        # The Nyquist wave has no slope at the pixels.
+        slope = np.where(2 * harmonics(n) == -n, 0, 2 * np.pi * harmonics(n) / n)[: spectrum.shape[axis]]
+        factor = along(jnp.asarray(slope, spectrum.real.dtype), axis, len(shape))
+        parts.append(lax.complex(-spectrum.imag * factor, spectrum.real * factor))
+    return jnp.fft.irfftn(jnp.stack(parts), shape, tuple(range(1, len(shape) + 1)))
+
+
 def _computed(rows: Array) -> Array:
     """The same rows, as the result of a matrix product.
 

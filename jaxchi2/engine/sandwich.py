@@ -1,0 +1,157 @@
+"""Errors from the residuals: right also where the noise is not what it was said to be.
+
+With scores ``u_i = g_i r_i``, g the derivatives of the model by the parameters and r the residuals, both in
+units of the errors as given, the covariance of the parameters is
+
+    B⁻¹ V B⁻¹,    V = Σ_ij cov(u_i, u_j),    B half the Hessian of χ²
+
+whatever the noise (White 1980; Newey & West 1987; in images Wieneke 2015). If the errors are right V is B,
+and that is the usual covariance. Here V has two parts. Each pixel has the variance that its own residual
+says, with what the fit took of it given back: ``Σ_i g_i g_iᵀ r_i² / (1 − h_i)``, h the leverage. Pairs of
+pixels have the correlation that the residuals have at their distance anywhere in the image,
+``Σ_{ℓ≠0} ρ(ℓ) Σ_i s_i s_{i+ℓ}ᵀ`` with ``s_i = g_i τ_i``, τ the size of the residuals nearby. All pixels tell
+ρ, and so a single star is enough, where sums of products of neighbouring scores are too few.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from .passes import count, sum_all
+from .position import Position
+from .spectrum import Shape, along, gradients, half_weights, squared
+from .terms import Chi2Terms
+
+NEARBY = 2.0
+"""Standard deviation, in pixels, of the Gaussian that the size of residuals is averaged with."""
+FURTHEST = 20
+"""Distance in pixels along an axis from which residuals are taken to be independent."""
+MAX_LEVERAGE = 0.9
+LEAST = 0.1
+"""Least variance of a score, as a share of what it is without correlations."""
+
+
+def sandwich(terms: Chi2Terms, at: Position) -> tuple[Array, Array]:
+    """Covariance of shift, gain and background at a minimum, in internal units, shape ``(D + 2, D + 2)``.
+
+    Zero for what is not fitted. A constant, as far as derivatives are concerned. Also the scatter that the
+    logarithm of each error has in white noise, shape ``(D + 2,)``.
+    """
+    terms, at = lax.stop_gradient((terms, at))
+    pixels, plan, ndim = terms.pixels, terms.plan, len(terms.pixels.shape)
+    gain, background = terms.series.nuisances(at)
+    moved = pixels.moved(at)
+    model = jnp.fft.irfftn(moved, pixels.shape)
+    weights = jnp.ones_like(model) if pixels.weights is None else pixels.weights
+    valid, root = weights > 0, jnp.sqrt(weights)
+    residual = root * (pixels.image - gain * model - background)
+    slopes = -gain * gradients(moved, pixels.shape)
+    fitted = np.array([*plan.free, plan.gain, plan.background])
+    parameters = jnp.concatenate([slopes, model[None], jnp.ones_like(model)[None]]) * root[None]
+    parameters = jnp.where(along(fitted, 0, ndim + 1), parameters, 0.0)
+
+    square = residual**2 / (1 - jnp.minimum(_leverage(parameters, fitted), MAX_LEVERAGE))
+    own = _products(parameters, parameters * square[None])
+    size = jnp.sqrt(_nearby(square, valid, pixels.shape))
+    spectra = jnp.fft.rfftn(parameters * size[None], axes=tuple(range(1, ndim + 1)))
+    window = _window(pixels.shape, residual.dtype)
+    correlation = window * _correlation(residual, size, valid, pixels.shape)
+    scores = own + _shared(spectra, correlation, pixels.shape)
+    if terms.series.prior is not None:
+        scores = scores.at[:ndim, :ndim].add(terms.series.prior.precision)
+    # A correlation that noise makes negative is not to leave nothing of a variance.
+    least = LEAST * jnp.diagonal(own)
+    grown = jnp.sqrt(jnp.maximum(least / jnp.maximum(jnp.diagonal(scores), 1e-30 + 1e-6 * least), 1.0))
+    scores = scores * jnp.where(fitted, grown, 1.0)[:, None] * jnp.where(fitted, grown, 1.0)[None, :]
+    bread = _inverse(terms.series.curvature(at, gain))
+    product = jnp.dot(scores, bread, precision=lax.Precision.HIGHEST)
+    covariance = jnp.dot(bread, product, precision=lax.Precision.HIGHEST)
+    covariance = jnp.where(fitted[:, None] & fitted[None, :], covariance, 0.0)
+    return covariance, jnp.where(fitted, _scatter(spectra, window, count(valid), pixels.shape), 0.0)
+
+
+def _scatter(spectra: Array, window: Array, number: Array, shape: Shape) -> Array:
+    """Of the logarithms of errors: ``√((1/ν + Σ_{ℓ≠0} (K c(ℓ)/c(0))² / N) / 2)``.
+
+    c is the covariance of the scores and K the window. ν is the number of pixels that carry the information,
+    ``(Σ s²)² / Σ s⁴``, each with one residual; each correlation of N residuals has a variance of 1/N.
+    """
+    axes = tuple(range(1, len(shape) + 1))
+    scores = jnp.fft.irfftn(spectra, shape, axes)
+    shared = jnp.fft.irfftn(squared(spectra), shape, axes)
+    zero = (slice(None), *[0] * len(shape))
+    power = jnp.where(shared[zero] > 0, shared[zero], 1.0)
+    unit = along(jnp.sqrt(power), 0, len(shape) + 1)
+    own = jnp.stack([sum_all(x**4) for x in scores / unit])
+    pairs = jnp.stack([sum_all(x**2) for x in window[None] * shared / unit**2])
+    return jnp.sqrt((own + pairs / jnp.maximum(number, 1)) / 2)
+
+
+def _products(a: Array, b: Array) -> Array:
+    """``Σ_i a_i b_iᵀ`` of arrays with the parameters first."""
+    return jnp.stack([jnp.stack([sum_all(x * y) for y in b]) for x in a])
+
+
+def _inverse(matrix: Array) -> Array:
+    """Of a symmetric matrix whose rows may have unlike units."""
+    unit = jnp.sqrt(jnp.abs(jnp.diagonal(matrix)))
+    unit = jnp.where(unit > 0, unit, 1.0)
+    scale = unit[:, None] * unit[None, :]
+    return jnp.linalg.inv(matrix / scale) / scale
+
+
+def _leverage(parameters: Array, fitted: np.ndarray) -> Array:
+    """How much of the noise of each pixel the fit follows, ``h_i = g_iᵀ (Σ g gᵀ)⁻¹ g_i``."""
+    information = _products(parameters, parameters)
+    information = jnp.where(fitted[:, None] & fitted[None, :], information, jnp.eye(len(fitted)))
+    taken = jnp.tensordot(_inverse(information), parameters, 1, precision=lax.Precision.HIGHEST)
+    return jnp.sum(parameters * taken, axis=0)
+
+
+def _nearby(square: Array, valid: Array, shape: Shape) -> Array:
+    """Mean over the valid pixels nearby; one where there are none."""
+    both = jnp.stack([jnp.where(valid, square, 0.0), valid.astype(square.dtype)])
+    spectra = jnp.fft.rfftn(both, axes=tuple(range(1, both.ndim)))
+    for axis, n in enumerate(shape):
+        frequency = np.fft.fftfreq(n)[: spectra.shape[axis + 1]]
+        damped = np.exp(-2 * (np.pi * NEARBY * frequency) ** 2)
+        spectra = spectra * along(jnp.asarray(damped, square.dtype), axis + 1, both.ndim)
+    total, number = jnp.fft.irfftn(spectra, shape, tuple(range(1, both.ndim)))
+    mean = total / jnp.maximum(number, 1e-3)
+    # Never below what rounding makes of a faint place beside a bright one.
+    whole = sum_all(both[0]) / jnp.maximum(sum_all(both[1]), 1.0)
+    return jnp.where(valid, jnp.maximum(mean, 1e-4 * whole), jnp.where(whole > 0, whole, 1.0))
+
+
+def _correlation(residual: Array, size: Array, valid: Array, shape: Shape) -> Array:
+    """Correlation of the residuals at every distance, shift zero first."""
+    z = jnp.where(valid, residual / jnp.where(size > 0, size, 1.0), 0.0)
+    z = jnp.where(valid, z - sum_all(z) / jnp.maximum(count(valid), 1), 0.0)
+    spectra = jnp.fft.rfftn(jnp.stack([z, valid.astype(z.dtype)]), axes=tuple(range(1, z.ndim + 1)))
+    products, pairs = jnp.fft.irfftn(squared(spectra), shape, tuple(range(1, z.ndim + 1)))
+    here = products[(0,) * z.ndim]
+    return products / jnp.maximum(pairs, 0.5) * pairs[(0,) * z.ndim] / jnp.where(here > 0, here, 1.0)
+
+
+def _window(shape: Shape, dtype: jnp.dtype) -> Array:
+    """Parzen's window, whose transform is positive, over all distances but zero; zero from `FURTHEST` on."""
+    result = jnp.ones([1] * len(shape), dtype)
+    for axis, n in enumerate(shape):
+        distance = np.minimum(np.arange(n), n - np.arange(n)) / min(FURTHEST, n / 2)
+        near = 1 - 6 * distance**2 + 6 * distance**3
+        taper = np.where(distance < 0.5, near, 2 * np.clip(1 - distance, 0, 1) ** 3)
+        result = result * along(jnp.asarray(taper, dtype), axis, len(shape))
+    return result.at[(0,) * len(shape)].set(0.0)
+
+
+def _shared(spectra: Array, correlation: Array, shape: Shape) -> Array:
+    """``Σ_ℓ ρ(ℓ) Σ_i s_i s_{i+ℓ}ᵀ`` of scores by their spectra."""
+    response = jnp.fft.rfftn(correlation).real
+    twice = jnp.asarray(half_weights(shape[-1]), response.dtype)
+    response = response * along(twice, len(shape) - 1, len(shape))
+    real, imag = (_products(x, x * response[None]) for x in (spectra.real, spectra.imag))
+    return (real + imag) / prod(shape)
