@@ -76,8 +76,8 @@ def test_is_the_sum_over_pairs_of_pixels(shape, x64):
     found, _ = module.sandwich(terms, minimum.position)
     expected = by_hand(reference, image, 1.0, np.asarray(minimum.position.shift))
     ndim = len(shape)
-    # Half the Hessian in the program, the sum of products of slopes by hand: they differ by what the residuals
-    # make of the second derivatives.
+    # The program has half the Hessian for the sum of products of slopes, from which it differs by what the
+    # residuals make of the second derivatives.
     hessian = np.asarray(minimum.hessian) / 2
     slopes = module.gradients(terms.pixels.moved(minimum.position), shape)
     information = np.array([[np.sum(a * b) for b in slopes] for a in slopes])
