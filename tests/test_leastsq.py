@@ -223,6 +223,7 @@ def test_wild_pixels_hardly_move_a_robust_fit(loss, scale, known, most):
 # Motions.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "kind", "dtype", "truth"),
     [

@@ -112,6 +112,7 @@ FLAGGED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("changes", "flag"), FLAGGED)
 def test_flagged(changes, flag):
     found = call(**{"boundary": "wrap", **changes})

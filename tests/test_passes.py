@@ -46,6 +46,7 @@ def test_extremes_leave_out_what_is_no_number(dtype):
     assert smallest == np.inf
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("outside", ["wrap", "constant", "edge"])
 @shapes
 def test_neighbours(shape, outside, dtype):

@@ -84,6 +84,7 @@ def test_failed_images_are_filled_and_have_no_gradient():
     assert np.all(np.any(gradient[[0, 2]] != 0, axis=(1, 2)))
 
 
+@pytest.mark.long
 def test_gradient_goes_through_the_shift(x64):
     reference, images, _ = frames()
     rng = np.random.default_rng(3)

@@ -30,6 +30,7 @@ def cast(dtype, *arrays):
     return [np.asarray(a, dtype) for a in arrays]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mapped", [False, True])
 def test_known_shift_without_noise(mapped, dtype):
     reference, image = cast(dtype, *noisy(err=0.0))

@@ -133,6 +133,7 @@ def test_chunks_cover_every_frame_once(batch_size):
     np.testing.assert_array_equal(found, 2 * np.arange(7.0) + frames["b"].sum(1))
 
 
+@pytest.mark.long
 def test_chunked_is_unchunked(x64):
     whole = jaxchi2.register_stack(HOLES, "first", 0.1, boundary="wrap", verdict=False, batch_size=COUNT)
     chunked = jaxchi2.register_stack(HOLES, "first", 0.1, boundary="wrap", verdict=False, batch_size=2)

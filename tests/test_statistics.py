@@ -78,6 +78,7 @@ def measure(kind, slope, snr, seed):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("snr", ["high", "low"])
 @pytest.mark.parametrize("spectrum", ["white", "steep"])
 @pytest.mark.parametrize("kind", ["scalar", "smooth", "pixel"])

@@ -166,6 +166,7 @@ def test_prior_is_added_to_chi2(x64):
     np.testing.assert_allclose(np.diff(zoomed.ravel()), np.diff(np.ravel(points)), rtol=1e-7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("boundary", "dtype"), [("wrap", "float32"), ("overlap", "float64")], indirect=["dtype"]
 )
@@ -222,6 +223,7 @@ def test_max_shift_holds_per_axis(boundary):
     assert jnp.isnan(bound.shift[0]) or abs(bound.shift[1]) <= 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("boundary", ["wrap", "overlap"])
 @pytest.mark.parametrize("limit", [None, 5.0])
 def test_an_axis_is_held_anywhere(boundary, limit):

@@ -187,6 +187,7 @@ def test_posterior_mean_is_differentiable(x64):
     np.testing.assert_allclose(slope, expected, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_identical_images_are_at_zero():
     for boundary in ("wrap", "overlap", "reflect", "nearest"):
         for slope in (0.0, 2.0):
