@@ -6,6 +6,7 @@ display is needed.
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -44,6 +45,8 @@ _DRIFT = ("#009E73", "#0072B2", "#E69F00")
 _DOUBT = "#7B1E7A"
 _FAILED = "#D62728"
 # The contour of three sigma for two parameters reaches 3.44 standard errors.
+_TITLE_WIDTH = 115
+"""Characters of a line above the picture."""
 _HALF_WIDTH = 4.3
 
 
@@ -445,6 +448,10 @@ def _draw_chi2(
     zoom_of = jax.jit(lambda surface, center, spacing: surface.zoom(center, spacing, (_POINTS, _POINTS)))
     zoom = np.asarray(zoom_of(surface, result.shift, 2 * half / (_POINTS - 1)), dtype=float)
     excess = zoom - zoom.min()
+    inflation = np.asarray(result.inflation, dtype=float)
+    if np.all(np.isfinite(inflation)):
+        # In units of the errors that are quoted; on both axes alike, as χ² is one surface.
+        excess = excess / np.prod(inflation)
     y, x = (shift[axis] + half[axis] * np.linspace(-1, 1, _POINTS) for axis in (0, 1))
     drawn = axes.imshow(
         excess,
@@ -475,10 +482,10 @@ def _title(result: Registration) -> str:
     status = Status(int(result.status))
     shift, sigma = (np.asarray(values, dtype=float) for values in (result.shift, result.stderr))
     if not np.all(np.isfinite(shift)):
-        return f"no shift found: {status.message}"
+        return fill(f"no shift found: {status.message}", _TITLE_WIDTH)
     parts = [
         f"{name} = {value:+.{digits(error)}f} ± {error:.{digits(error)}f}".replace("-", "−")
         for name, value, error in zip("yx", shift, sigma, strict=True)
     ]
     title = f"shift  {',  '.join(parts)} pixels      χ²/dof = {float(result.reduced_chi2):.4g}"
-    return title if status == Status.OK else f"{title}\n{status.message}"
+    return title if status == Status.OK else f"{title}\n{fill(status.message, _TITLE_WIDTH)}"

@@ -59,6 +59,5 @@ _MESSAGES = {
     Status.CLIPPED: "clipping left out much of the scene: a bad match, or defects of both images",
     Status.WRONG_BASIN: "less than half of the reference is in the image where it was put: a wrong minimum",
     Status.OUT_OF_RANGE: "χ² is too large or too small for the dtype: scale the images",
-    Status.CONTRADICTED: "the residuals contradict the errors of the model, see inflation: wrong errors, "
-    "noise that is correlated or in the reference, or another scene",
+    Status.CONTRADICTED: "residuals contradict the errors of the model (inflation): other noise or scene",
 }

@@ -190,6 +190,7 @@ def _json_report(
         "stderr": result.stderr,
         "covariance": result.covariance,
         "interval": result.interval,
+        "inflation": result.inflation,
         "chi2": result.chi2,
         "dof": result.dof,
         "reduced_chi2": result.reduced_chi2,
@@ -229,6 +230,9 @@ def _text_report(
     lines += ["", f"χ²/dof     {chi2:.6g} / {dof} = {reduced:.4g}"]
     if err is None and math.isfinite(reduced):
         lines.append(f"noise      {math.sqrt(reduced):.4g} per pixel, from the residuals: no --err was given")
+    if np.all(np.isfinite(result.inflation)):
+        factors = " and ".join(f"{x:.2f}" for x in np.asarray(result.inflation))
+        lines.append(f"errors     from the residuals, {factors} times those of the model")
     status = Status(int(result.status))
     lines.append(f"status     {'ok' if status == Status.OK else f'{int(status)}: {status.message}'}")
     return "\n".join(lines)
