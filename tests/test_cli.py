@@ -86,6 +86,20 @@ def test_json_equals_register(capsys):
     assert fields["version"] == jaxchi2.__version__
 
 
+def test_errors_from_the_residuals(capsys):
+    """Two colours of a scene differ by more than noise: windows of theirs scatter by 0.015 pixels."""
+    arguments = ("register", REFERENCE, IMAGE, "--errors", "sandwich")
+    _, out, _ = run(capsys, *arguments)
+    assert "errors     from the residuals, 3.7" in out
+    assert "contradict" in out
+    _, out, _ = run(capsys, *arguments, "--json")
+    fields = json.loads(out)
+    assert np.all(np.array(fields["inflation"]) > 3)
+    assert np.all(abs(np.array(fields["stderr"]) - 0.012) < 0.003)
+    model = jaxchi2.register(*demo_pair())
+    np.testing.assert_allclose(fields["stderr"], model.stderr * np.array(fields["inflation"]), rtol=1e-5)
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """What the command passes to register, which is replaced by one that finds nothing."""
