@@ -1,7 +1,8 @@
 """The command line: ``jaxchi2 register REF IMG`` measures a shift, ``jaxchi2 stack FILES`` many frames'.
 
 ``jaxchi2 demo`` shows how it looks. Exit status 0 means a good result, 1 a result with a status flag set, or
-any frame's (it is printed all the same), 2 an error in the arguments or the files, told in one line.
+any frame's (it is printed all the same), 2 an error in the arguments or the files, told in one line. That the
+residuals contradict the model's errors is no reason for 1: those that are quoted come from the residuals.
 """
 
 from __future__ import annotations

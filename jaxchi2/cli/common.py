@@ -7,7 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
+
 from ..engine.choices import BOUNDARIES, MIN_OVERLAP, SMALL_OVERLAP, Boundary
+from ..status import Status
 
 if TYPE_CHECKING:
     from ..files.outputs import Output
@@ -150,6 +153,11 @@ def max_shift(texts: Sequence[str] | None) -> float | tuple[float, ...] | None:
         given = " ".join(texts)
         raise ValueError(f"--max-shift takes numbers and stands after the files; {given!r} came") from error
     return values[0] if len(values) == 1 else values
+
+
+def in_doubt(status: Any) -> bool:
+    """Whether a flag is set that is a doubt about what is quoted: errors from the residuals hold anyway."""
+    return bool(np.any(np.asarray(status) & ~int(Status.CONTRADICTED)))
 
 
 def plain(value: Any) -> Any:

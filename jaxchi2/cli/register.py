@@ -19,6 +19,7 @@ from .common import (
     add_registration_options,
     boundary,
     err_value,
+    in_doubt,
     load,
     max_shift,
     picture_output,
@@ -116,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     # With --json standard output is for the object alone.
     for note in notes:
         say(note, sys.stderr if arguments.json else sys.stdout)
-    return 0 if int(result.status) == 0 else 1
+    return int(in_doubt(result.status))
 
 
 def _image_output(arguments: argparse.Namespace) -> list[Output]:
@@ -231,7 +232,7 @@ def _text_report(
     if err is None and math.isfinite(reduced):
         lines.append(f"noise      {math.sqrt(reduced):.4g} per pixel, from the residuals: no --err was given")
     if np.all(np.isfinite(result.inflation)):
-        factors = " and ".join(f"{x:.2f}" for x in np.asarray(result.inflation))
+        factors = " and ".join(f"{x:.2f}" for x in np.ravel(result.inflation))
         lines.append(f"errors     from the residuals, {factors} times those of the model")
     status = Status(int(result.status))
     lines.append(f"status     {'ok' if status == Status.OK else f'{int(status)}: {status.message}'}")

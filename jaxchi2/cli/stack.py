@@ -16,6 +16,7 @@ from .common import (
     add_registration_options,
     boundary,
     err_value,
+    in_doubt,
     max_shift,
     picture_output,
     plain,
@@ -125,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     # With --json standard output is for the object alone.
     for note in notes:
         say(note, sys.stderr if arguments.json else sys.stdout)
-    return 1 if len(result.flagged) else 0
+    return int(in_doubt(result.status))
 
 
 def _progress(arguments: argparse.Namespace) -> bool | None:
