@@ -304,7 +304,7 @@ def solve(
     fatal = _fatal(searched, minimum, dof)
     failed = fatal != Status.OK
     found = _measured(known_err, failed, terms, nsigma, minimum)
-    inflation, contradicted = jnp.full_like(found.shift, jnp.nan), jnp.zeros_like(failed)
+    inflation, contradicted = jnp.ones_like(found.shift), jnp.zeros_like(failed)
     if robust:
         found, inflation, contradicted = _from_residuals(searched, minimum.position, found)
     unequal = jnp.zeros_like(failed)

@@ -60,8 +60,8 @@ class Registration(NamedTuple):
     noise_known: Array
     """Whether errors were given; if not, every error here has been scaled by the reduced χ²."""
     inflation: Array
-    """Errors from the residuals over those of the model, per axis, shape ``(D,)``: what ``stderr`` has been
-    multiplied by; NaN unless ``errors="sandwich"`` was asked for. Near one if the noise is as said."""
+    """Errors quoted over those of the model, per axis, shape ``(D,)``: one with ``errors="model"``, and near
+    one from the sandwich if the noise is as said."""
 
     @property
     def p_value(self) -> Array:

@@ -231,7 +231,7 @@ def _text_report(
     lines += ["", f"χ²/dof     {chi2:.6g} / {dof} = {reduced:.4g}"]
     if err is None and math.isfinite(reduced):
         lines.append(f"noise      {math.sqrt(reduced):.4g} per pixel, from the residuals: no --err was given")
-    if np.all(np.isfinite(result.inflation)):
+    if arguments.errors == "sandwich" and np.all(np.isfinite(result.inflation)):
         factors = " and ".join(f"{x:.2f}" for x in np.ravel(result.inflation))
         lines.append(f"errors     from the residuals, {factors} times those of the model")
     status = Status(int(result.status))
