@@ -18,9 +18,9 @@ import numpy as np
 
 import jaxchi2
 from jaxchi2 import Status
+from jaxchi2.template import has_answer
 
 Scene = Callable[[np.random.Generator, np.ndarray], np.ndarray]
-FATAL = Status.NO_DATA | Status.FLAT | Status.OUT_OF_WINDOW | Status.NOT_CONVERGED | Status.LITTLE_OVERLAP
 
 
 def field(slope: float, contrast: float, n: int) -> Scene:
@@ -99,7 +99,7 @@ def main() -> None:
             for factor in (1.0, 1 / 1.5, 1.5):
                 found = registered(jnp.asarray(frames, jnp.float32), jnp.float32(factor), boundary)
                 found = jax.tree.map(np.asarray, found)
-                good = found.status & int(FATAL) == 0
+                good = has_answer(found)
                 if factor == 1.0:
                     pulls = ((found.shift - shifts) / found.stderr)[good]
                     logarithm = np.log(found.inflation[good])

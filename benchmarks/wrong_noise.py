@@ -20,8 +20,8 @@ import numpy as np
 
 import jaxchi2
 from jaxchi2 import Status
+from jaxchi2.template import has_answer
 
-FATAL = Status.NO_DATA | Status.FLAT | Status.OUT_OF_WINDOW | Status.NOT_CONVERGED | Status.LITTLE_OVERLAP
 BATCH = 20
 
 
@@ -107,7 +107,7 @@ def row(maker: Maker, scene: str, noise: str, draws: int, options: dict) -> str:
         tuple(options.items()),
     )
     found = jax.tree.map(np.asarray, found)
-    good = (found.status & FATAL) == 0
+    good = has_answer(found)
     pull = ((found.shift - shifts) / found.stderr)[good]
     columns = [
         f"{rms(pull * found.inflation[good]):.2f}",

@@ -15,7 +15,7 @@ from .checks import choice, flag, is_traced, positive, real_number
 from .engine.algebra import is_positive_definite
 from .engine.builders import weighted_terms
 from .engine.chance import evidence
-from .engine.choices import Boundary, Choices, Plan
+from .engine.choices import ERRORS, Boundary, Choices, Plan
 from .engine.constraints import ANYWHERE, Search
 from .engine.continuation import MARGIN
 from .engine.errors import covariance_of, interval_bounds, interval_points
@@ -33,7 +33,6 @@ from .sharding import any_sharding
 from .status import Status
 
 CLIP_ROUNDS = 3
-ERRORS = ("model", "sandwich")
 
 
 MAX_CHANCE = 1e-3

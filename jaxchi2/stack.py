@@ -230,7 +230,7 @@ def _checked(
     shape = stack.shape[1:]
     clip, nsigma, verdict, robust = check_measure(stack.dtype, clip, nsigma, verdict, errors)
     choices = Choices.of(boundary, fit_gain, fit_background, max_shift)
-    choices.limits(len(shape))
+    choices.limits(len(shape))  # raises for another number of axes
     options = Options(choices, clip, verdict, robust, err is not None)
     made = None
     if isinstance(reference, MeanTemplate):

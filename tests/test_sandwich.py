@@ -10,8 +10,8 @@ from direct import moved, scene
 
 from jaxchi2 import Boundary, Search, Status, chi2_surface, register, register_stack
 from jaxchi2.engine import sandwich as module
+from jaxchi2.engine.choices import ERRORS
 from jaxchi2.engine.minimum import find_minimum
-from jaxchi2.registration import ERRORS
 
 SHAPE = (32, 30)
 SCENE = 10 * scene(SHAPE, 2.0, seed=1, smooth=True)
@@ -79,7 +79,7 @@ def test_is_the_sum_over_pairs_of_pixels(shape, x64):
     # The program has half the Hessian for the sum of products of slopes, from which it differs by what the
     # residuals make of the second derivatives.
     hessian = np.asarray(minimum.hessian) / 2
-    slopes = module.gradients(terms.pixels.moved(minimum.position), shape)
+    slopes = module.gradients(terms.moved(minimum.position), shape)
     information = np.array([[np.sum(a * b) for b in slopes] for a in slopes])
     change = np.linalg.inv(hessian) @ information
     np.testing.assert_allclose(found[:ndim, :ndim], change @ expected @ change.T, rtol=1e-8)

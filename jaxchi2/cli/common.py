@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from ..engine.choices import BOUNDARIES, MIN_OVERLAP, SMALL_OVERLAP, Boundary
+from ..engine.choices import BOUNDARIES, ERRORS, MIN_OVERLAP, SMALL_OVERLAP, Boundary
 from ..status import Status
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def add_registration_options(parser: argparse.ArgumentParser, image: str, refere
     )
     parser.add_argument(
         "--errors",
-        choices=("model", "sandwich"),
+        choices=ERRORS,
         default="model",
         help="where error bars come from: the noise as given, or the residuals (sandwich), which hold for "
         "correlated and undeclared noise too; default %(default)s",

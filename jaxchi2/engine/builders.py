@@ -153,7 +153,6 @@ def uniform_terms(pair: Pair, plan: Plan, side: ReferenceSide | None = None) -> 
     )
     pixels = Pixels(
         reference=side.spectrum,
-        origin=origin,
         image=image,
         image_spectrum=image_spectrum,
         weights=None,
@@ -169,7 +168,7 @@ def uniform_terms(pair: Pair, plan: Plan, side: ReferenceSide | None = None) -> 
         noise_share=jnp.ones_like(image_energy) if pair.reference_err is None else None,
     )
     units = Units(side.unit, side.pedestal, pedestal)
-    return Chi2Terms(series, pixels, grid.with_prior(), content, units, plan)
+    return Chi2Terms(series, pixels, grid.with_prior(), content, units)
 
 
 def _cross(reference: Array, image: Array) -> Array:
@@ -333,7 +332,6 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, plan
     )
     pixels = Pixels(
         reference=side.spectrum,
-        origin=grid.origin,
         image=image,
         image_spectrum=None,
         weights=weights,
@@ -349,7 +347,7 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, plan
         noise_share=layout.noise_share if pair.reference_err is None else None,
     )
     units = Units(side.unit, side.pedestal, side.pedestal + shared * side.unit)
-    return Chi2Terms(series, pixels, grid.with_prior(), content, units, plan)
+    return Chi2Terms(series, pixels, grid.with_prior(), content, units)
 
 
 def _search_values(layout: Layout, cross: Array, side: ReferenceSide, plan: Plan) -> Array:

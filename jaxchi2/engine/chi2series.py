@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
@@ -31,11 +30,7 @@ from .spectrum import Differences, FourierSeries
 from .taylor import multiply, reciprocal
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["cross", "power", "total", "constant", "mass", "origin", "prior", "amplitude", "roughness"],
-    meta_fields=["plan", "bandwidth"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Chi2Series:
     """χ² less its constant, with the prior, and its derivatives."""

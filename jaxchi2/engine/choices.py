@@ -15,6 +15,8 @@ from .spectrum import Shape
 MIN_OVERLAP, SMALL_OVERLAP = 0.25, 0.02
 """Least overlap, and that where ``max_shift`` is given: enough pixels to tell chance from a match."""
 BOUNDARIES = ("wrap", "fill", "constant", "reflect", "nearest", "overlap")
+ERRORS = ("model", "sandwich")
+"""Where error bars come from."""
 Window = tuple[tuple[float, float], ...]
 
 

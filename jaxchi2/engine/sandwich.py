@@ -44,7 +44,7 @@ def sandwich(terms: Chi2Terms, at: Position) -> tuple[Array, Array]:
     terms, at = lax.stop_gradient((terms, at))
     pixels, plan, ndim = terms.pixels, terms.plan, len(terms.pixels.shape)
     gain, background = terms.series.nuisances(at)
-    moved = pixels.moved(at)
+    moved = terms.moved(at)
     model = jnp.fft.irfftn(moved, pixels.shape)
     weights = jnp.ones_like(model) if pixels.weights is None else pixels.weights
     valid, root = weights > 0, jnp.sqrt(weights)
@@ -66,7 +66,7 @@ def sandwich(terms: Chi2Terms, at: Position) -> tuple[Array, Array]:
     # A correlation that noise makes negative is not to leave nothing of a variance.
     least = LEAST * jnp.diagonal(own)
     grown = jnp.sqrt(jnp.maximum(least / jnp.maximum(jnp.diagonal(scores), 1e-30 + 1e-6 * least), 1.0))
-    scores = scores * jnp.where(fitted, grown, 1.0)[:, None] * jnp.where(fitted, grown, 1.0)[None, :]
+    scores = scores * grown[:, None] * grown[None, :]
     bread = _inverse(terms.series.curvature(at, gain))
     product = jnp.dot(scores, bread, precision=lax.Precision.HIGHEST)
     covariance = jnp.dot(bread, product, precision=lax.Precision.HIGHEST)

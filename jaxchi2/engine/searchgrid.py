@@ -6,7 +6,6 @@ Shift zero is its first sample, negative shifts come last, as in a discrete Four
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -75,11 +74,7 @@ class Explained(NamedTuple):
     """χ² of the prior."""
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["values", "origin", "settled", "correlation", "constraints"],
-    meta_fields=["plan"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SearchGrid:
     """What a shift is worth, for every whole one: the lower, the better."""
@@ -148,7 +143,7 @@ class SearchGrid:
     def best(self) -> Array:
         """Sample that the search begins with."""
         if self.constraints.initial is None:
-            return grid_minimum(self.in_window(self.values))
+            return grid_minimum(lax.stop_gradient(self.in_window(self.values)))
         return self.index_of(self.start().whole)
 
     def start(self) -> Position:
@@ -156,8 +151,7 @@ class SearchGrid:
         constraints, free = self.constraints, self.plan.free
         if constraints.initial is not None:
             return Position.of(constraints.start(constraints.initial, free))
-        index = grid_minimum(lax.stop_gradient(self.in_window(self.values)))
-        whole = jnp.where(self.settled, self.origin, self.shift_at(index))
+        whole = jnp.where(self.settled, self.origin, self.shift_at(self.best()))
         if constraints.held is None:
             return Position(whole, jnp.zeros_like(self.values, shape=whole.shape))
         return Position.of(constraints.start(whole.astype(self.values.dtype), free))

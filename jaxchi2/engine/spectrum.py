@@ -132,7 +132,7 @@ class Differences(NamedTuple):
     """``f(s + d)`` there; of a single displacement the derivatives, ``(order + 1,) * D``."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["period"])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FourierSeries:
     """A real trigonometric polynomial ``f(s) = Re Σ_k c_k exp(2πi k·s / period)``, summed axis by axis.

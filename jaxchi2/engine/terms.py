@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -37,18 +36,13 @@ class Matched(NamedTuple):
     data_power: Array
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["reference", "origin", "image", "image_spectrum", "weights", "number"],
-    meta_fields=["shape", "frame"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Pixels:
     """The pair on its periodic grid."""
 
     reference: Array
-    """Half-plane spectrum of the reference, moved by ``origin``."""
-    origin: Array
+    """Half-plane spectrum of the reference, moved by the origin of the series."""
     image: Array
     """The image's pixels."""
     image_spectrum: Array | None
@@ -61,10 +55,6 @@ class Pixels:
     """Of the grid."""
     frame: Shape = field(metadata={"static": True})
     """Of the image."""
-
-    def moved(self, at: Position) -> Array:
-        """Half-plane spectrum of the reference at a shift."""
-        return shift_spectrum(self.reference, self.shape, at.since(self.origin))
 
 
 class Content(NamedTuple):
@@ -94,11 +84,7 @@ class Units(NamedTuple):
     image_offset: Array
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["series", "pixels", "grid", "content", "units"],
-    meta_fields=["plan"],
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Chi2Terms:
     """χ² of one image pair, and what goes with it."""
@@ -108,12 +94,20 @@ class Chi2Terms:
     grid: SearchGrid
     content: Content
     units: Units
-    plan: Plan = field(metadata={"static": True})
+
+    @property
+    def plan(self) -> Plan:
+        """What was asked for, for frames of these shapes."""
+        return self.series.plan
 
     @property
     def period(self) -> Shape | None:
         """Size of the periodic grid: shifts that differ by it are the same to χ². None for "overlap"."""
         return None if self.plan.boundary.overlap else self.pixels.shape
+
+    def moved(self, at: Position) -> Array:
+        """Half-plane spectrum of the reference at a shift."""
+        return shift_spectrum(self.pixels.reference, self.pixels.shape, at.since(self.series.origin))
 
     def grid_chi2(self) -> Array:
         """The search grid as χ²; a score, −2 times a log-likelihood like it, from χ² at the origin."""
@@ -128,7 +122,7 @@ class Chi2Terms:
     def residual_chi2(self, at: Position) -> Array:
         """χ² at one shift as a sum of squares, which float32 can resolve where the series cannot."""
         gain, background = self.series.nuisances(at)
-        pixels, model = self.pixels, self.pixels.moved(at)
+        pixels, model = self.pixels, self.moved(at)
         if pixels.image_spectrum is not None:
             return energy(pixels.image_spectrum - scaled(model, gain), pixels.shape)
         assert pixels.weights is not None
@@ -138,7 +132,7 @@ class Chi2Terms:
     def match(self, at: Position) -> Matched:
         """The moved reference, residual and data at one shift."""
         gain, background = self.series.nuisances(at)
-        pixels, spectrum = self.pixels, self.pixels.moved(at)
+        pixels, spectrum = self.pixels, self.moved(at)
         shape, image = pixels.shape, pixels.image
         model = jnp.fft.irfftn(spectrum, shape)
         if pixels.image_spectrum is not None:
@@ -167,7 +161,7 @@ class Chi2Terms:
         pixels, units = self.pixels, self.units
         assert pixels.weights is not None
         gain, background = self.series.nuisances(at)
-        model = gain * jnp.fft.irfftn(pixels.moved(at), pixels.shape) + background
+        model = gain * jnp.fft.irfftn(self.moved(at), pixels.shape) + background
         _, guard = guarded(pixels.frame, not self.plan.boundary.overlap)
         frame = tuple(slice(guard, guard + n) for n in pixels.frame)
         return model[frame] * units.scale + units.image_offset, pixels.weights[frame] > 0
