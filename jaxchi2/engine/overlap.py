@@ -13,7 +13,8 @@ the −2 log-likelihood ratio of a Gaussian model, and so on the scale of χ².
 
 from __future__ import annotations
 
-from functools import reduce
+from collections.abc import Sequence
+from functools import partial, reduce
 from math import sqrt
 from typing import NamedTuple
 
@@ -21,9 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .passes import sum_all
+from .passes import any_in_batch, every, sum_all
 from .spectrum import Shape, conj_product
 
+Window = tuple[tuple[int, int], ...]
+"""First and last shift along every axis."""
 BESIDE = 4
 """Samples beyond the window that are known on either side, to be interpolated from."""
 LEAST_SHARE = 32
@@ -72,25 +75,26 @@ class _Sums(NamedTuple):
     """``Σ w D²``."""
 
 
-def window_shape(shape: Shape, window: tuple[tuple[int, int], ...]) -> Shape:
+def window_shape(shape: Shape, window: Window) -> Shape:
     """Of the part of a periodic grid that has the shifts from the first to the last along every axis."""
     return tuple(min(n, high - low + 1 + 2 * BESIDE) for n, (low, high) in zip(shape, window, strict=True))
 
 
-def correlate(
-    frames: Frames, shape: Shape, uniform: bool, window: tuple[tuple[int, int], ...] | None = None
-) -> Correlation:
+def correlate(frames: Frames, shape: Shape, uniform: bool, window: Window | None = None) -> Correlation:
     """Correlation of two frames on a periodic grid on which they meet nowhere but where they overlap.
 
     ``uniform`` says that every valid pixel weighs one. With a ``window`` of first and last shifts only that
-    part of the grid is kept, see `window_shape`.
+    part of the grid is kept, see `window_shape`; its shifts may not wrap one frame onto the other.
     """
     known, weights = frames.known.astype(frames.weights.dtype), frames.weights
     # Ranking profiles the background whatever is fitted, so the means may go; kept, they would cost digits.
     reference = jnp.where(frames.known, frames.reference - _mean(frames.reference, known), 0.0)
     image = jnp.where(weights > 0, frames.image - _mean(frames.image, weights), 0.0)
     frames = Frames(reference, known, image, weights)
-    sums = _sums(frames, shape, uniform, window or tuple((-n, n) for n in shape))
+    if window is None:
+        sums = _by_transforms(frames, shape, tuple((-n, n) for n in shape), uniform)
+    else:
+        sums = _by_values(frames, shape, window) if uniform else _by_transforms(frames, shape, window, False)
     mass = jnp.where(sums.mass > 0, sums.mass, 1.0)
     cross = sums.cross - sums.model * sums.data / mass
     power, energy = sums.power - sums.model**2 / mass, sums.energy - sums.data**2 / mass
@@ -169,26 +173,88 @@ def _padded(x: Array, shape: Shape) -> Array:
     return jnp.pad(x, [(0, m - n) for m, n in zip(shape, x.shape, strict=True)])
 
 
-def _sums(frames: Frames, shape: Shape, uniform: bool, window: tuple[tuple[int, int], ...]) -> _Sums:
-    """By correlations of the frames, their squares and their weights; all transformed together."""
+def _by_values(frames: Frames, shape: Shape, window: Window) -> _Sums:
+    return lax.cond(
+        any_in_batch(~(every(frames.known > 0) & every(frames.weights == 1))),
+        partial(_by_transforms, shape=shape, window=window, uniform=True),
+        partial(_by_rectangles, shape=shape, window=window),
+        frames,
+    )
+
+
+def _by_transforms(frames: Frames, shape: Shape, window: Window, uniform: bool) -> _Sums:
+    """By correlations of the frames, their squares and their weights."""
     reference, known, image, weights = frames
+    of_reference = _spectra([known, reference, reference**2], shape)
     valid = (weights > 0).astype(weights.dtype)
-    arrays = [known, reference, reference**2, weights, weights * image, weights * image**2, valid]
-    axes = tuple(range(1, image.ndim + 1))
-    spectra = jnp.fft.rfftn(jnp.stack([_padded(x, shape) for x in arrays[: 6 if uniform else 7]]), axes=axes)
+    of_image = _spectra([weights, weights * image, weights * image**2, *([] if uniform else [valid])], shape)
     # Mass, cross, model, data, power, energy; and the number, where that is another than the mass.
-    pairs = np.array([(0, 3), (1, 4), (1, 3), (0, 4), (2, 3), (0, 5), (0, 6)][: len(spectra)])
-    products = conj_product(spectra[pairs[:, 0]], spectra[pairs[:, 1]])
-    mass, *rest = (_cropped(x, window) for x in jnp.fft.irfftn(products, shape, axes))
+    pairs = np.array([(0, 0), (1, 1), (1, 0), (0, 1), (2, 0), (0, 2), (0, 3)][: 6 if uniform else 7])
+    products = conj_product(of_reference[pairs[:, 0]], of_image[pairs[:, 1]])
+    mass, *rest = _cropped(_arrays(products, shape), window)
     number = jnp.round(mass if uniform else rest.pop())
     return _Sums(number, number if uniform else mass, *rest)
 
 
-def _cropped(grid: Array, window: tuple[tuple[int, int], ...]) -> Array:
-    shapes = grid.shape, window_shape(grid.shape, window)
-    for axis, (n, m, (_, high)) in enumerate(zip(*shapes, window, strict=True)):
+def _by_rectangles(frames: Frames, shape: Shape, window: Window) -> _Sums:
+    """The same where all pixels are known and weigh one: an overlap is a rectangle of either frame."""
+    spectra = (_spectra([x], shape) for x in (frames.reference, frames.image))
+    cross = _cropped(_arrays(conj_product(*spectra), shape), window)[0]
+    sides = _sides(frames, shape, window)
+    lengths = [high - low for low, high in (reference for reference, _ in sides)]
+    number = jnp.asarray(reduce(np.multiply.outer, lengths), cross.dtype)
+    (model, power), (data, energy) = (
+        _rectangles(jnp.stack([x, x**2]), side)
+        for x, side in zip((frames.reference, frames.image), zip(*sides, strict=True), strict=True)
+    )
+    return _Sums(number, number, cross, model, data, power, energy)
+
+
+def _spectra(arrays: list[Array], shape: Shape) -> Array:
+    axes = tuple(range(1, len(shape) + 1))
+    return jnp.fft.rfftn(jnp.stack([_padded(x, shape) for x in arrays]), axes=axes)
+
+
+def _arrays(spectra: Array, shape: Shape) -> Array:
+    return jnp.fft.irfftn(spectra, shape, tuple(range(1, len(shape) + 1)))
+
+
+def _sides(
+    frames: Frames, shape: Shape, window: Window
+) -> list[tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]]:
+    """First pixel of the overlap and that after its last, along each axis, in reference and image."""
+    sides = []
+    lengths = zip(shape, window_shape(shape, window), strict=True)
+    frames_and_window = zip(frames.reference.shape, frames.image.shape, window, strict=True)
+    for (whole, length), (m, n, (_, high)) in zip(lengths, frames_and_window, strict=True):
+        index = np.arange(length)
+        last = high + BESIDE if length < whole else high
+        shift = np.where(index <= last, index, index - length)
+        of_reference = [np.clip(x, 0, m) for x in (-shift, n - shift)]
+        of_image = [np.clip(x, 0, n) for x in (shift, m + shift)]
+        of_reference, of_image = ((low, np.maximum(low, high)) for low, high in (of_reference, of_image))
+        sides.append((of_reference, of_image))
+    return sides
+
+
+def _rectangles(arrays: Array, sides: Sequence[tuple[np.ndarray, np.ndarray]]) -> Array:
+    """Sums of arrays with a leading axis over rectangles, by what has been summed up along each axis."""
+    for axis, (low, high) in enumerate(sides, 1):
+        lines = jnp.moveaxis(arrays, axis, 0)
+        zero = jnp.zeros_like(lines[0])
+        # A scan over lines: `jnp.cumsum` takes ten times as long.
+        _, totals = lax.scan(lambda total, line: (total + line,) * 2, zero, lines)
+        totals = jnp.concatenate([zero[None], totals])
+        arrays = jnp.moveaxis(totals[high] - totals[low], 0, axis)
+    return arrays
+
+
+def _cropped(grids: Array, window: Window) -> Array:
+    """The window's part of grids with a leading axis."""
+    shape = grids.shape[1:]
+    for axis, (n, m, (_, high)) in enumerate(zip(shape, window_shape(shape, window), window, strict=True), 1):
         if m < n:
             end = high + 1 + BESIDE
-            parts = (lax.slice_in_dim(grid, a, b, axis=axis) for a, b in ((0, end), (n - m + end, n)))
-            grid = jnp.concatenate(list(parts), axis)
-    return grid
+            parts = (lax.slice_in_dim(grids, a, b, axis=axis) for a, b in ((0, end), (n - m + end, n)))
+            grids = jnp.concatenate(list(parts), axis)
+    return grids
