@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from .batch import in_chunks
-from .engine.builders import is_shareable, shared_reference, shared_terms
+from .engine.builders import is_shareable, known_reference, shared_reference, shared_terms
 from .engine.choices import Choices, Plan
 from .engine.constraints import Search
 from .engine.layout import is_valid_error
@@ -146,13 +146,18 @@ def _chunk_function(
     # A chunk is registered one by one where pixels of it are bad.
     alone = Way.ANY if shareable and way is Way.BY_VALUES else way
 
+    pair, unit = with_unit(pair, known_err)
+    own = [frames.reference, frames.reference_err, frames.err, *([] if options.clip is None else [1])]
+    known = known_reference(pair, plan) if all(x is None for x in own) else None
+
     def one_by_one(frame: Frame) -> Registration:
         pair, plan = pair_of(frame)
-        return measure(pair, nsigma, alone, known_err, plan, options.clip, options.verdict, options.robust)
+        return measure(
+            pair, nsigma, alone, known_err, plan, options.clip, options.verdict, options.robust, known
+        )
 
     if not shareable:
         return jax.vmap(one_by_one)
-    pair, unit = with_unit(pair, known_err)
     shared = shared_reference(pair, plan)
 
     def shared_measure(frame: Frame) -> Registration:

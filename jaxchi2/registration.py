@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from .checks import choice, flag, is_traced, positive, real_number
 from .engine.algebra import is_positive_definite
-from .engine.builders import weighted_terms
+from .engine.builders import KnownReference, weighted_terms
 from .engine.chance import evidence
 from .engine.choices import ERRORS, Boundary, Choices, Plan
 from .engine.constraints import ANYWHERE, Search
@@ -223,12 +223,13 @@ def measure(
     clip: float | None,
     verdict: bool,
     robust: bool,
+    known: KnownReference | None = None,
 ) -> Registration:
-    """`register` of a checked pair; ``robust``: with errors from the sandwich."""
+    """`register` of a checked pair, with errors from the sandwich if ``robust``; see `weighted_terms`."""
     pair, unit = with_unit(pair, known_err)
     run = partial(solve, nsigma=nsigma, known_err=known_err, verdict=verdict, robust=robust)
     if clip is None:
-        result, _ = with_terms(run, pair, plan, way)
+        result, _ = with_terms(run, pair, plan, way, known)
     else:
         pair, too_much = clipped(pair, known_err, plan, clip)
         result, _ = with_terms(run, pair, plan, Way.ANY)

@@ -392,7 +392,7 @@ def test_frames_correlate_over_their_overlap(shape, other, dtype):
     prepared = layout.prepare(Pair(*map(jnp.asarray, images), jnp.asarray(0.5, dtype)), model)
     grid = searchgrid.search_shape(shape, other, model)
     part = tuple((-5, n // 4) for n in other)
-    for uniform, window in ((True, None), (False, None), (True, part)):
+    for uniform, window in ((True, None), (False, None), (True, part), (True, model.whole_window)):
         find = jax.jit(partial(correlate, shape=grid, uniform=uniform, window=window))
         found = find(prepared.frames)
         size = grid if window is None else window_shape(grid, window)

@@ -17,6 +17,7 @@ from jaxchi2.engine.spectrum import (
     nyquist_power,
     series_of,
     shift_spectrum,
+    square_of,
 )
 
 SHAPES = [(8,), (7,), (8, 6), (8, 7), (7, 8), (2, 3), (4, 5, 6), (3, 4, 5)]
@@ -41,7 +42,7 @@ class Case:
         at = Position(whole, fraction)
         shape, spectrum = self.shape, jnp.fft.rfftn(array)
         series = series_of(spectrum, shape)
-        power = correlated_square(spectrum, jnp.fft.rfftn(weights), shape)
+        power = correlated_square(square_of(spectrum, shape), jnp.fft.rfftn(weights), shape)
         displacements = [jnp.asarray(d) for d in self.displacements]
         return {
             "derivatives": series.derivatives(at, 2),

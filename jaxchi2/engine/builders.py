@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from .chi2series import Chi2Series
 from .choices import Plan
-from .layout import Layout, Prepared, as_it_is, is_flat, is_valid_error, lay_out, prepare
+from .layout import Filled, Layout, Prepared, as_it_is, fill, is_flat, is_valid_error, lay_out, prepare, stays
 from .noise import whitening
 from .overlap import profiled
 from .pair import Pair
@@ -34,6 +34,7 @@ from .spectrum import (
     nyquist_power,
     scaled,
     series_of,
+    square_of,
     squared,
 )
 from .terms import Chi2Terms, Content, Pixels, Units
@@ -154,6 +155,7 @@ def uniform_terms(pair: Pair, plan: Plan, side: ReferenceSide | None = None) -> 
     pixels = Pixels(
         reference=side.spectrum,
         image=image,
+        corner=origin,
         image_spectrum=image_spectrum,
         weights=None,
         number=jnp.full_like(origin, prod(shape), shape=()),
@@ -229,32 +231,79 @@ def _roughness_bound(side: ReferenceSide, image_spectrum: Array, shape: Shape, p
     return (jnp.sqrt(total) + own) * jnp.sqrt(side.roughness) + jnp.sqrt(side.energy) * jnp.sqrt(roughness)
 
 
-def weighted_side(layout: Layout, prepared: Prepared, plan: Plan) -> ReferenceSide:
+class Spectra(NamedTuple):
+    """What χ² takes from the reference alone, whatever the weights."""
+
+    reference: Array
+    """Half-plane spectrum."""
+    square: Array
+    """By `square_of`."""
+    energy: Array
+    roughness: Array
+
+
+def spectra_of(reference: Array) -> Spectra:
+    """Spectra of a reference on its grid."""
+    spectrum, shape = jnp.fft.rfftn(reference), reference.shape
+    return Spectra(spectrum, square_of(spectrum, shape), sum_all(reference**2), _energies(spectrum, shape)[1])
+
+
+def weighted_side(spectra: Spectra, layout: Layout, prepared: Prepared, plan: Plan) -> ReferenceSide:
     """The reference's part of `weighted_terms`."""
-    spectrum, weight_spectrum = jnp.fft.rfftn(layout.reference), jnp.fft.rfftn(layout.weights)
+    weight_spectrum = jnp.fft.rfftn(layout.weights)
     on_pixels = None
     if not plan.boundary.overlap:
         on_pixels = conj_product(jnp.fft.rfftn(layout.reference**2), weight_spectrum)
     return ReferenceSide(
-        spectrum=spectrum,
-        energy=sum_all(layout.reference**2),
-        power=correlated_square(spectrum, weight_spectrum, layout.reference.shape),
+        spectrum=spectra.reference,
+        energy=spectra.energy,
+        power=correlated_square(spectra.square, weight_spectrum, layout.reference.shape),
         power_on_pixels=on_pixels,
-        total_spectrum=conj_product(spectrum, weight_spectrum) if plan.background else None,
+        total_spectrum=conj_product(spectra.reference, weight_spectrum) if plan.background else None,
         mass=sum_all(layout.weights),
-        roughness=_energies(spectrum, layout.reference.shape)[1],
+        roughness=spectra.roughness,
         unit=prepared.unit,
         pedestal=prepared.pedestal,
     )
 
 
-def weighted_terms(pair: Pair, plan: Plan) -> Chi2Terms:
-    """Terms for any error map, bad pixels and boundary."""
-    prepared = prepare(pair, plan)
-    layout = lay_out(prepared, pair, plan)
+class KnownReference(NamedTuple):
+    """A reference whose neighbourhood is unknown, continued once for any number of images."""
+
+    filled: Filled
+    spectra: Spectra
+    unit: Array
+
+
+def known_reference(pair: Pair, plan: Plan) -> KnownReference | None:
+    """Do once what `weighted_terms` needs for every image; None where that depends on the image.
+
+    Of the pair's image only the shape counts. A filter for the noise of a reference depends on what the image
+    shows of the scene.
+    """
+    resting = stays(pair.reference.shape, pair.image.shape)
+    if not plan.boundary.overlap or not resting or pair.reference_err is not None:
+        return None
+    prepared = prepare(pair._replace(image=jnp.zeros_like(pair.image)), plan)
+    filled = fill(prepared, plan)
+    return KnownReference(filled, spectra_of(filled.reference), prepared.unit)
+
+
+def weighted_terms(pair: Pair, plan: Plan, known: KnownReference | None = None) -> Chi2Terms:
+    """Terms for any error map, bad pixels and boundary.
+
+    ``known`` is what `known_reference` made of this reference, error and plan before.
+    """
+    if known is None:
+        prepared = prepare(pair, plan)
+        layout = lay_out(prepared, pair, plan)
+    else:
+        prepared = prepare(pair, plan, known.unit)
+        layout = lay_out(prepared, pair, plan, known.filled)
     if layout.variance is not None:
         layout = filtered_layout(layout, plan)
-    side = weighted_side(layout, prepared, plan)
+    spectra = spectra_of(layout.reference) if known is None else known.spectra
+    side = weighted_side(spectra, layout, prepared, plan)
     # The search may have to go by the score, which is known on the whole grid alone.
     return _weighted(layout, side, prepared.flat, pair, replace(plan, compact=False))
 
@@ -277,7 +326,8 @@ def shared_reference(pair: Pair, plan: Plan) -> SharedReference:
     prepared = prepare(pair._replace(image=jnp.zeros_like(pair.image)), plan)
     layout = as_it_is(prepared, pair, plan)
     flat = is_flat(pair.reference, prepared.known, plan)
-    return SharedReference(weighted_side(layout, prepared, plan), layout, flat)
+    side = weighted_side(spectra_of(layout.reference), layout, prepared, plan)
+    return SharedReference(side, layout, flat)
 
 
 def shared_terms(shared: SharedReference, pair: Pair, plan: Plan) -> Chi2Terms:
@@ -333,6 +383,7 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, plan
     pixels = Pixels(
         reference=side.spectrum,
         image=image,
+        corner=layout.corner,
         image_spectrum=None,
         weights=weights,
         number=count(weights > 0),

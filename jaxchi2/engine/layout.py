@@ -6,11 +6,14 @@ depends on the shift. Two steps settle that:
 
 1. For every whole shift the correlation over the pixels known in both images. From the shift with the best
    score, see `overlap`, χ² leads downhill to the origin of the second step; a first guess is that itself.
-2. The reference, moved there, is continued smoothly where it is unknown (`fill_smoothly`), the flanks of a
-   peak that a mask hides counting as unknown too (`without_peaks`). Image pixels that
+2. The reference is continued smoothly where it is unknown (`fill_smoothly`), the flanks of a peak that a mask
+   hides counting as unknown too (`without_peaks`), and the image is moved upon it. Image pixels that
    fall on an unknown one, or lie within `MARGIN` of an edge or a patch of them, get weight zero; all others
    are given the variance of what the continuation cannot know and the interpolant carries to them
    (`unknown_variance`). From there on χ² is that of fixed weights: smooth, exact, differentiable.
+
+The continuation is that of the reference alone, the same for all images of a stack (`stays`). Only a
+reference larger than the image is cut to what the image sees of it, and so continued for each.
 """
 
 from __future__ import annotations
@@ -80,18 +83,36 @@ class Spread(NamedTuple):
     """Values with a weight."""
 
 
+class Filled(NamedTuple):
+    """A reference on a periodic grid, continued where it is unknown."""
+
+    reference: Array
+    known: Array
+    """Whether a pixel has a value of its own."""
+    counts: Array
+    """Whether it may be compared: known, and not beside a patch of unknown ones."""
+    missing: Array | None
+    """Variance of what the continuation cannot know; None where the reference's noise is given."""
+    variance: Array | None
+    """Of the noise, as in `Prepared`."""
+    corner: Array
+    """Where on the grid the first pixel of the reference lies, shape ``(D,)``."""
+
+
 class Layout(NamedTuple):
     """A pair on the periodic grid that its χ² is a Fourier series on."""
 
     reference: Array
     image: Array
+    corner: Array
+    """Where on the grid the first pixel of the image lies, shape ``(D,)``."""
     weights: Array
     variance: Array | None
     known: Array
     """Whether a pixel of the reference has a value, or was filled in."""
     grid: SearchGrid
     """What guides the search: the score of `overlap`, infinite where too little overlaps and outside the
-    window. Its origin is where the reference has been put: shifts of the series are counted from there."""
+    window. At its origin the images lie upon each other: shifts of the series are counted from there."""
     frames: tuple[Spread, Spread]
     """Reference and image as they were before pixels were left out; zeros where the grid is not settled."""
     common: tuple[Spread, Spread]
@@ -100,14 +121,18 @@ class Layout(NamedTuple):
     """Mean ratio of the variance as given to the one used, which has the error of the continuation."""
 
 
-def prepare(pair: Pair, plan: Plan) -> Prepared:
-    """Turn bad pixels into weights, for any error map; take a common pedestal and unit out."""
+def prepare(pair: Pair, plan: Plan, unit: Array | None = None) -> Prepared:
+    """Turn bad pixels into weights, for any error map; take a common pedestal and unit out.
+
+    The unit is the least error of a valid pixel, or what is given.
+    """
     reference, image, err = pair.reference, pair.image, pair.err
     known = jnp.isfinite(reference)
     valid = jnp.isfinite(image) & is_valid_error(err)
     err = jnp.where(valid, err, 1.0)
-    unit = extremes(jnp.where(valid, err, jnp.inf))[1]
-    unit = jnp.where(jnp.isfinite(unit), unit, 1.0)
+    if unit is None:
+        unit = extremes(jnp.where(valid, err, jnp.inf))[1]
+        unit = jnp.where(jnp.isfinite(unit), unit, 1.0)
     variance = None
     if pair.reference_err is not None:
         good = jnp.isfinite(pair.reference_err) & (pair.reference_err >= 0)
@@ -149,15 +174,18 @@ def is_flat(image: Array, valid: Array, plan: Plan) -> Array:
     return flat
 
 
-def lay_out(prepared: Prepared, pair: Pair, plan: Plan) -> Layout:
-    """Put a prepared pair on the grid of its boundary; see the module's text for unknown pixels."""
+def lay_out(prepared: Prepared, pair: Pair, plan: Plan, filled: Filled | None = None) -> Layout:
+    """Put a prepared pair on the grid of its boundary; see the module's text for unknown pixels.
+
+    ``filled`` is the reference of the pair by `fill`, if that has been done before.
+    """
     if plan.boundary.overlap:
-        return _settled(prepared, pair, plan)
+        return _settled(prepared, pair, plan, filled)
     if not plan.boundary.periodic:
         prepared = _extend(prepared, plan)
     return lax.cond(
         any_in_batch(~every(prepared.known)),
-        lambda p: _settled(p, pair, plan),
+        lambda p: _settled(p, pair, plan, None),
         partial(as_it_is, pair=pair, plan=plan),
         prepared,
     )
@@ -172,15 +200,17 @@ def as_it_is(prepared: Prepared, pair: Pair, plan: Plan) -> Layout:
         rounding=jnp.ones_like(prepared.unit),
         independent=jnp.ones_like(prepared.unit),
     )
+    zero = jnp.zeros_like(prepared.unit, shape=(nothing.ndim,), dtype=jnp.int32)
     return Layout(
         prepared.reference,
         prepared.image,
-        prepared.weights,
-        prepared.variance,
+        corner=zero,
+        weights=prepared.weights,
+        variance=prepared.variance,
         known=prepared.known,
         grid=SearchGrid(
             values=nothing,
-            origin=jnp.zeros_like(prepared.unit, shape=(nothing.ndim,), dtype=jnp.int32),
+            origin=zero,
             settled=jnp.zeros_like(prepared.flat),
             correlation=correlation,
             constraints=pair.constraints,
@@ -253,38 +283,62 @@ def _ranked(prepared: Prepared, pair: Pair, plan: Plan) -> SearchGrid:
     return replace(grid, origin=_origin(grid, searched))
 
 
-def _settled(prepared: Prepared, pair: Pair, plan: Plan) -> Layout:
-    """A pair whose reference is not known everywhere, with the weights of its best whole shift."""
-    grid, frame, periodic = _ranked(prepared, pair, plan), prepared.image.shape, not plan.boundary.overlap
-    local, guard = guarded(frame, periodic)
-    here = partial(moved_to, shift=grid.origin + guard, frame=local, periodic=periodic)
+def stays(reference: Shape, image: Shape) -> bool:
+    """Whether a reference of this shape is continued in its own frame, for any image of the other."""
+    return prod(reference) <= prod(image)
 
-    def padded(x: Array) -> Array:
-        return jnp.pad(x, [(guard, m - n - guard) for m, n in zip(local, frame, strict=True)])
 
+def fill(prepared: Prepared, plan: Plan, origin: Array | None = None) -> Filled:
+    """Continue the reference of a pair where it is unknown; of the image only the shape counts.
+
+    ``origin`` is needed where the reference does not stay: what an image sees of it at that shift.
+    """
+    frame, periodic = prepared.reference.shape, not plan.boundary.overlap
+    if origin is not None:
+        frame = prepared.image.shape
+    grid, guard = guarded(frame, periodic)
+    corner = jnp.full(len(grid), guard, jnp.int32)
+    if origin is not None:
+        corner = corner + origin
+    here = partial(moved_to, shift=corner, frame=grid, periodic=periodic)
     # Behind a barrier, or XLA would move the array anew for every use of it.
     unknown = jnp.where(prepared.known, prepared.reference, jnp.nan)
     moved = lax.optimization_barrier(here(unknown, outside=jnp.nan))
     known = jnp.isfinite(moved)
-    variance = prepared.variance
     framed = here(jnp.ones_like(prepared.reference), outside=0.0) > 0
     reference, known = without_peaks(jnp.where(known, moved, 0.0), known, framed)
-    inner = eroded(~in_patches(known), margins(frame))
-    given = jnp.where(known & inner, padded(prepared.weights), 0.0)
-    counted = given > 0
-    weights, image = given, jnp.where(counted, padded(prepared.image), 0.0)
+    variance, missing = prepared.variance, None
     if variance is None:
         missing = unknown_variance(reference, known)
-        weights = with_variance(given, missing * brightness(reference, image, given, plan))
     elif variance.ndim:
         variance = here(variance, outside=0.0)
+    counts = known & eroded(~in_patches(known), margins(frame))
+    return Filled(reference, known, counts, missing, variance, corner)
+
+
+def _settled(prepared: Prepared, pair: Pair, plan: Plan, filled: Filled | None) -> Layout:
+    """A pair whose reference is not known everywhere, with the weights of its best whole shift."""
+    grid = _ranked(prepared, pair, plan)
+    if filled is None:
+        resting = stays(prepared.reference.shape, prepared.image.shape)
+        filled = fill(prepared, plan, None if resting else grid.origin)
+    reference, corner = filled.reference, filled.corner - grid.origin
+    here = partial(
+        moved_to, shift=corner, frame=reference.shape, periodic=not plan.boundary.overlap, outside=0.0
+    )
+    given = jnp.where(filled.counts, here(prepared.weights), 0.0)
+    counted = given > 0
+    weights, image = given, jnp.where(counted, here(prepared.image), 0.0)
+    if filled.missing is not None:
+        weights = with_variance(given, filled.missing * brightness(reference, image, given, plan))
     share = jnp.where(counted, weights / jnp.where(counted, given, 1.0), 0.0)
     return Layout(
         reference=reference,
         image=image,
+        corner=corner,
         weights=weights,
-        variance=variance,
-        known=known,
+        variance=filled.variance,
+        known=filled.known,
         grid=grid,
         frames=(spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)),
         common=(spread_of(reference, counted), spread_of(image, given)),
@@ -312,7 +366,7 @@ def _without_noise(prepared: Prepared, shape: Shape) -> tuple[Prepared, Array]:
 
 
 def moved_to(x: Array, shift: Array, frame: Shape, periodic: bool, outside: float) -> Array:
-    """Pixels of a reference moved by whole pixels, in a frame that begins at zero."""
+    """Pixels of an array moved by whole pixels, in a frame that begins at zero."""
     for axis, (n, length) in enumerate(zip(x.shape, frame, strict=True)):
         index = jnp.arange(length, dtype=jnp.int32) - shift[axis]
         if periodic:

@@ -13,7 +13,6 @@ the −2 log-likelihood ratio of a Gaussian model, and so on the scale of χ².
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial, reduce
 from math import sqrt
 from typing import NamedTuple
@@ -27,6 +26,8 @@ from .spectrum import Shape, conj_product
 
 Window = tuple[tuple[int, int], ...]
 """First and last shift along every axis."""
+Sides = tuple[np.ndarray, np.ndarray]
+"""First pixel of a rectangle and that after its last, at every shift along an axis."""
 BESIDE = 4
 """Samples beyond the window that are known on either side, to be interpolated from."""
 LEAST_SHARE = 32
@@ -200,13 +201,10 @@ def _by_rectangles(frames: Frames, shape: Shape, window: Window) -> _Sums:
     """The same where all pixels are known and weigh one: an overlap is a rectangle of either frame."""
     spectra = (_spectra([x], shape) for x in (frames.reference, frames.image))
     cross = _cropped(_arrays(conj_product(*spectra), shape), window)[0]
-    sides = _sides(frames, shape, window)
-    lengths = [high - low for low, high in (reference for reference, _ in sides)]
-    number = jnp.asarray(reduce(np.multiply.outer, lengths), cross.dtype)
-    (model, power), (data, energy) = (
-        _rectangles(jnp.stack([x, x**2]), side)
-        for x, side in zip((frames.reference, frames.image), zip(*sides, strict=True), strict=True)
-    )
+    of_reference, of_image = _sides(frames, shape, window)
+    number = jnp.asarray(reduce(np.multiply.outer, [end - start for start, end in of_image]), cross.dtype)
+    model, power = _rectangles(jnp.stack([frames.reference, frames.reference**2]), of_reference)
+    data, energy = _rectangles(jnp.stack([frames.image, frames.image**2]), of_image)
     return _Sums(number, number, cross, model, data, power, energy)
 
 
@@ -219,33 +217,32 @@ def _arrays(spectra: Array, shape: Shape) -> Array:
     return jnp.fft.irfftn(spectra, shape, tuple(range(1, len(shape) + 1)))
 
 
-def _sides(
-    frames: Frames, shape: Shape, window: Window
-) -> list[tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]]:
-    """First pixel of the overlap and that after its last, along each axis, in reference and image."""
-    sides = []
-    lengths = zip(shape, window_shape(shape, window), strict=True)
-    frames_and_window = zip(frames.reference.shape, frames.image.shape, window, strict=True)
-    for (whole, length), (m, n, (_, high)) in zip(lengths, frames_and_window, strict=True):
+def _sides(frames: Frames, shape: Shape, window: Window) -> tuple[list[Sides], list[Sides]]:
+    """The overlap along each axis, in reference and image."""
+    of_reference: list[Sides] = []
+    of_image: list[Sides] = []
+    lengths = zip(frames.reference.shape, frames.image.shape, shape, window, strict=True)
+    for (m, n, whole, (_, high)), length in zip(lengths, window_shape(shape, window), strict=True):
         index = np.arange(length)
-        last = high + BESIDE if length < whole else high
-        shift = np.where(index <= last, index, index - length)
-        of_reference = [np.clip(x, 0, m) for x in (-shift, n - shift)]
-        of_image = [np.clip(x, 0, n) for x in (shift, m + shift)]
-        of_reference, of_image = ((low, np.maximum(low, high)) for low, high in (of_reference, of_image))
-        sides.append((of_reference, of_image))
-    return sides
+        shift = np.where(index <= (high + BESIDE if length < whole else high), index, index - length)
+        for sides, first, last, size in (
+            (of_reference, -shift, n - shift, m),
+            (of_image, shift, m + shift, n),
+        ):
+            start = np.clip(first, 0, size)
+            sides.append((start, np.maximum(np.clip(last, 0, size), start)))
+    return of_reference, of_image
 
 
-def _rectangles(arrays: Array, sides: Sequence[tuple[np.ndarray, np.ndarray]]) -> Array:
+def _rectangles(arrays: Array, sides: list[Sides]) -> Array:
     """Sums of arrays with a leading axis over rectangles, by what has been summed up along each axis."""
-    for axis, (low, high) in enumerate(sides, 1):
+    for axis, (start, end) in enumerate(sides, 1):
         lines = jnp.moveaxis(arrays, axis, 0)
         zero = jnp.zeros_like(lines[0])
         # A scan over lines: `jnp.cumsum` takes ten times as long.
         _, totals = lax.scan(lambda total, line: (total + line,) * 2, zero, lines)
         totals = jnp.concatenate([zero[None], totals])
-        arrays = jnp.moveaxis(totals[high] - totals[low], 0, axis)
+        arrays = jnp.moveaxis(totals[end] - totals[start], 0, axis)
     return arrays
 
 

@@ -340,17 +340,24 @@ def _hyperplane_power(spectrum: Array, shape: Shape, at_nyquist: tuple[bool, ...
     return sum_all(power) / prod(shape)
 
 
-def correlated_square(spectrum: Array, weight_spectrum: Array, shape: Shape) -> FourierSeries:
-    """The series of ``Σ_i w_i M(i − s)²`` from the half-plane spectra of M and w: exact.
+def square_of(spectrum: Array, shape: Shape) -> Array:
+    """Coefficients of M², by the half-plane spectrum of M: harmonics −n … n, 0 … n on the last axis.
 
-    M² has harmonics up to ±n, twice the pixels' band; it is formed on a grid that holds them, while those of
-    w repeat with period n.
+    They are twice the pixels' band; so M² is formed on a grid that holds them.
     """
     fine = tuple(next_fast_len(2 * n + 1, real=True) for n in shape)
     array = jnp.fft.irfftn(_on_grid(unfolded(spectrum, shape), fine), fine) * (prod(fine) / prod(shape))
     square = jnp.fft.rfftn(array**2)[..., : shape[-1] + 1]
     for axis, (n, m) in enumerate(zip(shape[:-1], fine[:-1], strict=True)):
         square = _joined(square, axis, [(0, n + 1), (m - n, m)])
+    return scaled(square, 1 / prod(fine))
+
+
+def correlated_square(square: Array, weight_spectrum: Array, shape: Shape) -> FourierSeries:
+    """The series of ``Σ_i w_i M(i − s)²`` from `square_of` M and the half-plane spectrum of w: exact.
+
+    The harmonics of w repeat with period n.
+    """
     # Beyond half the period the last axis' harmonics are those of opposite sign, conjugated.
     opposite = jnp.flip(jnp.conj(weight_spectrum[..., : (shape[-1] + 1) // 2]), -1)
     for axis, n in enumerate(shape[:-1]):
@@ -358,4 +365,4 @@ def correlated_square(spectrum: Array, weight_spectrum: Array, shape: Shape) -> 
     weights = jnp.concatenate([weight_spectrum, opposite], -1)
     for axis, n in enumerate(shape[:-1]):
         weights = _joined(weights, axis, [(0, n), (0, 1), (0, n)])
-    return _series(conj_product(square, weights), 1 / prod(fine), shape)
+    return _series(conj_product(square, weights), 1.0, shape)

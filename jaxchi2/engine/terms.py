@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from jax import Array
 
 from .chi2series import Chi2Series
 from .choices import Plan
-from .layout import Spread, guarded
+from .layout import Spread, moved_to
 from .passes import sum_all
 from .position import Position
 from .searchgrid import SearchGrid
@@ -42,9 +43,11 @@ class Pixels:
     """The pair on its periodic grid."""
 
     reference: Array
-    """Half-plane spectrum of the reference, moved by the origin of the series."""
+    """Half-plane spectrum of the reference, upon which the image lies at the origin of the series."""
     image: Array
     """The image's pixels."""
+    corner: Array
+    """Where on the grid the first of these lies, shape ``(D,)``."""
     image_spectrum: Array | None
     """Their half-plane spectrum when ``weights`` is None, else None."""
     weights: Array | None
@@ -157,11 +160,16 @@ class Chi2Terms:
         return Matched(*parts, *squared(spectra))
 
     def expected_image(self, at: Position) -> tuple[Array, Array]:
-        """The best model in the image's frame and units, and which pixels count; for weighted terms."""
+        """The best model in the image's frame and units, and which pixels count; for weighted terms.
+
+        NaN beyond the grid.
+        """
         pixels, units = self.pixels, self.units
         assert pixels.weights is not None
         gain, background = self.series.nuisances(at)
         model = gain * jnp.fft.irfftn(self.moved(at), pixels.shape) + background
-        _, guard = guarded(pixels.frame, not self.plan.boundary.overlap)
-        frame = tuple(slice(guard, guard + n) for n in pixels.frame)
-        return model[frame] * units.scale + units.image_offset, pixels.weights[frame] > 0
+        back = partial(
+            moved_to, shift=-pixels.corner, frame=pixels.frame, periodic=not self.plan.boundary.overlap
+        )
+        expected = back(model * units.scale + units.image_offset, outside=jnp.nan)
+        return expected, back(pixels.weights, outside=0.0) > 0

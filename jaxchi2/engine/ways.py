@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 from jax import lax
 
-from .builders import is_clean, uniform_terms, weighted_terms
+from .builders import KnownReference, is_clean, uniform_terms, weighted_terms
 from .choices import Plan
 from .pair import Pair
 from .passes import any_in_batch
@@ -35,10 +35,16 @@ def has_quick_way(pair: Pair, plan: Plan) -> bool:
     return plan.boundary.periodic and pair.uniform
 
 
-def with_terms(function: Callable[[Chi2Terms], Any], pair: Pair, plan: Plan, way: Way) -> Any:
+def with_terms(
+    function: Callable[[Chi2Terms], Any],
+    pair: Pair,
+    plan: Plan,
+    way: Way,
+    known: KnownReference | None = None,
+) -> Any:
     """``function(terms)``, the terms built the given way; by the general one where there is no quick one."""
     if way is Way.ANY or not has_quick_way(pair, plan):
-        return function(weighted_terms(pair, plan))
+        return function(weighted_terms(pair, plan, known))
     if way is Way.QUICK:
         return function(uniform_terms(pair, plan))
     return lax.cond(

@@ -106,10 +106,10 @@ def _chi2n_map(pair: Pair, plan: Plan, return_all: bool, reduced: bool) -> Array
     prepared = prepare(pair, plan)
     layout = lay_out(prepared, pair, plan)
     frame = tuple(slice(0, n) for n in pair.image.shape)
-    reference = jnp.roll(layout.reference, -layout.grid.origin, (0, 1))
+    image, weights = (jnp.roll(x, -layout.corner, (0, 1)) for x in (layout.image, layout.weights))
     # In the units that came in, the pedestal put back: it belongs to the terms, if not to their sum.
-    weights = layout.weights[frame] / prepared.unit**2
-    model, data = (x[frame] * prepared.unit + prepared.pedestal for x in (reference, layout.image))
+    weights = weights[frame] / prepared.unit**2
+    model, data = (x[frame] * prepared.unit + prepared.pedestal for x in (layout.reference, image))
     model_c, data_c = model - prepared.pedestal, data - prepared.pedestal
 
     def term2_of(model: Array, data: Array) -> Array:
