@@ -16,12 +16,26 @@ from jax import Array, lax
 
 from .chi2series import Chi2Series
 from .choices import Plan
-from .layout import Filled, Layout, Prepared, as_it_is, fill, is_flat, is_valid_error, lay_out, prepare, stays
+from .layout import (
+    Filled,
+    Layout,
+    Prepared,
+    as_it_is,
+    fill,
+    is_flat,
+    is_valid_error,
+    lay_out,
+    least_error,
+    prepare,
+    prepare_reference,
+    stays,
+    with_image,
+)
 from .noise import whitening
-from .overlap import profiled
+from .overlap import WholeReference, profiled, whole_reference
 from .pair import Pair
 from .passes import any_in_batch, count, sum_all
-from .searchgrid import SearchGrid
+from .searchgrid import SearchGrid, search_shape
 from .spectrum import (
     FourierSeries,
     Shape,
@@ -270,9 +284,10 @@ def weighted_side(spectra: Spectra, layout: Layout, prepared: Prepared, plan: Pl
 class KnownReference(NamedTuple):
     """A reference whose neighbourhood is unknown, continued once for any number of images."""
 
+    prepared: Prepared
     filled: Filled
     spectra: Spectra
-    unit: Array
+    whole: WholeReference
 
 
 def known_reference(pair: Pair, plan: Plan) -> KnownReference | None:
@@ -281,12 +296,19 @@ def known_reference(pair: Pair, plan: Plan) -> KnownReference | None:
     Of the pair's image only the shape counts. A filter for the noise of a reference depends on what the image
     shows of the scene.
     """
-    resting = stays(pair.reference.shape, pair.image.shape)
-    if not plan.boundary.overlap or not resting or pair.reference_err is not None:
+    shapes = pair.reference.shape, pair.image.shape
+    if not plan.boundary.overlap or not stays(*shapes) or pair.reference_err is not None:
         return None
-    prepared = prepare(pair._replace(image=jnp.zeros_like(pair.image)), plan)
+    prepared = prepare_reference(pair, plan, least_error(pair.err, is_valid_error(pair.err)))
     filled = fill(prepared, plan)
-    return KnownReference(filled, spectra_of(filled.reference), prepared.unit)
+    return KnownReference(
+        prepared,
+        filled,
+        spectra_of(filled.reference),
+        whole_reference(
+            prepared.reference, prepared.known, shapes[1], search_shape(*shapes, plan), plan.whole_window
+        ),
+    )
 
 
 def weighted_terms(pair: Pair, plan: Plan, known: KnownReference | None = None) -> Chi2Terms:
@@ -298,8 +320,8 @@ def weighted_terms(pair: Pair, plan: Plan, known: KnownReference | None = None) 
         prepared = prepare(pair, plan)
         layout = lay_out(prepared, pair, plan)
     else:
-        prepared = prepare(pair, plan, known.unit)
-        layout = lay_out(prepared, pair, plan, known.filled)
+        prepared = with_image(known.prepared, pair, plan)
+        layout = lay_out(prepared, pair, plan, known.filled, known.whole)
     if layout.variance is not None:
         layout = filtered_layout(layout, plan)
     spectra = spectra_of(layout.reference) if known is None else known.spectra

@@ -33,7 +33,7 @@ from . import overlap
 from .choices import Plan
 from .continuation import MARGIN, eroded, in_patches, unknown_variance, without_peaks
 from .noise import smoothed, smoothing_gain
-from .overlap import Correlation, Frames, correlate, lowest_step
+from .overlap import Correlation, Frames, WholeReference, correlate, lowest_step
 from .pair import Pair
 from .passes import any_in_batch, count, every, extremes, mean_over, some, sum_all
 from .searchgrid import SearchGrid, search_shape
@@ -121,26 +121,26 @@ class Layout(NamedTuple):
     """Mean ratio of the variance as given to the one used, which has the error of the continuation."""
 
 
-def prepare(pair: Pair, plan: Plan, unit: Array | None = None) -> Prepared:
-    """Turn bad pixels into weights, for any error map; take a common pedestal and unit out.
+def prepare(pair: Pair, plan: Plan) -> Prepared:
+    """Turn bad pixels into weights, for any error map; take a common pedestal and unit out."""
+    unit = least_error(pair.err, jnp.isfinite(pair.image))
+    return with_image(prepare_reference(pair, plan, unit), pair, plan)
 
-    The unit is the least error of a valid pixel, or what is given.
-    """
-    reference, image, err = pair.reference, pair.image, pair.err
-    known = jnp.isfinite(reference)
-    valid = jnp.isfinite(image) & is_valid_error(err)
-    err = jnp.where(valid, err, 1.0)
-    if unit is None:
-        unit = extremes(jnp.where(valid, err, jnp.inf))[1]
-        unit = jnp.where(jnp.isfinite(unit), unit, 1.0)
-    variance = None
+
+def least_error(err: Array, counted: Array) -> Array:
+    """Least error of the pixels that count; one if there is none."""
+    least = extremes(jnp.where(counted & is_valid_error(err), err, jnp.inf))[1]
+    return jnp.where(jnp.isfinite(least), least, 1.0)
+
+
+def prepare_reference(pair: Pair, plan: Plan, unit: Array) -> Prepared:
+    """`prepare` without the image, all of whose pixels have no weight yet."""
+    reference, known, variance = pair.reference, jnp.isfinite(pair.reference), None
     if pair.reference_err is not None:
         good = jnp.isfinite(pair.reference_err) & (pair.reference_err >= 0)
         known &= good
         variance = jnp.where(good, pair.reference_err / unit, 0.0) ** 2
-    # A reference of which nothing is known says nothing about any pixel.
-    weights = jnp.where(valid & some(known), (unit / err) ** 2, 0.0)
-    flat = is_flat(reference, known, plan) | is_flat(image, valid, plan)
+    flat = is_flat(reference, known, plan)
     reference = jnp.where(known, reference, 0.0)
     if plan.gain and not plan.background:
         pedestal = jnp.zeros_like(unit)
@@ -150,8 +150,20 @@ def prepare(pair: Pair, plan: Plan, unit: Array | None = None) -> Prepared:
         pedestal = lax.stop_gradient(mean_over(reference, known))
         pedestal = jnp.where(jnp.isfinite(pedestal), pedestal, 0.0)
     reference = jnp.where(known, (reference - pedestal) / unit, 0.0)
-    image = jnp.where(valid, (jnp.where(valid, image, 0.0) - pedestal) / unit, 0.0)
-    return Prepared(reference, image, weights, known, variance, unit, pedestal, flat)
+    nothing = jnp.zeros_like(pair.image)
+    return Prepared(reference, nothing, nothing, known, variance, unit, pedestal, flat)
+
+
+def with_image(prepared: Prepared, pair: Pair, plan: Plan) -> Prepared:
+    """A prepared reference with the image of the pair."""
+    image, unit = pair.image, prepared.unit
+    valid = jnp.isfinite(image) & is_valid_error(pair.err)
+    err = jnp.where(valid, pair.err, 1.0)
+    # A reference of which nothing is known says nothing about any pixel.
+    weights = jnp.where(valid & some(prepared.known), (unit / err) ** 2, 0.0)
+    flat = prepared.flat | is_flat(image, valid, plan)
+    image = jnp.where(valid, (jnp.where(valid, image, 0.0) - prepared.pedestal) / unit, 0.0)
+    return prepared._replace(image=image, weights=weights, flat=flat)
 
 
 def is_flat(image: Array, valid: Array, plan: Plan) -> Array:
@@ -174,18 +186,24 @@ def is_flat(image: Array, valid: Array, plan: Plan) -> Array:
     return flat
 
 
-def lay_out(prepared: Prepared, pair: Pair, plan: Plan, filled: Filled | None = None) -> Layout:
+def lay_out(
+    prepared: Prepared,
+    pair: Pair,
+    plan: Plan,
+    filled: Filled | None = None,
+    whole: WholeReference | None = None,
+) -> Layout:
     """Put a prepared pair on the grid of its boundary; see the module's text for unknown pixels.
 
-    ``filled`` is the reference of the pair by `fill`, if that has been done before.
+    The reference by `fill` and `whole_reference` are what may have been done before.
     """
     if plan.boundary.overlap:
-        return _settled(prepared, pair, plan, filled)
+        return _settled(prepared, pair, plan, filled, whole)
     if not plan.boundary.periodic:
         prepared = _extend(prepared, plan)
     return lax.cond(
         any_in_batch(~every(prepared.known)),
-        lambda p: _settled(p, pair, plan, None),
+        lambda p: _settled(p, pair, plan),
         partial(as_it_is, pair=pair, plan=plan),
         prepared,
     )
@@ -263,12 +281,12 @@ def guarded(frame: Shape, periodic: bool) -> tuple[Shape, int]:
     return tuple(odd_fast_len(n + 2 * GUARD) for n in frame), GUARD
 
 
-def _ranked(prepared: Prepared, pair: Pair, plan: Plan) -> SearchGrid:
+def _ranked(prepared: Prepared, pair: Pair, plan: Plan, whole: WholeReference | None) -> SearchGrid:
     """Whole shifts by what they explain of the pixels that both frames know, and the best of them."""
     shape = search_shape(prepared.reference.shape, prepared.image.shape, plan)
     searched, independent = _without_noise(prepared, shape)
     window = plan.whole_window if plan.boundary.overlap else None
-    correlation = correlate(searched.frames, shape, pair.err.ndim == 0, window)
+    correlation = correlate(searched.frames, shape, pair.err.ndim == 0, window, whole)
     correlation = correlation._replace(independent=independent)
     enough = correlation.number >= _least_overlap(prepared, plan)
     grid = SearchGrid(
@@ -316,9 +334,15 @@ def fill(prepared: Prepared, plan: Plan, origin: Array | None = None) -> Filled:
     return Filled(reference, known, counts, missing, variance, corner)
 
 
-def _settled(prepared: Prepared, pair: Pair, plan: Plan, filled: Filled | None) -> Layout:
+def _settled(
+    prepared: Prepared,
+    pair: Pair,
+    plan: Plan,
+    filled: Filled | None = None,
+    whole: WholeReference | None = None,
+) -> Layout:
     """A pair whose reference is not known everywhere, with the weights of its best whole shift."""
-    grid = _ranked(prepared, pair, plan)
+    grid = _ranked(prepared, pair, plan, whole)
     if filled is None:
         resting = stays(prepared.reference.shape, prepared.image.shape)
         filled = fill(prepared, plan, None if resting else grid.origin)

@@ -81,21 +81,30 @@ def window_shape(shape: Shape, window: Window) -> Shape:
     return tuple(min(n, high - low + 1 + 2 * BESIDE) for n, (low, high) in zip(shape, window, strict=True))
 
 
-def correlate(frames: Frames, shape: Shape, uniform: bool, window: Window | None = None) -> Correlation:
+def correlate(
+    frames: Frames,
+    shape: Shape,
+    uniform: bool,
+    window: Window | None = None,
+    whole: WholeReference | None = None,
+) -> Correlation:
     """Correlation of two frames on a periodic grid on which they meet nowhere but where they overlap.
 
     ``uniform`` says that every valid pixel weighs one. With a ``window`` of first and last shifts only that
     part of the grid is kept, see `window_shape`; its shifts may not wrap one frame onto the other.
+    ``whole`` is what may have been done before.
     """
     known, weights = frames.known.astype(frames.weights.dtype), frames.weights
     # Ranking profiles the background whatever is fitted, so the means may go; kept, they would cost digits.
-    reference = jnp.where(frames.known, frames.reference - _mean(frames.reference, known), 0.0)
+    reference = _centred(frames.reference, frames.known)
     image = jnp.where(weights > 0, frames.image - _mean(frames.image, weights), 0.0)
     frames = Frames(reference, known, image, weights)
     if window is None:
         sums = _by_transforms(frames, shape, tuple((-n, n) for n in shape), uniform)
+    elif not uniform:
+        sums = _by_transforms(frames, shape, window, uniform)
     else:
-        sums = _by_values(frames, shape, window) if uniform else _by_transforms(frames, shape, window, False)
+        sums = _by_values(frames, shape, window, whole)
     mass = jnp.where(sums.mass > 0, sums.mass, 1.0)
     cross = sums.cross - sums.model * sums.data / mass
     power, energy = sums.power - sums.model**2 / mass, sums.energy - sums.data**2 / mass
@@ -174,11 +183,15 @@ def _padded(x: Array, shape: Shape) -> Array:
     return jnp.pad(x, [(0, m - n) for m, n in zip(shape, x.shape, strict=True)])
 
 
-def _by_values(frames: Frames, shape: Shape, window: Window) -> _Sums:
+def _centred(reference: Array, known: Array) -> Array:
+    return jnp.where(known, reference - _mean(reference, known.astype(reference.dtype)), 0.0)
+
+
+def _by_values(frames: Frames, shape: Shape, window: Window, whole: WholeReference | None) -> _Sums:
     return lax.cond(
         any_in_batch(~(every(frames.known > 0) & every(frames.weights == 1))),
         partial(_by_transforms, shape=shape, window=window, uniform=True),
-        partial(_by_rectangles, shape=shape, window=window),
+        partial(_by_rectangles, shape=shape, window=window, whole=whole),
         frames,
     )
 
@@ -197,15 +210,39 @@ def _by_transforms(frames: Frames, shape: Shape, window: Window, uniform: bool) 
     return _Sums(number, number if uniform else mass, *rest)
 
 
-def _by_rectangles(frames: Frames, shape: Shape, window: Window) -> _Sums:
+def _by_rectangles(frames: Frames, shape: Shape, window: Window, whole: WholeReference | None) -> _Sums:
     """The same where all pixels are known and weigh one: an overlap is a rectangle of either frame."""
-    spectra = (_spectra([x], shape) for x in (frames.reference, frames.image))
-    cross = _cropped(_arrays(conj_product(*spectra), shape), window)[0]
-    of_reference, of_image = _sides(frames, shape, window)
-    number = jnp.asarray(reduce(np.multiply.outer, [end - start for start, end in of_image]), cross.dtype)
-    model, power = _rectangles(jnp.stack([frames.reference, frames.reference**2]), of_reference)
-    data, energy = _rectangles(jnp.stack([frames.image, frames.image**2]), of_image)
-    return _Sums(number, number, cross, model, data, power, energy)
+    image = frames.image
+    if whole is None:
+        whole = _whole(frames.reference, image.shape, shape, window)
+    cross = _cropped(_arrays(conj_product(whole.spectrum, _spectra([image], shape)), shape), window)[0]
+    _, sides = _sides(frames.reference.shape, image.shape, shape, window)
+    number = jnp.asarray(reduce(np.multiply.outer, [end - start for start, end in sides]), cross.dtype)
+    data, energy = _rectangles(jnp.stack([image, image**2]), sides)
+    return _Sums(number, number, cross, whole.model, data, whole.power, energy)
+
+
+class WholeReference(NamedTuple):
+    """What `correlate` takes from a reference that is known everywhere, for images that are too."""
+
+    spectrum: Array
+    model: Array
+    """Sum over the overlap at every whole shift."""
+    power: Array
+    """That of the square."""
+
+
+def whole_reference(
+    reference: Array, known: Array, image: Shape, shape: Shape, window: Window
+) -> WholeReference:
+    """Do once what `correlate` needs for every image; of no use where a pixel is not known."""
+    return _whole(_centred(reference, known), image, shape, window)
+
+
+def _whole(reference: Array, image: Shape, shape: Shape, window: Window) -> WholeReference:
+    sides, _ = _sides(reference.shape, image, shape, window)
+    sums = _rectangles(jnp.stack([reference, reference**2]), sides)
+    return WholeReference(_spectra([reference], shape), *sums)
 
 
 def _spectra(arrays: list[Array], shape: Shape) -> Array:
@@ -217,11 +254,11 @@ def _arrays(spectra: Array, shape: Shape) -> Array:
     return jnp.fft.irfftn(spectra, shape, tuple(range(1, len(shape) + 1)))
 
 
-def _sides(frames: Frames, shape: Shape, window: Window) -> tuple[list[Sides], list[Sides]]:
+def _sides(reference: Shape, image: Shape, shape: Shape, window: Window) -> tuple[list[Sides], list[Sides]]:
     """The overlap along each axis, in reference and image."""
     of_reference: list[Sides] = []
     of_image: list[Sides] = []
-    lengths = zip(frames.reference.shape, frames.image.shape, shape, window, strict=True)
+    lengths = zip(reference, image, shape, window, strict=True)
     for (m, n, whole, (_, high)), length in zip(lengths, window_shape(shape, window), strict=True):
         index = np.arange(length)
         shift = np.where(index <= (high + BESIDE if length < whole else high), index, index - length)
