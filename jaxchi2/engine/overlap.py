@@ -258,10 +258,10 @@ def _sides(reference: Shape, image: Shape, shape: Shape, window: Window) -> tupl
     """The overlap along each axis, in reference and image."""
     of_reference: list[Sides] = []
     of_image: list[Sides] = []
-    lengths = zip(reference, image, shape, window, strict=True)
-    for (m, n, whole, (_, high)), length in zip(lengths, window_shape(shape, window), strict=True):
+    frames = zip(reference, image, window, strict=True)
+    for (m, n, (low, high)), length in zip(frames, window_shape(shape, window), strict=True):
         index = np.arange(length)
-        shift = np.where(index <= (high + BESIDE if length < whole else high), index, index - length)
+        shift = np.where((index <= high + BESIDE) & (index < length + low), index, index - length)
         for sides, first, last, size in (
             (of_reference, -shift, n - shift, m),
             (of_image, shift, m + shift, n),
