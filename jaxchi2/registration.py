@@ -21,12 +21,12 @@ from .engine.continuation import MARGIN
 from .engine.errors import covariance_of, interval_bounds, interval_points
 from .engine.minimum import Minimum, find_minima, find_minimum, with_derivative
 from .engine.pair import Pair, check
-from .engine.passes import count, extremes
+from .engine.passes import count, extremes, mean_over
 from .engine.position import Position
-from .engine.sandwich import sandwich
+from .engine.sandwich import likely_inflation, sandwich
 from .engine.searchgrid import SearchGrid
 from .engine.terms import Chi2Terms
-from .engine.verdict import RunnerUp, is_unequal, runner_up
+from .engine.verdict import RunnerUp, has_static_pattern, is_unequal, runner_up
 from .engine.ways import Way, has_quick_way, tried, with_terms
 from .results import Registration, in_units, is_bad_fit, is_too_good
 from .sharding import any_sharding
@@ -44,8 +44,12 @@ MAX_IMPROVEMENT = 1.5
 set."""
 MIN_INFLATION = 1.3
 """Inflation, or its inverse, from which `Status.CONTRADICTED` is set, if it is certain."""
+MIN_INFLATION_OF_SCALED = 2.5
+"""The same for errors that are scaled by the reduced χ²: photons that are counted make 1.5 of them."""
 CERTAIN = 4.0
 """How many times its scatter the logarithm of an inflation has to be."""
+MIN_PATTERN = 6.0
+"""Standard deviations of a correlation at shift zero from which `Status.STATIC_PATTERN` is set."""
 MAX_CLIPPED = 0.1
 """Share of bright pixels clipped, beyond twice that of all pixels, from which `Status.CLIPPED` is set."""
 
@@ -306,12 +310,20 @@ def solve(
     found = _measured(known_err, failed, terms, nsigma, minimum)
     inflation, contradicted = jnp.ones_like(found.shift), jnp.zeros_like(failed)
     if robust:
-        found, inflation, contradicted = _from_residuals(searched, minimum.position, found)
-    unequal = jnp.zeros_like(failed)
+        found, inflation, scatter = _from_residuals(searched, minimum.position, found)
+        contradicted = _is_certain(searched, found.chi2, inflation, scatter, MIN_INFLATION)
+    unequal = pattern = jnp.zeros_like(failed)
     if others is not None:
         matched = searched.match(_in_reach(searched, minimum))
         seen = evidence(searched, matched)
         unequal = is_unequal(searched, matched, MAX_IMPROVEMENT)
+        if searched.pixels.frame == searched.pixels.reference_frame:
+            pattern = has_static_pattern(searched, minimum.position, matched, MIN_PATTERN)
+        if not robust and searched.content.noise_share is not None:
+            ratio, scatter = likely_inflation(searched, minimum.position, matched)
+            ratio = ratio / jnp.sqrt(lax.stop_gradient(found.scale))
+            least = MIN_INFLATION if known_err else MIN_INFLATION_OF_SCALED
+            contradicted = _is_certain(searched, found.chi2, ratio, scatter, least)
         second = runner_up(searched, minimum, others, lax.stop_gradient(found.scale), seen)
         chance = jnp.exp(seen.log_chance)
     else:
@@ -325,6 +337,7 @@ def solve(
         (_has_large_errors(searched, found.chi2, dof, known_err), Status.LARGE_ERRORS),
         (unequal, Status.BRIGHTNESS),
         (contradicted, Status.CONTRADICTED),
+        (pattern, Status.STATIC_PATTERN),
     ]
     doubt = sum(jnp.where(c, np.int32(flag), np.int32(0)) for c, flag in doubts)
     content, eps = searched.content, jnp.finfo(series.constant.dtype).eps
@@ -391,8 +404,16 @@ def _at_minimum(known_err: bool, terms: Chi2Terms, nsigma: Array, minimum: Minim
     )
 
 
+def _is_certain(terms: Chi2Terms, chi2: Array, inflation: Array, scatter: Array, least: float) -> Array:
+    """Whether the errors of the model are that much too small or too large, and not by chance."""
+    factor = jnp.maximum(least, jnp.exp(CERTAIN * scatter))
+    away = ((inflation > factor) | (inflation < 1 / factor)) & np.array(terms.plan.free)
+    # Of equal images there are no residuals to tell.
+    return jnp.any(away) & (lax.stop_gradient(chi2) > jnp.finfo(chi2.dtype).eps * terms.content.contrast)
+
+
 def _from_residuals(terms: Chi2Terms, at: Position, found: _Measured) -> tuple[_Measured, Array, Array]:
-    """Errors from the sandwich, what it makes of those of the model along each axis, and if that is too much.
+    """Errors from the sandwich, what it makes of those of the model along each axis, and the scatter of that.
 
     Derivatives are those of the model's errors, times that.
     """
@@ -402,10 +423,6 @@ def _from_residuals(terms: Chi2Terms, at: Position, found: _Measured) -> tuple[_
     ratio = jnp.diagonal(shift) / jnp.where(jnp.diagonal(model) > 0, jnp.diagonal(model), 1.0)
     inflation = jnp.where(np.array(terms.plan.free), jnp.sqrt(ratio), 1.0)
     scaled = found.covariance * inflation[:, None] * inflation[None, :]
-    least = jnp.maximum(MIN_INFLATION, jnp.exp(CERTAIN * scatter[:ndim]))
-    away = (inflation > least) | (inflation < 1 / least)
-    # Of equal images there are no residuals to tell.
-    other = lax.stop_gradient(found.chi2) > jnp.finfo(found.chi2.dtype).eps * terms.content.contrast
     return (
         found._replace(
             # The value of the sandwich, the derivative of the other.
@@ -414,7 +431,7 @@ def _from_residuals(terms: Chi2Terms, at: Position, found: _Measured) -> tuple[_
             nuisance_covariance=nuisance,
         ),
         inflation,
-        jnp.any(away) & other,
+        scatter[:ndim],
     )
 
 
@@ -452,7 +469,9 @@ def _has_large_errors(terms: Chi2Terms, chi2: Array, dof: Array, known_err: bool
     if not known_err or content.noise_share is None:
         return jnp.zeros_like(content.flat)
     other = lax.stop_gradient(chi2) > jnp.finfo(chi2.dtype).eps * content.contrast
-    return is_too_good(chi2 / content.noise_share, dof) & other
+    share = content.noise_share
+    share = mean_over(share, share > 0)
+    return is_too_good(chi2 / share, dof) & other
 
 
 def _fatal(terms: Chi2Terms, minimum: Minimum, dof: Array) -> Array:

@@ -34,6 +34,7 @@ class Status(IntFlag):
     WRONG_BASIN = 16384
     OUT_OF_RANGE = 32768
     CONTRADICTED = 65536
+    STATIC_PATTERN = 131072
 
     @property
     def message(self) -> str:
@@ -59,5 +60,6 @@ _MESSAGES = {
     Status.CLIPPED: "clipping left out much of the scene: a bad match, or defects of both images",
     Status.WRONG_BASIN: "less than half of the reference is in the image where it was put: a wrong minimum",
     Status.OUT_OF_RANGE: "χ² is too large or too small for the dtype: scale the images",
+    Status.STATIC_PATTERN: "both images have a pattern that does not move with the scene",
     Status.CONTRADICTED: "residuals contradict the errors of the model (inflation): other noise or scene",
 }

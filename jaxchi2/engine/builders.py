@@ -175,6 +175,7 @@ def uniform_terms(pair: Pair, plan: Plan, side: ReferenceSide | None = None) -> 
         number=jnp.full_like(origin, prod(shape), shape=()),
         shape=shape,
         frame=shape,
+        reference_frame=shape,
     )
     content = Content(
         flat=jnp.zeros_like(grid.settled),
@@ -411,6 +412,7 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, plan
         number=count(weights > 0),
         shape=shape,
         frame=frame,
+        reference_frame=pair.reference.shape,
     )
     content = Content(
         flat=flat,

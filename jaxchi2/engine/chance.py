@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from .layout import Spread
 from .passes import block_sums, count, neighbours, sum_all
-from .spectrum import contract, half_weights
+from .spectrum import contract, half_weights, squared
 from .terms import Chi2Terms, Matched
 
 SINGLE = 0.02
@@ -121,7 +121,7 @@ def _match(terms: Chi2Terms, matched: Matched) -> _Match:
 
 
 def _spectra(matched: Matched, shape: tuple[int, ...]) -> _Spectra:
-    m, *others = matched.model_power, matched.residual_power, matched.data_power
+    m, *others = map(squared, (matched.model_spectrum, matched.residual_spectrum, matched.data_spectrum))
     powers = jnp.stack([m, *others, m**2, *(m * x for x in others)])
     return _Spectra(*_positive(jax.vmap(partial(by_octave, shape=shape))(powers)))
 

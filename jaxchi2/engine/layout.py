@@ -118,7 +118,8 @@ class Layout(NamedTuple):
     common: tuple[Spread, Spread]
     """The same over the pixels that count at this origin."""
     noise_share: Array
-    """Mean ratio of the variance as given to the one used, which has the error of the continuation."""
+    """Ratio of the variance as given to the one used, which has the error of the continuation; zero where
+    nothing counts."""
 
 
 def prepare(pair: Pair, plan: Plan) -> Prepared:
@@ -236,7 +237,7 @@ def as_it_is(prepared: Prepared, pair: Pair, plan: Plan) -> Layout:
         ),
         frames=(none, none),
         common=(none, none),
-        noise_share=jnp.ones_like(prepared.unit),
+        noise_share=(prepared.weights > 0).astype(nothing.dtype),
     )
 
 
@@ -366,7 +367,7 @@ def _settled(
         grid=grid,
         frames=(spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)),
         common=(spread_of(reference, counted), spread_of(image, given)),
-        noise_share=mean_over(share, counted),
+        noise_share=share,
     )
 
 

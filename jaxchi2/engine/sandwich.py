@@ -21,16 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .passes import count, sum_all
+from .passes import block_sums, count, extremes, sum_all
 from .position import Position
 from .spectrum import Shape, along, gradients, half_weights, squared
-from .terms import Chi2Terms
+from .terms import Chi2Terms, Matched
 
 NEARBY = 2.0
 """Standard deviation, in pixels, of the Gaussian that the size of residuals is averaged with."""
 FURTHEST = 20
 """Distance in pixels along an axis from which residuals are taken to be independent."""
 MAX_LEVERAGE = 0.9
+TRUSTED = 0.5
+"""Share of the noise in the variance of a pixel whose residual tells of the noise."""
 LEAST = 0.1
 """Least variance of a score, as a share of what it is without correlations."""
 
@@ -72,6 +74,61 @@ def sandwich(terms: Chi2Terms, at: Position) -> tuple[Array, Array]:
     covariance = jnp.dot(bread, product, precision=lax.Precision.HIGHEST)
     covariance = jnp.where(fitted[:, None] & fitted[None, :], covariance, 0.0)
     return covariance, jnp.where(fitted, _scatter(spectra, window, count(valid), pixels.shape), 0.0)
+
+
+def likely_inflation(terms: Chi2Terms, at: Position, matched: Matched) -> tuple[Array, Array]:
+    """Roughly the errors that the residuals say over those of the model, and the scatter of the logarithm.
+
+    Along each axis, shape ``(D,)``, for residuals of unit variance. The mean of their squares where the scene
+    has its slopes, times that of their power in the waves of these; both as if nothing had been fitted.
+    Without pixels whose error of the continuation is larger than their noise, and not for terms behind a
+    filter. A constant, as far as derivatives are concerned.
+    """
+    terms, at, matched = lax.stop_gradient((terms, at, matched))
+    pixels, plan, shape = terms.pixels, terms.plan, terms.pixels.shape
+    model, residual = matched.model, matched.residual
+    root = jnp.ones_like(model) if pixels.weights is None else jnp.sqrt(pixels.weights)
+    assert terms.content.noise_share is not None
+    root = jnp.where(terms.content.noise_share > TRUSTED, root, 0.0)
+    slopes = _normalised(gradients(terms.moved(at), shape) * root[None])
+    taken = jnp.sum(jnp.where(along(np.array(plan.free), 0, slopes.ndim), slopes**2, 0.0), axis=0)
+    for fitted, slope in ((plan.gain, model), (plan.background, root)):
+        if fitted:
+            taken = taken + _normalised(slope[None])[0] ** 2
+    here = _sums(slopes**2 * (residual**2 / (1 - jnp.minimum(taken, MAX_LEVERAGE)))[None])
+    waves, number = _blocks(squared(jnp.fft.rfftn(slopes, axes=tuple(range(1, slopes.ndim)))), shape)
+    power, _ = _blocks(squared(matched.residual_spectrum)[None], shape)
+    # The power of a block with some of what was fitted is less by its share.
+    waves = waves / _positive(_sums(waves)).reshape(-1, *[1] * len(shape))
+    power = power / number / jnp.maximum(1 - jnp.sum(waves, axis=0, keepdims=True) / number, 1 - MAX_LEVERAGE)
+    there = _sums(waves * power) * prod(shape) / _positive(_sums(power * number))
+    return jnp.sqrt(here * there), jnp.sqrt((_sums(slopes**4) + _sums(waves**2 / number)) / 2)
+
+
+def _normalised(arrays: Array) -> Array:
+    """Arrays with a leading axis, each over the root of the sum of its squares."""
+    unit = jnp.stack([extremes(jnp.abs(x))[0] for x in arrays]).reshape(-1, *[1] * (arrays.ndim - 1))
+    arrays = arrays / _positive(unit)
+    return arrays / jnp.sqrt(_positive(_sums(arrays**2))).reshape(unit.shape)
+
+
+def _sums(arrays: Array) -> Array:
+    return jnp.stack([sum_all(x) for x in arrays])
+
+
+def _positive(x: Array) -> Array:
+    return jnp.where(x > 0, x, 1.0)
+
+
+def _blocks(power: Array, shape: Shape) -> tuple[Array, Array]:
+    """Power on half planes summed over blocks of waves, and the number of waves in each.
+
+    A block is as narrow as what correlates over less than `FURTHEST` pixels has no structure in.
+    """
+    size = max(1, min(shape) // (2 * FURTHEST))
+    twice = along(jnp.asarray(half_weights(shape[-1]), power.dtype), len(shape) - 1, len(shape))
+    number = jnp.broadcast_to(twice, power.shape[1:])
+    return jnp.stack([block_sums(x * number, size) for x in power]), block_sums(number, size)[None]
 
 
 def _scatter(spectra: Array, window: Array, number: Array, shape: Shape) -> Array:

@@ -20,7 +20,7 @@ from .layout import Spread, moved_to
 from .passes import sum_all
 from .position import Position
 from .searchgrid import SearchGrid
-from .spectrum import Shape, energy, scaled, shift_spectrum, squared
+from .spectrum import Shape, energy, scaled, shift_spectrum
 
 
 class Matched(NamedTuple):
@@ -31,10 +31,10 @@ class Matched(NamedTuple):
     residual: Array
     data: Array
     """About its mean."""
-    model_power: Array
-    """Power spectra of the three on the half plane; at frequency zero of no meaning."""
-    residual_power: Array
-    data_power: Array
+    model_spectrum: Array
+    """Spectra of the three on the half plane; at frequency zero of no meaning."""
+    residual_spectrum: Array
+    data_spectrum: Array
 
 
 @jax.tree_util.register_dataclass
@@ -58,6 +58,7 @@ class Pixels:
     """Of the grid."""
     frame: Shape = field(metadata={"static": True})
     """Of the image."""
+    reference_frame: Shape = field(metadata={"static": True})
 
 
 class Content(NamedTuple):
@@ -73,8 +74,8 @@ class Content(NamedTuple):
     common: tuple[Spread, Spread] | None
     """The same over the pixels that count."""
     noise_share: Array | None
-    """Mean ratio of the variance as given to the one used, which has the error of the continuation; None
-    where a filter for noise of the reference takes of χ² too."""
+    """Of each pixel, or for all, the ratio of the variance as given to the one used, which has the error of
+    the continuation; None where a filter for noise of the reference takes of χ² too."""
 
 
 class Units(NamedTuple):
@@ -146,7 +147,9 @@ class Chi2Terms:
                 model - mean,
                 image - gain * model - background,
                 image - image_mean,
-                *map(squared, (spectrum, residual, pixels.image_spectrum)),
+                spectrum,
+                residual,
+                pixels.image_spectrum,
             )
         assert pixels.weights is not None
         weights = pixels.weights
@@ -157,7 +160,7 @@ class Chi2Terms:
 
         parts = centred(model), root * (image - gain * model - background), centred(image)
         spectra = jnp.fft.rfftn(jnp.stack(parts), axes=tuple(range(1, model.ndim + 1)))
-        return Matched(*parts, *squared(spectra))
+        return Matched(*parts, *spectra)
 
     def expected_image(self, at: Position) -> tuple[Array, Array]:
         """The best model in the image's frame and units, and which pixels count; for weighted terms.

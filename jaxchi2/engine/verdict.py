@@ -14,7 +14,9 @@ from .chance import Evidence
 from .minimum import Candidates, Minimum, stationary
 from .overlap import score
 from .passes import sum_all
+from .position import Position
 from .searchgrid import Explained, SearchGrid
+from .spectrum import conj_product, scaled, series_of, squared
 from .terms import Chi2Terms, Matched
 
 OPPOSITE = 50.0
@@ -158,6 +160,27 @@ def is_unequal(terms: Chi2Terms, matched: Matched, least: float) -> Array:
         opposite, alike = -jnp.max(scores), jnp.minimum(jnp.min(scores), 0.0)
         result |= grid.settled & (opposite < least * alike) & (opposite < alike - OPPOSITE)
     return result
+
+
+def has_static_pattern(terms: Chi2Terms, at: Position, matched: Matched, least: float) -> Array:
+    """Whether the residuals correlate with the reference where both were before any shift.
+
+    What the camera adds to both images moves with the reference and stays in the image: it is left in the
+    residuals. Of residuals and reference only the phases count, so that each wave tells as much, and their
+    correlation is a sum of unit vectors, of standard deviation one if they have nothing in common. ``least``
+    of these are asked for, beside what a wrong model of the scene leaves at the match and a cardinal sine
+    carries here. Not where that is within a pixel.
+    """
+    shape, origin = terms.pixels.shape, terms.series.origin
+    product = conj_product(matched.residual_spectrum, terms.pixels.reference)
+    size = jnp.sqrt(squared(product))
+    series = series_of(scaled(product, 1 / jnp.where(size > 0, size, 1.0)), shape)
+    still = jnp.zeros_like(at.fraction)
+    here = series.derivatives(Position(origin, still), 0).reshape(())
+    there = series.derivatives(Position(jnp.zeros_like(origin), -at.since(origin).shift), 0).reshape(())
+    unit = jnp.sqrt(terms.pixels.number.astype(here.dtype))
+    apart = jnp.maximum(jnp.max(jnp.abs(at.shift)), 1.0)
+    return (apart > 1) & (here * unit > least + jnp.abs(there) * unit / (np.pi * apart))
 
 
 def posterior(grid: SearchGrid, temperature: Array) -> Posterior:
