@@ -52,28 +52,31 @@ def sandwich(terms: Chi2Terms, at: Position) -> tuple[Array, Array]:
     valid, root = weights > 0, jnp.sqrt(weights)
     residual = root * (pixels.image - gain * model - background)
     slopes = -gain * gradients(moved, pixels.shape)
-    fitted = np.array([*plan.free, plan.gain, plan.background])
-    parameters = jnp.concatenate([slopes, model[None], jnp.ones_like(model)[None]]) * root[None]
-    parameters = jnp.where(along(fitted, 0, ndim + 1), parameters, 0.0)
+    fitted = np.flatnonzero([*plan.free, plan.gain, plan.background])
+    parameters = jnp.concatenate([slopes, model[None], jnp.ones_like(model)[None]])[fitted] * root[None]
 
-    square = residual**2 / (1 - jnp.minimum(_leverage(parameters, fitted), MAX_LEVERAGE))
+    square = residual**2 / (1 - jnp.minimum(_leverage(parameters), MAX_LEVERAGE))
     own = _products(parameters, parameters * square[None])
     size = jnp.sqrt(_nearby(square, valid, pixels.shape))
-    spectra = jnp.fft.rfftn(parameters * size[None], axes=tuple(range(1, ndim + 1)))
+    scaled = parameters * size[None]
+    spectra = jnp.fft.rfftn(scaled, axes=tuple(range(1, ndim + 1)))
     window = _window(pixels.shape, residual.dtype)
     correlation = window * _correlation(residual, size, valid, pixels.shape)
     scores = own + _shared(spectra, correlation, pixels.shape)
     if terms.series.prior is not None:
-        scores = scores.at[:ndim, :ndim].add(terms.series.prior.precision)
+        free = np.flatnonzero(plan.free)
+        known = terms.series.prior.precision[np.ix_(free, free)]
+        scores = scores.at[: len(free), : len(free)].add(known)
     # A correlation that noise makes negative is not to leave nothing of a variance.
     least = LEAST * jnp.diagonal(own)
     grown = jnp.sqrt(jnp.maximum(least / jnp.maximum(jnp.diagonal(scores), 1e-30 + 1e-6 * least), 1.0))
     scores = scores * grown[:, None] * grown[None, :]
-    bread = _inverse(terms.series.curvature(at, gain))
+    bread = _inverse(terms.series.curvature(at, gain)[np.ix_(fitted, fitted)])
     product = jnp.dot(scores, bread, precision=lax.Precision.HIGHEST)
     covariance = jnp.dot(bread, product, precision=lax.Precision.HIGHEST)
-    covariance = jnp.where(fitted[:, None] & fitted[None, :], covariance, 0.0)
-    return covariance, jnp.where(fitted, _scatter(spectra, window, count(valid), pixels.shape), 0.0)
+    scatter = _scatter(scaled, spectra, window, count(valid))
+    nothing = jnp.zeros_like(covariance, shape=(ndim + 2, ndim + 2))
+    return nothing.at[np.ix_(fitted, fitted)].set(covariance), nothing[0].at[fitted].set(scatter)
 
 
 def likely_inflation(terms: Chi2Terms, at: Position, matched: Matched) -> tuple[Array, Array]:
@@ -131,15 +134,14 @@ def _blocks(power: Array, shape: Shape) -> tuple[Array, Array]:
     return jnp.stack([block_sums(x * number, size) for x in power]), block_sums(number, size)[None]
 
 
-def _scatter(spectra: Array, window: Array, number: Array, shape: Shape) -> Array:
+def _scatter(scores: Array, spectra: Array, window: Array, number: Array) -> Array:
     """Of the logarithms of errors: ``√((1/ν + Σ_{ℓ≠0} (K c(ℓ)/c(0))² / N) / 2)``.
 
     c is the covariance of the scores and K the window. ν is the number of pixels that carry the information,
     ``(Σ s²)² / Σ s⁴``, each with one residual; each correlation of N residuals has a variance of 1/N.
     """
-    axes = tuple(range(1, len(shape) + 1))
-    scores = jnp.fft.irfftn(spectra, shape, axes)
-    shared = jnp.fft.irfftn(squared(spectra), shape, axes)
+    shape = window.shape
+    shared = jnp.fft.irfftn(squared(spectra), shape, tuple(range(1, len(shape) + 1)))
     zero = (slice(None), *[0] * len(shape))
     power = jnp.where(shared[zero] > 0, shared[zero], 1.0)
     unit = along(jnp.sqrt(power), 0, len(shape) + 1)
@@ -161,11 +163,10 @@ def _inverse(matrix: Array) -> Array:
     return jnp.linalg.inv(matrix / scale) / scale
 
 
-def _leverage(parameters: Array, fitted: np.ndarray) -> Array:
+def _leverage(parameters: Array) -> Array:
     """How much of the noise of each pixel the fit follows, ``h_i = g_iᵀ (Σ g gᵀ)⁻¹ g_i``."""
-    information = _products(parameters, parameters)
-    information = jnp.where(fitted[:, None] & fitted[None, :], information, jnp.eye(len(fitted)))
-    taken = jnp.tensordot(_inverse(information), parameters, 1, precision=lax.Precision.HIGHEST)
+    information = _inverse(_products(parameters, parameters))
+    taken = jnp.tensordot(information, parameters, 1, precision=lax.Precision.HIGHEST)
     return jnp.sum(parameters * taken, axis=0)
 
 
