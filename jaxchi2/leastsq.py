@@ -24,12 +24,13 @@ from jax.typing import ArrayLike
 
 from .checks import choice, described, integer, per_axis, positive, refuse
 from .engine.builders import weighted_terms
-from .engine.choices import Boundary, Choices, Plan
+from .engine.choices import ERRORS, Boundary, Choices, Plan
 from .engine.continuation import MARGIN, eroded, fill_smoothly
 from .engine.layout import Prepared, lay_out, prepare
 from .engine.noise import noise_of
 from .engine.pair import Pair, check
 from .engine.position import Position
+from .engine.sandwich import FURTHEST, between, covariance_of_scores
 from .engine.spectrum import Shape, shift_spectrum
 from .motion import MOTIONS, Motion, check_motion, sources
 from .registration import clipped, range_of
@@ -399,6 +400,8 @@ class Fit(NamedTuple):
     """Steps that the optimiser took, an integer: the entries of ``history`` but one."""
     history: History
     """The way there. It has no derivative."""
+    inflation: Array
+    """Errors from the residuals over those of the model, shape ``(P,)``; 1 with ``errors="model"``."""
 
     @property
     def shift(self) -> Array:
@@ -444,6 +447,7 @@ def fit(
     boundary: str | Boundary = "overlap",
     fit_gain: bool = False,
     fit_background: bool = False,
+    errors: str = "model",
 ) -> Fit:
     """Fit a motion to an image pair by least squares on the pixels, also robustly.
 
@@ -484,13 +488,17 @@ def fit(
         Lowest and highest motion; infinite where there is no bound.
     max_shift : float or tuple of float, optional
         Largest absolute shift along all axes or each; static under jit.
+    errors : {"model", "sandwich"}
+        As for `register`: where the covariance comes from; static under jit. ``inflation`` is one of every
+        parameter of the motion.
 
     Returns
     -------
     Fit
         The motion, its covariance and what else is known. The covariance is the inverse of the Hessian of
         the cost, scaled by the reduced χ² without ``err``; with a robust loss it is ``H⁻¹ V H⁻¹``, V the sum
-        over pixels of their squared gradients (Huber 1967). Everything but ``history`` is differentiable,
+        over pixels of their squared gradients (Huber 1967); with ``errors="sandwich"`` V has the correlation
+        of the residuals too. Everything but ``history`` is differentiable,
         to any order, by the implicit function theorem.
 
     Raises
@@ -540,7 +548,8 @@ def fit(
     limits = _limits(bounds, problem, choices, dtype)
     loss_scale = positive(loss_scale, "loss_scale", dtype)
     known_err = err is not None or weights is not None
-    return _fit(pair, start, limits, loss_scale, problem, choices, optimizer, known_err)
+    robust = choice(errors, "errors", ERRORS) == "sandwich"
+    return _fit(pair, start, limits, loss_scale, problem, choices, optimizer, known_err, robust)
 
 
 def _problem(pair: Pair, plan: Plan, model: str, interpolation: str | None, loss: str) -> Problem:
@@ -584,7 +593,7 @@ def _limits(bounds: tuple[Motion, Motion] | None, problem: Problem, plan: Plan, 
     return low, high
 
 
-@partial(jax.jit, static_argnames=("problem", "plan", "optimizer", "known_err"))
+@partial(jax.jit, static_argnames=("problem", "plan", "optimizer", "known_err", "robust"))
 def _fit(
     pair: Pair,
     start: Array | None,
@@ -594,6 +603,7 @@ def _fit(
     plan: Plan,
     optimizer: GaussNewton | Descent,
     known_err: bool,
+    robust: bool,
 ) -> Fit:
     if not known_err:
         pair = pair._replace(err=range_of(pair.reference))
@@ -630,7 +640,7 @@ def _fit(
     if plan.boundary.overlap:
         strayed = jnp.abs(path.vector - begin)[: pair.ndim] > MARGIN
         path = path._replace(converged=path.converged & ~jnp.any(strayed))
-    return _result(problem, prepared, scene, scale, bounds, path, known_err, fatal)
+    return _result(problem, prepared, scene, scale, bounds, path, known_err, robust, fatal)
 
 
 def _start(
@@ -718,6 +728,7 @@ def _result(
     bounds: Bounds,
     path: Path,
     known_err: bool,
+    robust: bool,
     fatal: Array,
 ) -> Fit:
     vector = path.vector
@@ -733,6 +744,11 @@ def _result(
         covariance = matrix(matrix(covariance, around.spread), covariance)
     elif not known_err:
         covariance = covariance * chi2 / jnp.maximum(dof, 1)
+    inflation = jnp.ones_like(vector)
+    if robust:
+        model = covariance
+        covariance = _from_residuals(problem, vector, scene, scale, free, covariance)
+        inflation = root(jnp.diagonal(covariance) / jnp.diagonal(model))
 
     change, offset = _to_units(problem, prepared)
     motion, gain, background = problem.parts(matrix(change, vector) + offset)
@@ -774,8 +790,33 @@ def _result(
         nuisance_covariance=unless_failed(nuisances),
         cost=unless_failed(around.cost * unit**2),
         steps=steps,
+        inflation=unless_failed(inflation[:size]),
         history=History(path.costs[order] * unit**2, (matrix(path.vectors, change.T) + offset[None])[order]),
     )
+
+
+def _from_residuals(
+    problem: Problem, vector: Array, scene: Scene, scale: Array, free: Array, model: Array
+) -> Array:
+    """The covariance that the residuals say; derivatives are those of the model's, times the inflation."""
+    constants = lax.stop_gradient((vector, scene, scale, free))
+    residuals, push = jax.linearize(partial(problem.residuals, scene=constants[1]), constants[0])
+    slopes = jax.vmap(push)(jnp.eye(len(vector), dtype=vector.dtype))
+    z = (residuals / constants[2]) ** 2
+    residuals = LOSSES[problem.loss](z)[1] * residuals
+    valid = constants[1].weights > 0
+    if not isinstance(scene.reference, Array):
+        # The image's own frame is not periodic.
+        margins = [(0, FURTHEST)] * residuals.ndim
+        residuals, valid = jnp.pad(residuals, margins), jnp.pad(valid, margins)
+        slopes = jnp.pad(slopes, [(0, 0), *margins])
+    kept = jnp.where(constants[3], 1.0, 0.0)
+    scores, _ = covariance_of_scores(slopes * kept.reshape(-1, *[1] * residuals.ndim), residuals, valid)
+    hessian, _ = _hessian(problem, *constants)
+    found = between(jnp.linalg.inv(hessian), scores * kept[:, None] * kept[None, :])
+    ratio = root(jnp.diagonal(found) / jnp.diagonal(lax.stop_gradient(model)))
+    scaled = model * ratio[:, None] * ratio[None, :]
+    return scaled + lax.stop_gradient(found - scaled)
 
 
 def _doubts(problem: Problem, residuals: Array, scene: Scene, dof: Array, known_err: bool) -> Array:

@@ -11,13 +11,21 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from .checks import as_numbers, integer, is_traced, per_axis, positive, refuse, sizes
-from .engine.choices import Boundary, Choices, Plan
+from .checks import as_numbers, choice, integer, is_traced, per_axis, positive, refuse, sizes
+from .engine.choices import ERRORS, Boundary, Choices, Plan
 from .engine.constraints import ANYWHERE, Search
-from .engine.errors import contour_points, delta_chi2, interval_bounds, interval_points, profile_values
+from .engine.errors import (
+    contour_points,
+    covariance_of,
+    delta_chi2,
+    interval_bounds,
+    interval_points,
+    profile_values,
+)
 from .engine.minimum import Minimum, find_minima, find_minimum
 from .engine.pair import Pair, check
 from .engine.position import Position
+from .engine.sandwich import sandwich
 from .engine.terms import Chi2Terms
 from .engine.verdict import Peaks, Posterior, explained, peaks, posterior
 from .engine.ways import Way, has_quick_way, tried, with_terms
@@ -110,6 +118,24 @@ class Chi2Surface:
         """Shift of the minimum, shape ``(D,)``; its derivatives are those of the exact minimum."""
         found = self._found()
         return found.position.shift
+
+    def covariance(self, errors: str = "model") -> Array:
+        """Covariance of the shift at the minimum, shape ``(D, D)``, in pixels squared; zero for a held axis.
+
+        Parameters
+        ----------
+        errors : {"model", "sandwich"}
+            ``2 H⁻¹`` of the errors as given, or what the residuals say; see `register`. Static under jit. The
+            latter has no derivative.
+        """
+        return self._covariance(choice(errors, "errors", ERRORS))
+
+    @partial(jax.jit, static_argnames="errors")
+    def _covariance(self, errors: str) -> Array:
+        found, free = self._found(), self.terms.plan.free
+        if errors == "model":
+            return covariance_of(found.hessian, free)
+        return sandwich(self.terms, found.position)[0][: len(free), : len(free)]
 
     def _found(self) -> Minimum:
         return find_minimum(self.terms.grid, self.terms.series)

@@ -548,3 +548,41 @@ def test_equal_optimizers_are_one_program():
     assert len(traces) == 1
     with enable_x64(True):
         assert hash(GaussNewton()) == hash(GaussNewton())
+
+
+@pytest.mark.long
+def test_errors_from_the_residuals_hold_for_a_turn_too():
+    """Noise after a Gaussian of 0.7 pixels, 200 frames: 0.25 is five times the scatter of their pulls."""
+    rng = np.random.default_rng(1)
+    shape = (32, 30)
+    reference = 10 * scene(shape, 2.0, seed=1, smooth=True)
+    shifts = rng.uniform(-2, 2, (200, 2))
+    k2 = sum(f**2 for f in np.meshgrid(*map(np.fft.fftfreq, shape), indexing="ij"))
+    response = np.exp(-2 * np.pi**2 * 0.7**2 * k2)
+    noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(200, *shape))) * response).real
+    images = np.stack([moved(reference, s) for s in shifts]) + noise / np.sqrt(np.mean(response**2))
+
+    def one(image):
+        return fit(reference.astype(np.float32), image, 1.0, model="rigid", errors="sandwich")
+
+    found = jax.jit(lambda x: jax.lax.map(one, x, batch_size=20))(images.astype(np.float32))
+    pulls = np.concatenate(
+        [
+            (found.shift - shifts) / found.stderr.shift,
+            (found.motion.angle / found.stderr.angle)[:, None],
+        ],
+        axis=1,
+    )
+    size = np.sqrt(np.mean(np.square(pulls), axis=0))
+    np.testing.assert_allclose(size, 1, rtol=0, atol=0.25)
+    assert np.all(size * np.median(found.inflation, axis=0) > 1.4)
+
+
+def test_inflation_is_one_with_the_errors_of_the_model():
+    reference, image = pair(np.float32)
+    found, other = (fit(reference, image, ERR, errors=errors) for errors in ("model", "sandwich"))
+    assert np.all(found.inflation == 1)
+    np.testing.assert_allclose(other.stderr.shift, found.stderr.shift * other.inflation, rtol=1e-4)
+    assert np.all(abs(np.log(other.inflation)) < 0.5)
+    with pytest.raises(ValueError, match="errors must be one of"):
+        fit(reference, image, errors="robust")

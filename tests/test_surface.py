@@ -272,3 +272,18 @@ def test_bad_arguments(call, name):
 def test_contour_needs_two_axes():
     with pytest.raises(ValueError, match="contour"):
         chi2_surface(scene((6,)), scene((6,))).contour()
+
+
+def test_covariance_is_that_of_register(dtype):
+    rng = np.random.default_rng(4)
+    reference = 5 * scene((24, 22), 1.0, seed=2)
+    image = (shifted(reference, (1.3, -2.6)) + rng.normal(size=reference.shape)).astype(dtype)
+    reference = reference.astype(dtype)
+    surface = chi2_surface(reference, image, 1.0)
+    for errors in ("model", "sandwich"):
+        expected = jaxchi2.register(reference, image, 1.0, boundary="wrap", errors=errors).covariance
+        np.testing.assert_allclose(
+            surface.covariance(errors), expected, rtol=1e-3, atol=1e-3 * np.max(np.abs(expected))
+        )
+    with pytest.raises(ValueError, match="errors must be one of"):
+        surface.covariance("robust")

@@ -55,28 +55,41 @@ def sandwich(terms: Chi2Terms, at: Position) -> tuple[Array, Array]:
     fitted = np.flatnonzero([*plan.free, plan.gain, plan.background])
     parameters = jnp.concatenate([slopes, model[None], jnp.ones_like(model)[None]])[fitted] * root[None]
 
-    square = residual**2 / (1 - jnp.minimum(_leverage(parameters), MAX_LEVERAGE))
-    own = _products(parameters, parameters * square[None])
-    size = jnp.sqrt(_nearby(square, valid, pixels.shape))
-    scaled = parameters * size[None]
-    spectra = jnp.fft.rfftn(scaled, axes=tuple(range(1, ndim + 1)))
-    window = _window(pixels.shape, residual.dtype)
-    correlation = window * _correlation(residual, size, valid, pixels.shape)
-    scores = own + _shared(spectra, correlation, pixels.shape)
+    scores, scatter = covariance_of_scores(parameters, residual, valid)
     if terms.series.prior is not None:
         free = np.flatnonzero(plan.free)
         known = terms.series.prior.precision[np.ix_(free, free)]
         scores = scores.at[: len(free), : len(free)].add(known)
+    covariance = between(_inverse(terms.series.curvature(at, gain)[np.ix_(fitted, fitted)]), scores)
+    nothing = jnp.zeros_like(covariance, shape=(ndim + 2, ndim + 2))
+    return nothing.at[np.ix_(fitted, fitted)].set(covariance), nothing[0].at[fitted].set(scatter)
+
+
+def between(bread: Array, scores: Array) -> Array:
+    """``B⁻¹ V B⁻¹`` of the inverse of B, and V."""
+    product = jnp.dot(scores, bread, precision=lax.Precision.HIGHEST)
+    return jnp.dot(bread, product, precision=lax.Precision.HIGHEST)
+
+
+def covariance_of_scores(parameters: Array, residual: Array, valid: Array) -> tuple[Array, Array]:
+    """V, shape ``(P, P)``, on a periodic grid, and the scatter of the logarithms of errors, shape ``(P,)``.
+
+    ``parameters`` are the derivatives of the model, the parameters first; as ``residual`` they are in units
+    of the errors, and zero where a pixel is not ``valid``.
+    """
+    shape = residual.shape
+    square = residual**2 / (1 - jnp.minimum(_leverage(parameters), MAX_LEVERAGE))
+    own = _products(parameters, parameters * square[None])
+    size = jnp.sqrt(_nearby(square, valid, shape))
+    scaled = parameters * size[None]
+    spectra = jnp.fft.rfftn(scaled, axes=tuple(range(1, scaled.ndim)))
+    window = _window(shape, residual.dtype)
+    correlation = window * _correlation(residual, size, valid, shape)
+    scores = own + _shared(spectra, correlation, shape)
     # A correlation that noise makes negative is not to leave nothing of a variance.
     least = LEAST * jnp.diagonal(own)
     grown = jnp.sqrt(jnp.maximum(least / jnp.maximum(jnp.diagonal(scores), 1e-30 + 1e-6 * least), 1.0))
-    scores = scores * grown[:, None] * grown[None, :]
-    bread = _inverse(terms.series.curvature(at, gain)[np.ix_(fitted, fitted)])
-    product = jnp.dot(scores, bread, precision=lax.Precision.HIGHEST)
-    covariance = jnp.dot(bread, product, precision=lax.Precision.HIGHEST)
-    scatter = _scatter(scaled, spectra, window, count(valid))
-    nothing = jnp.zeros_like(covariance, shape=(ndim + 2, ndim + 2))
-    return nothing.at[np.ix_(fitted, fitted)].set(covariance), nothing[0].at[fitted].set(scatter)
+    return scores * grown[:, None] * grown[None, :], _scatter(scaled, spectra, window, count(valid))
 
 
 def likely_inflation(terms: Chi2Terms, at: Position, matched: Matched) -> tuple[Array, Array]:
@@ -165,7 +178,9 @@ def _inverse(matrix: Array) -> Array:
 
 def _leverage(parameters: Array) -> Array:
     """How much of the noise of each pixel the fit follows, ``h_i = g_iᵀ (Σ g gᵀ)⁻¹ g_i``."""
-    information = _inverse(_products(parameters, parameters))
+    information = _products(parameters, parameters)
+    held = jnp.diagonal(information) == 0
+    information = _inverse(information + jnp.diag(held.astype(information.dtype)))
     taken = jnp.tensordot(information, parameters, 1, precision=lax.Precision.HIGHEST)
     return jnp.sum(parameters * taken, axis=0)
 
