@@ -329,12 +329,17 @@ def solve(
     else:
         unknown = jnp.full_like(found.scale, jnp.nan)
         second, chance = RunnerUp(jnp.full_like(found.shift, jnp.nan), unknown, unknown), unknown
+    bad_fit = is_bad_fit(found.chi2, dof) & known_err
+    large_errors = _has_large_errors(searched, found.chi2, dof, known_err)
+    if not robust:
+        # χ² says it already.
+        contradicted &= ~(bad_fit | large_errors)
     doubts = [
         (~jnp.all(found.closed), Status.OPEN_INTERVAL),
         (chance > MAX_CHANCE, Status.UNRELATED),
         (second.probability < MIN_PROBABILITY, Status.AMBIGUOUS),
-        (is_bad_fit(found.chi2, dof) & known_err, Status.BAD_FIT),
-        (_has_large_errors(searched, found.chi2, dof, known_err), Status.LARGE_ERRORS),
+        (bad_fit, Status.BAD_FIT),
+        (large_errors, Status.LARGE_ERRORS),
         (unequal, Status.BRIGHTNESS),
         (contradicted, Status.CONTRADICTED),
         (pattern, Status.STATIC_PATTERN),

@@ -11,7 +11,8 @@ class Status(IntFlag):
     NO_DATA, LITTLE_OVERLAP, FLAT, NOT_CONVERGED and OUT_OF_WINDOW leave no answer: shift and errors are NaN,
     and of these only the first that applies is set. The others are doubts about an answer that is there, and
     add up; BRIGHTNESS may also say why there is none.
-    CONTRADICTED is looked for with ``errors="sandwich"``, whose errors hold all the same.
+    CONTRADICTED is set where χ² does not say the same already, as BAD_FIT or LARGE_ERRORS, and not where
+    ``reference_err`` is given; always with ``errors="sandwich"``, whose errors hold all the same.
     AT_BOUND and WRONG_BASIN are for `fit` alone, whose only other doubts are BAD_FIT and OUT_OF_RANGE;
     UNREADABLE is for streams, where there is no frame.
     """
@@ -61,5 +62,6 @@ _MESSAGES = {
     Status.WRONG_BASIN: "less than half of the reference is in the image where it was put: a wrong minimum",
     Status.OUT_OF_RANGE: "χ² is too large or too small for the dtype: scale the images",
     Status.STATIC_PATTERN: "both images have a pattern that does not move with the scene",
-    Status.CONTRADICTED: "residuals contradict the errors of the model (inflation): other noise or scene",
+    Status.CONTRADICTED: "residuals contradict the errors of the model: other noise or another scene; "
+    "errors='sandwich' holds",
 }

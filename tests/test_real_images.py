@@ -71,7 +71,7 @@ def test_the_sun_in_two_colours_an_hour_apart():
     found = register(reference, image, fit_gain=True, fit_background=True)
     np.testing.assert_allclose(found.shift, 0, atol=0.2)
     # What differs is more than what they share, so it may be doubted; but it is an answer.
-    assert not int(found.status) & ~(Status.UNRELATED | Status.AMBIGUOUS)
+    assert not int(found.status) & ~(Status.UNRELATED | Status.AMBIGUOUS | Status.CONTRADICTED)
     peer = -phase_cross_correlation(reference, image, upsample_factor=100, normalization=None)[0]
     np.testing.assert_allclose(found.shift, peer, atol=0.05)
 
@@ -110,7 +110,7 @@ def test_colours_of_a_deep_field():
     for first, second in [(0, 1), (1, 2), (0, 2)]:
         found = register(field[..., first], field[..., second], fit_gain=True, fit_background=True)
         plain = register(field[..., first], field[..., second])
-        assert found.status == Status.OK
+        assert not int(found.status) & ~Status.CONTRADICTED
         assert np.all(np.abs(found.shift) < 0.2)
         assert 0.5 < found.gain < 2
         assert found.gain_err < 0.05

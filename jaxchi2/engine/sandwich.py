@@ -32,7 +32,8 @@ FURTHEST = 20
 """Distance in pixels along an axis from which residuals are taken to be independent."""
 MAX_LEVERAGE = 0.9
 TRUSTED = 0.5
-"""Share of the noise in the variance of a pixel whose residual tells of the noise."""
+"""Share of the noise in the variance of a pixel whose residual tells of the noise, and share of what tells
+the shift that such pixels have to have."""
 LEAST = 0.1
 """Least variance of a score, as a share of what it is without correlations."""
 
@@ -97,16 +98,18 @@ def likely_inflation(terms: Chi2Terms, at: Position, matched: Matched) -> tuple[
 
     Along each axis, shape ``(D,)``, for residuals of unit variance. The mean of their squares where the scene
     has its slopes, times that of their power in the waves of these; both as if nothing had been fitted.
-    Without pixels whose error of the continuation is larger than their noise, and not for terms behind a
-    filter. A constant, as far as derivatives are concerned.
+    Without pixels whose error of the continuation is larger than their noise, so that the scatter is infinite
+    where these are most, and not for terms behind a filter. A constant, as far as derivatives are concerned.
     """
     terms, at, matched = lax.stop_gradient((terms, at, matched))
     pixels, plan, shape = terms.pixels, terms.plan, terms.pixels.shape
     model, residual = matched.model, matched.residual
     root = jnp.ones_like(model) if pixels.weights is None else jnp.sqrt(pixels.weights)
     assert terms.content.noise_share is not None
-    root = jnp.where(terms.content.noise_share > TRUSTED, root, 0.0)
-    slopes = _normalised(gradients(terms.moved(at), shape) * root[None])
+    slopes = gradients(terms.moved(at), shape) * root[None]
+    trusted = jnp.where(terms.content.noise_share > TRUSTED, slopes, 0.0)
+    enough = _sums(trusted**2) > TRUSTED * _sums(slopes**2)
+    slopes = _normalised(trusted)
     taken = jnp.sum(jnp.where(along(np.array(plan.free), 0, slopes.ndim), slopes**2, 0.0), axis=0)
     for fitted, slope in ((plan.gain, model), (plan.background, root)):
         if fitted:
@@ -118,7 +121,8 @@ def likely_inflation(terms: Chi2Terms, at: Position, matched: Matched) -> tuple[
     waves = waves / _positive(_sums(waves)).reshape(-1, *[1] * len(shape))
     power = power / number / jnp.maximum(1 - jnp.sum(waves, axis=0, keepdims=True) / number, 1 - MAX_LEVERAGE)
     there = _sums(waves * power) * prod(shape) / _positive(_sums(power * number))
-    return jnp.sqrt(here * there), jnp.sqrt((_sums(slopes**4) + _sums(waves**2 / number)) / 2)
+    scatter = jnp.sqrt((_sums(slopes**4) + _sums(waves**2 / number)) / 2)
+    return jnp.sqrt(here * there), jnp.where(enough, scatter, jnp.inf)
 
 
 def _normalised(arrays: Array) -> Array:
