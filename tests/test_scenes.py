@@ -287,3 +287,27 @@ def test_stacks_search_as_pairs_do():
     found = register_stack(jnp.asarray(pairs[1]), jnp.asarray(pairs[0]))
     assert np.all(is_right(jax.tree.map(np.asarray, found), true))
     assert np.all(np.asarray(found.status) == 0)
+
+
+@pytest.mark.long
+def test_a_lattice_is_in_several_places():
+    """Stars six pixels apart fill the frame: a period more or less fits as well, and half are wrong."""
+    rng = np.random.default_rng(11)
+    y, x = np.indices((64, 64))
+
+    def lattice(places, shift):
+        rows, columns = (np.arange(-12, 76, 6.0) + p + s for p, s in zip(places, shift, strict=True))
+        return (
+            30
+            * sum(np.exp(-((y - r) ** 2) / 3.25) for r in rows)
+            * sum(np.exp(-((x - c) ** 2) / 3.25) for c in columns)
+        )
+
+    shifts = rng.uniform(1, 4, (100, 2)) * rng.choice([-1, 1], (100, 2))
+    places = rng.uniform(0, 6, (100, 2))
+    pairs = [(lattice(p, (0, 0)), lattice(p, s)) for p, s in zip(places, shifts, strict=True)]
+    pairs = np.array(pairs) + np.stack([np.zeros((100, 64, 64)), rng.normal(size=(100, 64, 64))], axis=1)
+    found = jax.lax.map(lambda pair: register(*pair, 1.0), pairs.astype(np.float32), batch_size=20)
+    wrong = np.any(np.abs(found.shift - shifts) > 1, axis=1)
+    assert 30 < np.sum(wrong) < 70
+    assert np.all(found.status[wrong] & Status.AMBIGUOUS > 0)

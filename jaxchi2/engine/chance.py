@@ -42,6 +42,8 @@ class Evidence(NamedTuple):
     news: Array
     """−2 ln of the probability that the details of the reference agree by chance at one shift; details that
     are noise are not counted."""
+    log_left: Array
+    """Logarithm of the share of the image's power that is left in the residuals."""
 
 
 class _Match(NamedTuple):
@@ -99,7 +101,8 @@ def evidence(terms: Chi2Terms, matched: Matched) -> Evidence:
     single += jnp.log(jnp.where(settled, (places + common) / 2, common))
     log_chance = jnp.logaddexp(many, jnp.minimum(few, single))
     news = -_details(match, every, match.number / size) * _log_unexplained(every)
-    return Evidence(share, jnp.minimum(log_chance, 0.0), news)
+    log_left = jnp.log(jnp.clip(every.r / every.d, jnp.finfo(share.dtype).eps, 1.0))
+    return Evidence(share, jnp.minimum(log_chance, 0.0), news, log_left)
 
 
 def _match(terms: Chi2Terms, matched: Matched) -> _Match:

@@ -216,6 +216,7 @@ def as_it_is(prepared: Prepared, pair: Pair, plan: Plan) -> Layout:
     correlation = Correlation(
         coefficient=nothing,
         number=nothing,
+        variance=nothing,
         rounding=jnp.ones_like(prepared.unit),
         independent=jnp.ones_like(prepared.unit),
     )

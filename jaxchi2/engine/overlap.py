@@ -52,6 +52,8 @@ class Correlation(NamedTuple):
     """r, between −1 and 1; zero where nothing can be said."""
     number: Array
     """Pixels of the overlap."""
+    variance: Array
+    """Of the image's values there, in units of the errors."""
     rounding: Array
     """Least ``1 − r²`` that is told from zero, a scalar."""
     independent: Array
@@ -117,7 +119,7 @@ def correlate(
     )
     coefficient = jnp.clip(cross / (jnp.sqrt(power) * jnp.sqrt(energy)), -1.0, 1.0)
     scalars = (jnp.full_like(power, x, shape=()) for x in (4 * rounding, 1.0))
-    return Correlation(coefficient, sums.number, *scalars)
+    return Correlation(coefficient, sums.number, energy / jnp.maximum(sums.number, 1.0), *scalars)
 
 
 def profiled(cross: Array, power: Array, gain: bool) -> Array:

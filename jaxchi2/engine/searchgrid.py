@@ -70,6 +70,8 @@ class Explained(NamedTuple):
     """``ln(1 − r²)`` at the best place within half a pixel."""
     number: Array
     """Pixels of the overlap."""
+    variance: Array
+    """Of the image's values there."""
     prior: Array
     """χ² of the prior."""
 
@@ -218,7 +220,7 @@ class SearchGrid:
     def _explained(self, index: Array) -> Explained:
         """The correlation is interpolated by a windowed sinc; pixels and prior are those of the sample."""
         assert self.correlation is not None
-        coefficient, number, *scalars = self.correlation
+        coefficient, number, variance, *scalars = self.correlation
         steps = np.arange(-BESIDE, BESIDE + 1)
         around = [(index[a] + steps) % n for a, n in enumerate(coefficient.shape)]
         patch = coefficient[jnp.ix_(*around)]
@@ -228,13 +230,13 @@ class SearchGrid:
         lanczos /= lanczos.sum(axis=0)
         values = contract(patch, [jnp.asarray(lanczos, patch.dtype)] * patch.ndim)
         at = tuple(index)
-        there = Correlation(coefficient[at], number[at], *scalars)
+        there = Correlation(coefficient[at], number[at], variance[at], *scalars)
         best = there._replace(coefficient=jnp.max(values))
         prior = self.constraints.prior
         chi2 = jnp.zeros_like(there.number)
         if prior is not None:
             chi2 = prior.chi2(list(self.shift_at(index).astype(chi2.dtype)[:, None])).reshape(())
-        return Explained(log_left(best), there.number, chi2)
+        return Explained(log_left(best), there.number, there.variance, chi2)
 
     def number_of_shifts(self) -> Array:
         """Whole shifts of the window."""

@@ -76,8 +76,7 @@ def peaks(terms: Chi2Terms, minimum: Minimum, others: Candidates, matches: Expla
     coarse = grid.values[tuple(grid.index_of(samples).T)] - grid.values[tuple(best)]
     if matches is not None:
         assert grid.correlation is not None
-        left, number, prior = matches
-        scores = grid.correlation.independent * number * left + prior
+        scores = grid.correlation.independent * matches.number * matches.left + matches.prior
         coarse = jnp.where(grid.settled, scores[1:] - scores[0], coarse)
     shift = jnp.where(use[:, None], position.shift, samples.astype(here.dtype))
     shift = jnp.where(exist[:, None], shift, jnp.nan)
@@ -115,13 +114,24 @@ def _weighed(terms: Chi2Terms, best: Explained, other: Explained, evidence: Evid
     assert terms.content.frames is not None
     fewer, most = jnp.minimum(best.number, other.number), jnp.maximum(best.number, other.number)
     more = (best.number - other.number) / jnp.maximum(most, 1.0)
-    difference = fewer * evidence.share * (other.left - best.left) + other.prior - best.prior
+    gained = other.left - best.left
+    # Where both explain much, as in a lattice, one may do so of brighter pixels: that is no merit. And their
+    # correlation between whole shifts is known as well as that of the best is, which χ² tells.
+    brighter = jnp.clip(jnp.log(_positive(best.variance)) - jnp.log(_positive(other.variance)), 0.0, None)
+    unsure = jnp.clip(1 - jnp.exp(evidence.log_left - best.left), 0.0, 1.0) / 2
+    doubtful = jnp.where(other.left < best.left / 2, brighter + unsure, 0.0)
+    gained = jnp.maximum(gained - doubtful, jnp.minimum(gained, 0.0))
+    difference = fewer * evidence.share * gained + other.prior - best.prior
     difference += more * jnp.minimum(evidence.news, -best.number * best.left)
     every = jnp.minimum(*(f.number for f in terms.content.frames))
     both = best.number + other.number
     apart = both - 2 * jnp.maximum(both - every, 0.0)
     variance = 2 * apart * evidence.share * (1 - jnp.exp(best.left)) ** 2
     return difference / jnp.sqrt(1 + np.pi / 8 * variance / 4)
+
+
+def _positive(x: Array) -> Array:
+    return jnp.where(x > 0, x, 1.0)
 
 
 def _rounding(terms: Chi2Terms) -> Array:
