@@ -164,8 +164,9 @@ def register(
     faster, is for images that are periodic or fade to a constant at their edges.
 
     *Cost.* "wrap" with equal errors: 3 FFTs of the frame and a few passes; an error map or bad pixels:
-    about 14; "overlap": 3 more of 2.25 times the frame, 12 with masks, an error map or bad pixels. Accuracy in
-    float32: about 1e-6 pixels, at any S/N, plus the spacing of float32 at the shift itself (4e-6 pixels at 50).
+    about 14; "overlap": 3 more of 2.25 times the frame, 12 with masks, an error map or bad pixels. Accuracy
+    in float32: about 1e-6 pixels, at any S/N, plus the spacing of float32 at the shift itself (4e-6 pixels
+    at 50).
 
     *Compiling.* A new shape takes seconds. Outside ``jit``, and with "overlap", equal frames of up to 2¹⁶
     pixels are therefore put into larger ones of few shapes (32, 48, 64, 96, 128, … along each axis; squares,
