@@ -443,7 +443,7 @@ def fit(
     reference_mask: ArrayLike | None = None,
     boundary: str | Boundary = "overlap",
     fit_gain: bool = False,
-    fit_background: bool = False,
+    fit_background: bool | str = False,
 ) -> Fit:
     """Fit a motion to an image pair by least squares on the pixels, also robustly.
 
@@ -520,16 +520,19 @@ def fit(
     >>> print(f"{found.motion.angle:.3f} ± {found.stderr.angle:.3f}")
     0.098 ± 0.001
     """
-    pair, choices = check(
+    choices = Choices.of(boundary, fit_gain, fit_background, max_shift)
+    if choices.degree > 0:
+        refuse("fit_background", "True, 'constant' or False in a fit on the pixels", fit_background)
+    pair, plan = check(
         reference,
         image,
         err,
-        Choices.of(boundary, fit_gain, fit_background, max_shift),
+        choices,
         weights=weights,
         mask=mask,
         reference_mask=reference_mask,
     )
-    problem = _problem(pair, choices, model, interpolation, loss)
+    problem = _problem(pair, plan, model, interpolation, loss)
     if isinstance(optimizer, optax.GradientTransformation):
         optimizer = Descent(optimizer)
     if not isinstance(optimizer, GaussNewton | Descent):
@@ -537,10 +540,10 @@ def fit(
         refuse("optimizer", wanted, optimizer, TypeError)
     dtype = pair.image.dtype
     start = None if initial is None else _as_motion(initial, problem, dtype, "initial")
-    limits = _limits(bounds, problem, choices, dtype)
+    limits = _limits(bounds, problem, plan, dtype)
     loss_scale = positive(loss_scale, "loss_scale", dtype)
     known_err = err is not None or weights is not None
-    return _fit(pair, start, limits, loss_scale, problem, choices, optimizer, known_err)
+    return _fit(pair, start, limits, loss_scale, problem, plan, optimizer, known_err)
 
 
 def _problem(pair: Pair, plan: Plan, model: str, interpolation: str | None, loss: str) -> Problem:

@@ -50,7 +50,12 @@ class Registration(NamedTuple):
     gain: Array
     """Factor of the reference in the image, 1 if not fitted."""
     background: Array
-    """What the image has beside the reference times ``gain``, in units of the image; 0 if not fitted."""
+    """What the image has beside the reference times ``gain``, in units of the image; 0 if not fitted. Of a
+    plane or a quadratic the value at the centre of the image's frame."""
+    background_coefficients: Array
+    """All of that, shape ``(K,)``: coefficients of 1, of the pixel coordinates from the centre of the image's
+    frame, in axis order, and of their products two by two. In two dimensions 1, y, x, y², yx, x², y from
+    −(ny − 1) / 2 to (ny − 1) / 2. Of a constant one number, and a zero if not fitted."""
     nuisance_covariance: Array
     """Covariance of gain and background, shape ``(2, 2)``, that of the shift taken in; 0 if not fitted."""
     runner_up: RunnerUp

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from .algebra import inverse_of_symmetric
 from .passes import count, sum_all
 from .position import Position
 from .spectrum import Shape, along, gradients, half_weights, squared
@@ -36,22 +37,22 @@ LEAST = 0.1
 
 
 def sandwich(terms: Chi2Terms, at: Position) -> tuple[Array, Array]:
-    """Covariance of shift, gain and background at a minimum, in internal units, shape ``(D + 2, D + 2)``.
+    """Covariance of shift, gain and K background coefficients at a minimum, ``(D + 1 + K, D + 1 + K)``.
 
-    Zero for what is not fitted. A constant, as far as derivatives are concerned. Also the scatter that the
-    logarithm of each error has in white noise, shape ``(D + 2,)``.
+    In internal units; zero for what is not fitted. A constant, as far as derivatives are concerned. Also the
+    scatter that the logarithm of each error has in white noise, shape ``(D + 1 + K,)``.
     """
     terms, at = lax.stop_gradient((terms, at))
     pixels, plan, ndim = terms.pixels, terms.plan, len(terms.pixels.shape)
-    gain, background = terms.series.nuisances(at)
+    gain, coefficients = terms.series.nuisances(at)
     moved = terms.moved(at)
     model = jnp.fft.irfftn(moved, pixels.shape)
     weights = jnp.ones_like(model) if pixels.weights is None else pixels.weights
     valid, root = weights > 0, jnp.sqrt(weights)
-    residual = root * (pixels.image - gain * model - background)
+    residual = root * (pixels.image - gain * model - pixels.background.values(coefficients))
     slopes = -gain * gradients(moved, pixels.shape)
-    fitted = np.array([*plan.free, plan.gain, plan.background])
-    parameters = jnp.concatenate([slopes, model[None], jnp.ones_like(model)[None]]) * root[None]
+    fitted = np.array([*plan.free, plan.gain, *[True] * plan.terms])
+    parameters = jnp.concatenate([slopes, model[None], pixels.background.functions()]) * root[None]
     parameters = jnp.where(along(fitted, 0, ndim + 1), parameters, 0.0)
 
     square = residual**2 / (1 - jnp.minimum(_leverage(parameters, fitted), MAX_LEVERAGE))
@@ -67,7 +68,7 @@ def sandwich(terms: Chi2Terms, at: Position) -> tuple[Array, Array]:
     least = LEAST * jnp.diagonal(own)
     grown = jnp.sqrt(jnp.maximum(least / jnp.maximum(jnp.diagonal(scores), 1e-30 + 1e-6 * least), 1.0))
     scores = scores * grown[:, None] * grown[None, :]
-    bread = _inverse(terms.series.curvature(at, gain))
+    bread = inverse_of_symmetric(terms.series.curvature(at, gain))
     product = jnp.dot(scores, bread, precision=lax.Precision.HIGHEST)
     covariance = jnp.dot(bread, product, precision=lax.Precision.HIGHEST)
     covariance = jnp.where(fitted[:, None] & fitted[None, :], covariance, 0.0)
@@ -96,19 +97,11 @@ def _products(a: Array, b: Array) -> Array:
     return jnp.stack([jnp.stack([sum_all(x * y) for y in b]) for x in a])
 
 
-def _inverse(matrix: Array) -> Array:
-    """Of a symmetric matrix whose rows may have unlike units."""
-    unit = jnp.sqrt(jnp.abs(jnp.diagonal(matrix)))
-    unit = jnp.where(unit > 0, unit, 1.0)
-    scale = unit[:, None] * unit[None, :]
-    return jnp.linalg.inv(matrix / scale) / scale
-
-
 def _leverage(parameters: Array, fitted: np.ndarray) -> Array:
     """How much of the noise of each pixel the fit follows, ``h_i = g_iᵀ (Σ g gᵀ)⁻¹ g_i``."""
     information = _products(parameters, parameters)
     information = jnp.where(fitted[:, None] & fitted[None, :], information, jnp.eye(len(fitted)))
-    taken = jnp.tensordot(_inverse(information), parameters, 1, precision=lax.Precision.HIGHEST)
+    taken = jnp.tensordot(inverse_of_symmetric(information), parameters, 1, precision=lax.Precision.HIGHEST)
     return jnp.sum(parameters * taken, axis=0)
 
 
