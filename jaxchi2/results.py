@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.scipy.special import ndtr
 
+from .engine.polynomial import monomials, number_of_terms
 from .engine.verdict import RunnerUp
 from .status import Status
 
@@ -87,6 +88,21 @@ class Registration(NamedTuple):
     def background_err(self) -> Array:
         """Standard error of ``background``."""
         return root(self.nuisance_covariance[..., 1, 1])
+
+    def background_image(self, shape: tuple[int, ...]) -> Array:
+        """The background on a frame of the image's shape, in units of the image; leading axes are kept."""
+        size, degree = self.background_coefficients.shape[-1], 0
+        while number_of_terms(len(shape), degree) < size:
+            degree += 1
+        dtype = self.background_coefficients.dtype
+        places = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in shape), indexing="ij")
+        powers = monomials(len(shape), degree)
+        terms = np.stack(
+            [np.prod([x**p for x, p in zip(places, row, strict=True)], axis=0) for row in powers]
+        )
+        return jnp.tensordot(
+            self.background_coefficients, jnp.asarray(terms, dtype), 1, precision=lax.Precision.HIGHEST
+        )
 
     @property
     def stderr(self) -> Array:

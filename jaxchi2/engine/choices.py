@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor, log2
 
+import numpy as np
+
 from ..checks import choice, flag, real_number, refuse
 from .polynomial import number_of_terms
 from .spectrum import Shape
@@ -192,9 +194,11 @@ class Plan:
 
 
 def _degree(fit_background: bool | str) -> int:
-    if isinstance(fit_background, str):
-        return BACKGROUNDS.index(choice(fit_background, "fit_background", BACKGROUNDS, ", or True or False"))
-    return flag(fit_background, "fit_background") - 1
+    text = isinstance(fit_background, str)
+    if not (isinstance(fit_background, bool | np.bool_) or (text and fit_background in BACKGROUNDS)):
+        wanted = f"True or False, or one of {BACKGROUNDS}"
+        refuse("fit_background", wanted, fit_background, ValueError if text else TypeError)
+    return BACKGROUNDS.index(fit_background) if isinstance(fit_background, str) else int(fit_background) - 1
 
 
 def _limits(max_shift: float | Sequence[float]) -> tuple[float, ...]:
