@@ -106,9 +106,12 @@ def register(
         What the reference is outside its frame: "overlap" (unknown: only what both frames show counts),
         "wrap" (periodic), "constant" or "fill" (zero, or the value of a `Boundary`), "reflect", "nearest";
         static under jit. See the notes on the choice.
-    fit_gain, fit_background : bool
-        Fit a, a positive factor, and b, a constant, at every shift. A gain without a background goes through
-        zero. Static under jit.
+    fit_gain : bool
+        Fit a, a positive factor, at every shift. Without a background it goes through zero. Static under jit.
+    fit_background : bool or {"constant", "plane", "quadratic"}
+        Fit b at every shift: a constant (True), or a polynomial of the first or second degree in the pixel
+        coordinates of the image, where its sky has a gradient. What the reference has of that no longer tells
+        the shift, and the errors say so. Static under jit.
     max_shift : float or tuple of float, optional
         Largest absolute shift allowed, for all axes or each, in pixels; static under jit. Infinity: as far
         as the frames have pixels in common. None: half the frame, for frames of unlike shape as far as half
@@ -139,7 +142,9 @@ def register(
     Registration
         ``shift`` in array-axis order: ``np.roll(reference, 3, axis=0)`` has ``(+3, 0)``. `align` undoes
         it. ``covariance`` is ``2 H⁻¹`` with H the Hessian of χ², ``stderr`` the marginal errors,
-        ``interval`` the profile likelihood's (MINOS). ``status`` is a `Status`; what is wrong with the
+        ``interval`` the profile likelihood's (MINOS). ``background`` is the value of b at the centre of the
+        image's frame, ``background_coefficients`` all of it, `Registration.background_image` its picture.
+        ``status`` is a `Status`; what is wrong with the
         values never raises. At high S/N `Status.BAD_FIT` may mean detail finer than the pixels, which cannot
         be interpolated at edges: errors are then too small, by about the root of χ² per degree of freedom.
         Every field but the verdict's, ``runner_up`` and ``chance``, is differentiable in the images and
@@ -160,7 +165,8 @@ def register(
     faster, is for images that are periodic or fade to a constant at their edges.
 
     *Cost.* "wrap" with equal errors: 3 FFTs of the frame and a few passes; an error map or bad pixels:
-    about 14; "overlap" and masks of the reference: 12 more of 2.25 times the frame. Accuracy in float32:
+    about 14; "overlap" and masks of the reference: 12 more of 2.25 times the frame; a plane or a quadratic:
+    one for each coefficient, and the way of an error map with "wrap". Accuracy in float32:
     about 1e-6 pixels, at any S/N, plus the spacing of float32 at the shift itself (4e-6 pixels at 50).
 
     *Compiling.* A new shape takes seconds. Outside ``jit``, and with "overlap", equal frames of up to 2¹⁶

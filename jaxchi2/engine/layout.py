@@ -141,7 +141,8 @@ def prepare_reference(pair: Pair, plan: Plan, unit: Array) -> Prepared:
         good = jnp.isfinite(pair.reference_err) & (pair.reference_err >= 0)
         known &= good
         variance = jnp.where(good, pair.reference_err / unit, 0.0) ** 2
-    flat = is_flat(reference, known, plan)
+    # Where something is known outside, the edges of the frame show the shift of a plane too.
+    flat = is_flat(reference, known, plan if plan.boundary.overlap else replace(plan, degree=-1))
     reference = jnp.where(known, reference, 0.0)
     if plan.gain and not plan.background:
         pedestal = jnp.zeros_like(unit)
@@ -168,13 +169,19 @@ def with_image(prepared: Prepared, pair: Pair, plan: Plan) -> Prepared:
 
 
 def is_flat(image: Array, valid: Array, plan: Plan) -> Array:
-    """Whether valid pixels are equal to rounding, all of them or those of every line along a free axis."""
+    """Whether valid pixels are equal to rounding, all of them or those of every line along a free axis.
+
+    Less a background, where that is more than a constant.
+    """
     seen = jnp.where(valid, image, jnp.nan)
     free = np.flatnonzero(plan.free).tolist()
     lines = [extremes(seen, (axis,)) for axis in free]
     highest, lowest = extremes(lines[0][0])[0], extremes(lines[0][1])[1]
     rounding = 8 * jnp.finfo(image.dtype).eps * jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
     flat = highest - lowest <= rounding
+    if plan.degree > 0:
+        left = extremes(jnp.where(valid, trendless(jnp.where(valid, image, 0.0), valid, plan), jnp.nan))
+        flat |= left[0] - left[1] <= 16 * rounding
     if plan.boundary.constant:
         # A given value outside makes a step at the frame's edge, and a step shows the shift.
         return flat
