@@ -457,7 +457,7 @@ def fit(
     Parameters
     ----------
     reference, image, err, weights, mask, reference_mask, boundary, fit_gain, fit_background
-        As for `register`; of backgrounds the constant alone. With "linear" and "cubic" the boundaries are those of
+        As for `register`; a background is a constant. With "linear" and "cubic" the boundaries are those of
         ``scipy.ndimage.map_coordinates``, "wrap" being its "grid-wrap". Where pixels of the reference are
         unknown, those of the image that count are chosen for the start, and again after each of a few fits.
     model : {"shift", "rigid", "similarity", "affine"}

@@ -94,7 +94,10 @@ def _scatter(spectra: Array, window: Array, number: Array, shape: Shape) -> Arra
 
 def _products(a: Array, b: Array) -> Array:
     """``Σ_i a_i b_iᵀ`` of arrays with the parameters first."""
-    return jnp.stack([jnp.stack([sum_all(x * y) for y in b]) for x in a])
+    lines = tuple(range(1, a.ndim - 1))
+    axes = ((a.ndim - 1,), (b.ndim - 1,)), (lines, lines)
+    products = lax.dot_general(a, b, axes, precision=lax.Precision.HIGHEST)
+    return jnp.sum(products, tuple(range(len(lines))))
 
 
 def _leverage(parameters: Array, fitted: np.ndarray) -> Array:
