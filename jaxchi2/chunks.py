@@ -58,7 +58,7 @@ def shares_reference(
         options.periodic
         and options.clip is None
         and reference_mask is None
-        and (common.reference_err is None or not maps)
+        and (common.reference_err is None or not (maps or options.choices.degree > 0))
         and all(x is None for x in frames[1:5])
         and frames.search == Search()
     )
@@ -72,6 +72,7 @@ def is_even(frames: Frame, common: Frame, extra: tuple, options: Options) -> boo
         and options.clip is None
         and all(x is None for x in maps)
         and (frames.err is None or frames.err.ndim == 1)
+        and options.choices.degree < 1
     )
 
 

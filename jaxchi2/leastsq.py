@@ -446,7 +446,7 @@ def fit(
     reference_mask: ArrayLike | None = None,
     boundary: str | Boundary = "overlap",
     fit_gain: bool = False,
-    fit_background: bool = False,
+    fit_background: bool | str = False,
     errors: str = "model",
 ) -> Fit:
     """Fit a motion to an image pair by least squares on the pixels, also robustly.
@@ -461,7 +461,7 @@ def fit(
     Parameters
     ----------
     reference, image, err, weights, mask, reference_mask, boundary, fit_gain, fit_background
-        As for `register`. With "linear" and "cubic" the boundaries are those of
+        As for `register`; a background is a constant. With "linear" and "cubic" the boundaries are those of
         ``scipy.ndimage.map_coordinates``, "wrap" being its "grid-wrap". Where pixels of the reference are
         unknown, those of the image that count are chosen for the start, and again after each of a few fits.
     model : {"shift", "rigid", "similarity", "affine"}
@@ -528,16 +528,19 @@ def fit(
     >>> print(f"{found.motion.angle:.3f} ± {found.stderr.angle:.3f}")
     0.098 ± 0.001
     """
-    pair, choices = check(
+    choices = Choices.of(boundary, fit_gain, fit_background, max_shift)
+    if choices.degree > 0:
+        refuse("fit_background", "True, 'constant' or False in a fit on the pixels", fit_background)
+    pair, plan = check(
         reference,
         image,
         err,
-        Choices.of(boundary, fit_gain, fit_background, max_shift),
+        choices,
         weights=weights,
         mask=mask,
         reference_mask=reference_mask,
     )
-    problem = _problem(pair, choices, model, interpolation, loss)
+    problem = _problem(pair, plan, model, interpolation, loss)
     if isinstance(optimizer, optax.GradientTransformation):
         optimizer = Descent(optimizer)
     if not isinstance(optimizer, GaussNewton | Descent):
@@ -545,11 +548,11 @@ def fit(
         refuse("optimizer", wanted, optimizer, TypeError)
     dtype = pair.image.dtype
     start = None if initial is None else _as_motion(initial, problem, dtype, "initial")
-    limits = _limits(bounds, problem, choices, dtype)
+    limits = _limits(bounds, problem, plan, dtype)
     loss_scale = positive(loss_scale, "loss_scale", dtype)
     known_err = err is not None or weights is not None
     robust = choice(errors, "errors", ERRORS) == "sandwich"
-    return _fit(pair, start, limits, loss_scale, problem, choices, optimizer, known_err, robust)
+    return _fit(pair, start, limits, loss_scale, problem, plan, optimizer, known_err, robust)
 
 
 def _problem(pair: Pair, plan: Plan, model: str, interpolation: str | None, loss: str) -> Problem:

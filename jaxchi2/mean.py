@@ -134,8 +134,7 @@ def _mean_rounds(
         noise = jnp.ones_like(variance, shape=())
         those = common
         if not options.known_err:
-            fitted = options.choices.gain or options.choices.background
-            noise = noise_between(aligned, others, accepted, fitted, axis)
+            noise = noise_between(aligned, others, accepted, options.choices, axis)
             noise = lax.stop_gradient(jnp.maximum(noise, 16 * eps * range_of(others.mean)))
             those = common._replace(err=noise)
         these = frames._replace(reference=others.image, reference_err=others.err * noise)

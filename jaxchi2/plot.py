@@ -119,7 +119,8 @@ def plot_registration(
     if result is None:
         result = register(reference, image, err, boundary=boundary, clip=clip, **options)
     options = _with_clipped(reference, image, err, boundary, clip, options)
-    gain, background = (np.nan_to_num(float(x), nan=n) for x, n in ((result.gain, 1), (result.background, 0)))
+    gain = np.nan_to_num(float(result.gain), nan=1.0)
+    background = np.nan_to_num(np.asarray(result.background_image(second.shape), dtype=float))
     model = gain * np.where(_mask(options, "reference_mask"), np.nan, first)
     counted = np.where(_mask(options, "mask"), np.nan, second) - background
 

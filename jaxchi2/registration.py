@@ -66,7 +66,7 @@ def register(
     reference_mask: ArrayLike | None = None,
     boundary: str | Boundary = "overlap",
     fit_gain: bool = False,
-    fit_background: bool = False,
+    fit_background: bool | str = False,
     max_shift: float | tuple[float, ...] | None = None,
     search: Search = ANYWHERE,
     clip: float | None = None,
@@ -110,9 +110,12 @@ def register(
         What the reference is outside its frame: "overlap" (unknown: only what both frames show counts),
         "wrap" (periodic), "constant" or "fill" (zero, or the value of a `Boundary`), "reflect", "nearest";
         static under jit. See the notes on the choice.
-    fit_gain, fit_background : bool
-        Fit a, a positive factor, and b, a constant, at every shift. A gain without a background goes through
-        zero. Static under jit.
+    fit_gain : bool
+        Fit a, a positive factor, at every shift. Without a background it goes through zero. Static under jit.
+    fit_background : bool or {"constant", "plane", "quadratic"}
+        Fit b at every shift: a constant (True), or a polynomial of the first or second degree in the pixel
+        coordinates of the image, where its sky has a gradient. What the reference has of that no longer tells
+        the shift, and the errors say so. Static under jit.
     max_shift : float or tuple of float, optional
         Largest absolute shift allowed, for all axes or each, in pixels; static under jit. Infinity: as far
         as the frames have pixels in common. None: half the frame, for frames of unlike shape as far as half
@@ -143,7 +146,9 @@ def register(
     Registration
         ``shift`` in array-axis order: ``np.roll(reference, 3, axis=0)`` has ``(+3, 0)``. `align` undoes
         it. ``covariance`` is ``2 H⁻¹`` with H the Hessian of χ², ``stderr`` the marginal errors,
-        ``interval`` the profile likelihood's (MINOS). ``status`` is a `Status`; what is wrong with the
+        ``interval`` the profile likelihood's (MINOS). ``background`` is the value of b at the centre of the
+        image's frame, ``background_coefficients`` all of it, `Registration.background_image` its picture.
+        ``status`` is a `Status`; what is wrong with the
         values never raises. At high S/N `Status.BAD_FIT` may mean detail finer than the pixels, which cannot
         be interpolated at edges: errors are then too small, by about the root of χ² per degree of freedom.
         Every field but the verdict's, ``runner_up`` and ``chance``, is differentiable in the images and
@@ -164,9 +169,9 @@ def register(
     faster, is for images that are periodic or fade to a constant at their edges.
 
     *Cost.* "wrap" with equal errors: 3 FFTs of the frame and a few passes; an error map or bad pixels:
-    about 14; "overlap": 3 more of 2.25 times the frame, 12 with masks, an error map or bad pixels. Accuracy
-    in float32: about 1e-6 pixels, at any S/N, plus the spacing of float32 at the shift itself (4e-6 pixels
-    at 50).
+    about 14; "overlap": 3 more of 2.25 times the frame, 12 with masks, an error map or bad pixels; a plane or
+    a quadratic: one for each coefficient, and the way of an error map with "wrap". Accuracy in float32: about
+    1e-6 pixels, at any S/N, plus the spacing of float32 at the shift itself (4e-6 pixels at 50).
 
     *Compiling.* A new shape takes seconds. Outside ``jit``, and with "overlap", equal frames of up to 2¹⁶
     pixels are therefore put into larger ones of few shapes (32, 48, 64, 96, 128, … along each axis; squares,
@@ -363,7 +368,8 @@ def solve(
         dof=dof,
         status=jnp.where(failed, fatal, doubt),
         gain=unless_failed(found.gain),
-        background=unless_failed(found.background),
+        background=unless_failed(found.background[0]),
+        background_coefficients=unless_failed(found.background),
         nuisance_covariance=unless_failed(found.nuisance_covariance),
         runner_up=jax.tree.map(unless_failed, second),
         chance=unless_failed(chance),
@@ -388,13 +394,13 @@ class _Measured(NamedTuple):
 
 
 def _at_minimum(known_err: bool, terms: Chi2Terms, nsigma: Array, minimum: Minimum) -> _Measured:
-    series, units, plan = terms.series, terms.units, terms.plan
+    series, plan = terms.series, terms.plan
     minimum = with_derivative(series, minimum)
     at = minimum.position
     chi2 = terms.residual_chi2(at)
     scale = jnp.ones_like(chi2) if known_err else chi2 / jnp.maximum(_dof(terms), 1)
     points = interval_points(series, minimum, nsigma**2 * scale)
-    gain, background = series.nuisances(at)
+    gain, coefficients = series.nuisances(at)
     return _Measured(
         shift=_reduced(terms, at),
         covariance=covariance_of(minimum.hessian, plan.free) * scale,
@@ -403,9 +409,7 @@ def _at_minimum(known_err: bool, terms: Chi2Terms, nsigma: Array, minimum: Minim
         chi2=chi2,
         scale=scale,
         gain=gain,
-        background=background * units.scale + units.image_offset - gain * units.reference_offset
-        if plan.background
-        else jnp.zeros_like(gain),
+        background=_background(terms, gain, coefficients),
         nuisance_covariance=_nuisance_covariance(terms, at, gain) * scale,
     )
 
@@ -462,7 +466,7 @@ def _measured_jvp(known_err: bool, primals: tuple, tangents: tuple) -> tuple[_Me
 
 
 def _dof(terms: Chi2Terms) -> Array:
-    return terms.pixels.number - (sum(terms.plan.free) + terms.plan.gain + terms.plan.background)
+    return terms.pixels.number - (sum(terms.plan.free) + terms.plan.gain + terms.pixels.background.number)
 
 
 def _has_large_errors(terms: Chi2Terms, chi2: Array, dof: Array, known_err: bool) -> Array:
@@ -527,8 +531,17 @@ def _reduced(terms: Chi2Terms, at: Position) -> Array:
     return at.since(turns * period.astype(np.int32)).shift
 
 
+def _background(terms: Chi2Terms, gain: Array, coefficients: Array) -> Array:
+    """Coefficients of the background in units of the images; one, which is zero, where none is fitted."""
+    units, polynomials = terms.units, terms.pixels.background
+    if not terms.plan.background:
+        return jnp.zeros_like(gain, shape=(1,))
+    found = polynomials.in_pixels(coefficients + units.taken) * units.scale
+    return found.at[0].add(units.image_offset - gain * units.reference_offset)
+
+
 def _nuisance_covariance(terms: Chi2Terms, at: Position, gain: Array) -> Array:
-    """Covariance of gain and background in units of the images."""
+    """Covariance of gain and background, at the centre of the image, in units of the images."""
     if not (terms.plan.gain or terms.plan.background):
         return jnp.zeros_like(gain, shape=(2, 2))
     return _in_image_units(terms, terms.series.nuisance_covariance(at, gain))
@@ -536,9 +549,13 @@ def _nuisance_covariance(terms: Chi2Terms, at: Position, gain: Array) -> Array:
 
 def _in_image_units(terms: Chi2Terms, covariance: Array) -> Array:
     """That of gain and background from the internal ones."""
-    gain, (scale, offset, _) = covariance[0, 0], terms.units
-    # The background meant by the user is that at zero of the images, not at their pedestals.
-    change = jnp.stack([jnp.ones_like(gain), jnp.zeros_like(gain), -offset, scale]).reshape(2, 2)
-    if not (terms.plan.gain and terms.plan.background):
-        change = jnp.diag(jnp.diagonal(change))
+    units, polynomials = terms.units, terms.pixels.background
+    size = terms.plan.terms
+    change = jnp.zeros_like(covariance, shape=(2, 1 + size)).at[0, 0].set(1.0)
+    if terms.plan.background:
+        at_centre = jax.vmap(polynomials.in_pixels)(jnp.eye(size, dtype=covariance.dtype))[:, 0]
+        change = change.at[1, 1:].set(units.scale * at_centre)
+    if terms.plan.gain and terms.plan.background:
+        # The background meant by the user is that at zero of the images, not at their pedestals.
+        change = change.at[1, 0].set(-units.reference_offset)
     return change @ covariance @ change.T

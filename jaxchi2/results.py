@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.scipy.special import ndtr
 
+from .engine.polynomial import monomials, number_of_terms
 from .engine.verdict import RunnerUp
 from .status import Status
 
@@ -50,7 +51,12 @@ class Registration(NamedTuple):
     gain: Array
     """Factor of the reference in the image, 1 if not fitted."""
     background: Array
-    """What the image has beside the reference times ``gain``, in units of the image; 0 if not fitted."""
+    """What the image has beside the reference times ``gain``, in units of the image; 0 if not fitted. Of a
+    plane or a quadratic the value at the centre of the image's frame."""
+    background_coefficients: Array
+    """All of that, shape ``(K,)``: coefficients of 1, of the pixel coordinates from the centre of the image's
+    frame, in axis order, and of their products two by two. In two dimensions 1, y, x, y², yx, x², y from
+    −(ny − 1) / 2 to (ny − 1) / 2. Of a constant one number, and a zero if not fitted."""
     nuisance_covariance: Array
     """Covariance of gain and background, shape ``(2, 2)``, that of the shift taken in; 0 if not fitted."""
     runner_up: RunnerUp
@@ -82,6 +88,21 @@ class Registration(NamedTuple):
     def background_err(self) -> Array:
         """Standard error of ``background``."""
         return root(self.nuisance_covariance[..., 1, 1])
+
+    def background_image(self, shape: tuple[int, ...]) -> Array:
+        """The background on a frame of the image's shape, in units of the image; leading axes are kept."""
+        size, degree = self.background_coefficients.shape[-1], 0
+        while number_of_terms(len(shape), degree) < size:
+            degree += 1
+        dtype = self.background_coefficients.dtype
+        places = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in shape), indexing="ij")
+        powers = monomials(len(shape), degree)
+        terms = np.stack(
+            [np.prod([x**p for x, p in zip(places, row, strict=True)], axis=0) for row in powers]
+        )
+        return jnp.tensordot(
+            self.background_coefficients, jnp.asarray(terms, dtype), 1, precision=lax.Precision.HIGHEST
+        )
 
     @property
     def stderr(self) -> Array:

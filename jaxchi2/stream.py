@@ -77,8 +77,8 @@ def register_file(
         Where rows are written as they come: ``.ecsv``, ``.csv`` (with the settings beside it in
         ``….csv.json``) or ``.parquet``, a folder of one file per chunk. The columns are ``frame``, the shift
         ``dy dx``, its errors ``err_y err_x``, the covariance ``cov_yx``, ``chi2``, ``dof``, ``p_value``,
-        ``status``, and gain and background with their errors where they are fitted; in three dimensions
-        also those of z.
+        ``status``, and gain and background (that at the centre of the frame) with their errors where they are
+        fitted; in three dimensions also those of z.
     aligned : path, optional
         Where the frames are written with their shift undone (for "previous" the sum of the steps), NaN where
         there is nothing, and all NaN for a frame without a shift or one that is called unrelated, whose step

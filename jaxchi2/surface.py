@@ -252,7 +252,7 @@ def chi2_surface(
     reference_mask: ArrayLike | None = None,
     boundary: str | Boundary = "overlap",
     fit_gain: bool = False,
-    fit_background: bool = False,
+    fit_background: bool | str = False,
     max_shift: float | tuple[float, ...] | None = None,
     search: Search = ANYWHERE,
 ) -> Chi2Surface:

@@ -7,15 +7,18 @@ devices, along the axis of a mesh; sums and a few numbers per frame are all that
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from .coadd import Aligned
 from .engine.choices import Choices
+from .engine.polynomial import flattened
 from .engine.spectrum import Shape
 from .registration import MAX_CHANCE
 from .results import Registration
@@ -65,10 +68,12 @@ def mean_of_others(aligned: Aligned, accepted: Array, axis: str | None = None) -
     )
 
 
-def noise_between(aligned: Aligned, others: Others, accepted: Array, fit: bool, axis: str | None) -> Array:
+def noise_between(
+    aligned: Aligned, others: Others, accepted: Array, choices: Choices, axis: str | None
+) -> Array:
     """Standard deviation of the pixels from what frames and the mean of the others differ by, a scalar.
 
-    The median over the frames; with ``fit``, after a gain and a background of each.
+    The median over the frames; after a gain and a background of each, where one of them is fitted.
     """
     pixels = tuple(range(1, aligned.image.ndim))
     known = jnp.isfinite(aligned.image) & jnp.isfinite(others.image)
@@ -78,8 +83,9 @@ def noise_between(aligned: Aligned, others: Others, accepted: Array, fit: bool, 
 
     frame = jnp.where(known, aligned.image, 0.0)
     model = jnp.where(known, others.image, 0.0)
-    if fit:
-        frame, model = frame - mean(frame), model - mean(model)
+    if choices.gain or choices.background:
+        level = jax.vmap(partial(flattened, degree=max(choices.degree, 0)))
+        frame, model = (jnp.where(known, level(x, known.astype(x.dtype)), 0.0) for x in (frame, model))
         power = mean(model**2)
         model = model * (mean(frame * model) / jnp.where(power > 0, power, 1.0))
     square = mean((frame - model) ** 2).reshape(-1)

@@ -34,6 +34,7 @@ ORDER = [
     "engine.spectrum",
     "engine.algebra",
     "engine.taylor",
+    "engine.polynomial",
     "engine.choices",
     "engine.constraints",
     "engine.pair",

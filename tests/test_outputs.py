@@ -40,6 +40,7 @@ def _nothing_moves(monkeypatch):
             dof=np.full(shape, 9),
             status=np.zeros(shape, np.int32),
             background=0 * one,
+            background_coefficients=0 * one[..., None],
         )
 
     monkeypatch.setattr("jaxchi2.stream.register_stack", lambda stack, *_, **__: found(len(stack)))

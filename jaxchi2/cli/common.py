@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from ..engine.choices import BOUNDARIES, ERRORS, MIN_OVERLAP, SMALL_OVERLAP, Boundary
+from ..engine.choices import BACKGROUNDS, BOUNDARIES, ERRORS, MIN_OVERLAP, SMALL_OVERLAP, Boundary
 from ..status import Status
 
 if TYPE_CHECKING:
@@ -51,7 +51,14 @@ def add_registration_options(parser: argparse.ArgumentParser, image: str, refere
     parser.add_argument(
         "--fit-gain", action="store_true", help=f"fit the brightness of {image} relative to {reference}"
     )
-    parser.add_argument("--fit-background", action="store_true", help=f"fit a constant added to {image}")
+    added = parser.add_mutually_exclusive_group()
+    added.add_argument("--fit-background", action="store_true", help=f"fit a constant added to {image}")
+    added.add_argument(
+        "--background",
+        dest="fit_background",
+        choices=BACKGROUNDS,
+        help=f"fit what is added to {image} as a polynomial of its pixel coordinates",
+    )
     parser.add_argument(
         "--clip",
         metavar="K",

@@ -1,4 +1,4 @@
-"""Linear algebra of matrices of up to three rows, in plain arithmetic.
+"""Linear algebra of small matrices: of up to three rows in plain arithmetic.
 
 A call of LAPACK costs more than a whole Newton step here, and a product of matrices is rounded to bfloat16 on
 some devices.
@@ -27,6 +27,15 @@ def inverse(matrix: Array) -> Array:
         cofactors = jnp.stack([jnp.cross(m[1], m[2]), jnp.cross(m[2], m[0]), jnp.cross(m[0], m[1])])
         result = cofactors.T / jnp.dot(m[0], cofactors[0], precision=lax.Precision.HIGHEST)
     return result / rows[None, :]
+
+
+def inverse_of_symmetric(matrix: Array) -> Array:
+    """Inverse of a symmetric matrix of any size, whose rows may have unlike units."""
+    unit = jnp.sqrt(jnp.abs(jnp.diagonal(matrix)))
+    unit = jnp.where(unit > 0, unit, 1.0)
+    scale = unit[:, None] * unit[None, :]
+    matrix = matrix / scale
+    return (inverse(matrix) if len(matrix) <= 3 else jnp.linalg.inv(matrix)) / scale
 
 
 def is_positive_definite(matrix: Array) -> Array:

@@ -7,9 +7,11 @@ constant, and `weighted_terms` for everything else.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -26,15 +28,18 @@ from .layout import (
     is_valid_error,
     lay_out,
     least_error,
+    polynomials_on,
     prepare,
     prepare_reference,
     stays,
+    trendless,
     with_image,
 )
 from .noise import whitening
 from .overlap import WholeReference, profiled, whole_reference
 from .pair import Pair
 from .passes import any_in_batch, count, sum_all
+from .polynomial import Polynomials, constant_polynomial
 from .searchgrid import SearchGrid, search_shape
 from .spectrum import (
     FourierSeries,
@@ -66,6 +71,11 @@ def is_clean(pair: Pair) -> Array:
     return clean & is_valid_error(pair.err)
 
 
+def is_even(pair: Pair, plan: Plan) -> bool:
+    """Whether pixels differ in nothing: one error, and a background that is the same everywhere."""
+    return pair.uniform and plan.degree < 1
+
+
 class ReferenceSide(NamedTuple):
     """What χ² takes from the reference and the weights alone: the same for every image of a stack."""
 
@@ -78,9 +88,11 @@ class ReferenceSide(NamedTuple):
     power_on_pixels: Array | None
     """The same at whole shifts alone, as a half-plane spectrum; None where that is constant or not needed."""
     total_spectrum: Array | None
-    """Half-plane spectrum of ``Σ w_i M(i − s)``; None where it is not needed, or zero."""
+    """Half-plane spectra of ``Σ w_i φ_k M(i − s)``, with a leading axis; None where not needed, or zero."""
     mass: Array
-    """``Σ w_i``, a scalar."""
+    """``Σ w_i``, a scalar. Behind a filter it is that of the whitened pixels."""
+    background: Polynomials
+    """The φ_k."""
     roughness: Array
     """``Σ (∂²M)²`` along each axis, shape ``(D,)``."""
     unit: Array
@@ -100,18 +112,22 @@ def uniform_side(pair: Pair, plan: Plan) -> ReferenceSide:
     if plan.background:
         # To rounding it is zero already; its derivative is not.
         reference = reference - sum_all(reference) / reference.size
-    return _unweighted(jnp.fft.rfftn(reference), sum_all(reference**2), reference.shape, unit, pedestal)
+    return _unweighted(jnp.fft.rfftn(reference), sum_all(reference**2), reference.shape, unit, pedestal, plan)
 
 
-def _unweighted(spectrum: Array, total: Array, shape: Shape, unit: Array, pedestal: Array) -> ReferenceSide:
+def _unweighted(
+    spectrum: Array, total: Array, shape: Shape, unit: Array, pedestal: Array, plan: Plan
+) -> ReferenceSide:
     power = nyquist_power(spectrum, shape)
+    mass = jnp.full_like(total, prod(shape))
     return ReferenceSide(
         spectrum=spectrum,
         energy=total,
         power=replace(power, parts=power.parts.at[(0,) * power.parts.ndim].add(total)),
         power_on_pixels=None,
         total_spectrum=None,
-        mass=jnp.full_like(total, prod(shape)),
+        mass=mass,
+        background=constant_polynomial(mass, shape, plan.degree),
         roughness=_energies(spectrum, shape)[1],
         unit=unit,
         pedestal=pedestal,
@@ -139,8 +155,9 @@ def uniform_terms(pair: Pair, plan: Plan, side: ReferenceSide | None = None) -> 
             scaled(side.spectrum, filters.reference),
             scaled(image_spectrum, filters.image),
         )
-        side = _unweighted(spectrum, energy(spectrum, shape), shape, side.unit, side.pedestal)
-        side = side._replace(mass=side.mass * filters.image.reshape(-1)[0] ** 2)
+        mass = side.mass * filters.image.reshape(-1)[0] ** 2
+        side = _unweighted(spectrum, energy(spectrum, shape), shape, side.unit, side.pedestal, plan)
+        side = side._replace(mass=mass, background=constant_polynomial(mass, shape, plan.degree))
         image_energy = energy(image_spectrum, shape)
         image = jnp.fft.irfftn(image_spectrum, shape)
     cross = _cross(side.spectrum, image_spectrum)
@@ -158,7 +175,6 @@ def uniform_terms(pair: Pair, plan: Plan, side: ReferenceSide | None = None) -> 
         power=side.power,
         total=None,
         constant=image_energy,
-        mass=side.mass,
         origin=origin,
         prior=pair.constraints.prior,
         amplitude=jnp.sqrt(side.energy) * jnp.sqrt(image_energy),
@@ -173,6 +189,7 @@ def uniform_terms(pair: Pair, plan: Plan, side: ReferenceSide | None = None) -> 
         image_spectrum=image_spectrum,
         weights=None,
         number=jnp.full_like(origin, prod(shape), shape=()),
+        background=side.background,
         shape=shape,
         frame=shape,
         reference_frame=shape,
@@ -184,7 +201,7 @@ def uniform_terms(pair: Pair, plan: Plan, side: ReferenceSide | None = None) -> 
         common=None,
         noise_share=jnp.ones_like(image_energy) if pair.reference_err is None else None,
     )
-    units = Units(side.unit, side.pedestal, pedestal)
+    units = Units(side.unit, side.pedestal, pedestal, jnp.zeros_like(image_energy, shape=(plan.terms,)))
     return Chi2Terms(series, pixels, grid.with_prior(), content, units)
 
 
@@ -263,9 +280,23 @@ def spectra_of(reference: Array) -> Spectra:
     return Spectra(spectrum, square_of(spectrum, shape), sum_all(reference**2), _energies(spectrum, shape)[1])
 
 
-def weighted_side(spectra: Spectra, layout: Layout, prepared: Prepared, plan: Plan) -> ReferenceSide:
-    """The reference's part of `weighted_terms`."""
-    weight_spectrum = jnp.fft.rfftn(layout.weights)
+def weighted_side(
+    spectra: Spectra, layout: Layout, prepared: Prepared, pair: Pair, plan: Plan
+) -> ReferenceSide:
+    """The reference's part of `weighted_terms`; of the pair only the image's shape counts."""
+    weights = layout.weights
+    weight_spectrum = jnp.fft.rfftn(weights)
+    frame = np.asarray(pair.image.shape) if pair.frame is None else pair.frame
+    background = polynomials_on(weights, layout.corner, (frame - 1) / 2, plan)
+    totals = None
+    if plan.background:
+        # The first polynomial is a constant.
+        totals = scaled(weight_spectrum, background.matrix[0, 0])[None]
+        if plan.terms > 1:
+            others = weights[None] * background.functions()[1:]
+            axes = tuple(range(1, others.ndim))
+            totals = jnp.concatenate([totals, jnp.fft.rfftn(others, axes=axes)])
+        totals = conj_product(spectra.reference[None], totals)
     on_pixels = None
     if not plan.boundary.overlap:
         on_pixels = conj_product(jnp.fft.rfftn(layout.reference**2), weight_spectrum)
@@ -274,8 +305,9 @@ def weighted_side(spectra: Spectra, layout: Layout, prepared: Prepared, plan: Pl
         energy=spectra.energy,
         power=correlated_square(spectra.square, weight_spectrum, layout.reference.shape),
         power_on_pixels=on_pixels,
-        total_spectrum=conj_product(spectra.reference, weight_spectrum) if plan.background else None,
-        mass=sum_all(layout.weights),
+        total_spectrum=totals,
+        mass=sum_all(weights),
+        background=background,
         roughness=spectra.roughness,
         unit=prepared.unit,
         pedestal=prepared.pedestal,
@@ -307,7 +339,11 @@ def known_reference(pair: Pair, plan: Plan) -> KnownReference | None:
         filled,
         spectra_of(filled.reference),
         whole_reference(
-            prepared.reference, prepared.known, shapes[1], search_shape(*shapes, plan), plan.whole_window
+            trendless(prepared.reference, prepared.known, plan),
+            prepared.known,
+            shapes[1],
+            search_shape(*shapes, plan),
+            plan.whole_window,
         ),
     )
 
@@ -326,7 +362,7 @@ def weighted_terms(pair: Pair, plan: Plan, known: KnownReference | None = None) 
     if layout.variance is not None:
         layout = filtered_layout(layout, plan)
     spectra = spectra_of(layout.reference) if known is None else known.spectra
-    side = weighted_side(spectra, layout, prepared, plan)
+    side = weighted_side(spectra, layout, prepared, pair, plan)
     # The search may have to go by the score, which is known on the whole grid alone.
     return _weighted(layout, side, prepared.flat, pair, replace(plan, compact=False))
 
@@ -343,13 +379,13 @@ class SharedReference(NamedTuple):
 
 def shared_reference(pair: Pair, plan: Plan) -> SharedReference:
     """Do once what `shared_terms` needs for every image; of the pair's image only the shape counts."""
-    if pair.uniform:
+    if is_even(pair, plan):
         side = uniform_side(pair, plan)
         return SharedReference(side, None, jnp.zeros_like(side.energy, dtype=bool))
     prepared = prepare(pair._replace(image=jnp.zeros_like(pair.image)), plan)
     layout = as_it_is(prepared, pair, plan)
     flat = is_flat(pair.reference, prepared.known, plan)
-    side = weighted_side(spectra_of(layout.reference), layout, prepared, plan)
+    side = weighted_side(spectra_of(layout.reference), layout, prepared, pair, plan)
     return SharedReference(side, layout, flat)
 
 
@@ -375,11 +411,12 @@ def is_shareable(shared: SharedReference, pair: Pair) -> Array:
 def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, plan: Plan) -> Chi2Terms:
     image, weights = layout.image, layout.weights
     shape, frame = layout.reference.shape, pair.image.shape
-    mass = side.mass
-    shared = jnp.zeros_like(mass)
-    if plan.background:
-        shared = sum_all(weights * image) / jnp.where(mass > 0, mass, 1.0)
-        image = image - shared
+    mass, totals = side.mass, side.total_spectrum
+    taken = jnp.zeros_like(mass, shape=(plan.terms,))
+    # Of a steep background the first time leaves its rounding, which is a background too.
+    for _ in range(min(plan.terms, 2)):
+        part = side.background.coefficients(weights * image)
+        image, taken = image - side.background.values(part), taken + part
     image_spectrum = jnp.fft.rfftn(weights * image)
     constant = sum_all(weights * image**2)
     cross = _cross(side.spectrum, image_spectrum)
@@ -393,9 +430,8 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, plan
     series = Chi2Series(
         cross=series_of(cross, shape),
         power=side.power,
-        total=None if side.total_spectrum is None else series_of(side.total_spectrum, shape),
+        total=None if totals is None else jax.vmap(partial(series_of, shape=shape))(totals),
         constant=constant,
-        mass=positive_mass,
         origin=grid.origin,
         prior=pair.constraints.prior,
         amplitude=jnp.sqrt(side.energy) * jnp.sqrt(constant),
@@ -410,6 +446,7 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, plan
         image_spectrum=None,
         weights=weights,
         number=count(weights > 0),
+        background=side.background,
         shape=shape,
         frame=frame,
         reference_frame=pair.reference.shape,
@@ -421,13 +458,13 @@ def _weighted(layout: Layout, side: ReferenceSide, flat: Array, pair: Pair, plan
         common=layout.common,
         noise_share=layout.noise_share if pair.reference_err is None else None,
     )
-    units = Units(side.unit, side.pedestal, side.pedestal + shared * side.unit)
+    units = Units(side.unit, side.pedestal, side.pedestal, taken)
     return Chi2Terms(series, pixels, grid.with_prior(), content, units)
 
 
 def _search_values(layout: Layout, cross: Array, side: ReferenceSide, plan: Plan) -> Array:
     """What the search goes by: the score where weights are settled for one shift, else χ²."""
-    shape, mass, grid = layout.reference.shape, side.mass, layout.grid
+    shape, grid = layout.reference.shape, layout.grid
 
     def of_the_series() -> Array:
         assert side.power_on_pixels is not None
@@ -435,8 +472,8 @@ def _search_values(layout: Layout, cross: Array, side: ReferenceSide, plan: Plan
             return _at_whole_shifts(side.power_on_pixels + cross, shape, plan)
         power = _at_whole_shifts(side.power_on_pixels, shape, plan)
         if side.total_spectrum is not None:
-            total = _at_whole_shifts(side.total_spectrum, shape, plan)
-            power = power - total**2 / jnp.where(mass > 0, mass, 1.0)
+            for total in side.total_spectrum:
+                power = power - _at_whole_shifts(total, shape, plan) ** 2
         return profiled(_at_whole_shifts(cross, shape, plan), power, plan.gain)
 
     if plan.compact:

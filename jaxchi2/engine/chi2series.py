@@ -2,14 +2,15 @@
 
     χ²(s) = Σ_i w_i (D_i − a M(i − s) − b)²
 
-in the sums ``cross = −2 Σ w_i D_i M(i − s)``, ``power = Σ w_i M(i − s)²`` and ``total = Σ w_i M(i − s)``, all
-of them Fourier series in s. Gain and background are 1 and 0, or at their best for every s:
+in the sums ``cross = −2 Σ w_i D_i M(i − s)``, ``power = Σ w_i M(i − s)²`` and, for a background that is a sum
+``b = Σ c_k φ_k`` of orthonormal polynomials, ``total_k = Σ w_i φ_k M(i − s)``. All of them are Fourier series
+in s. Gain and background are 1 and 0, or at their best for every s:
 
     χ² = constant + cross + power'         with a = 1
     χ² = constant − cross² / (4 power')    with a = −cross / (2 power'), where that is positive
 
-Where b is fitted, D has had its weighted mean subtracted and ``power' = power − total² / Σ w``; else they are
-the same.
+Where b is fitted, D has had the background that fits it best subtracted, and ``power'`` is
+``power − Σ_k total_k²``; else they are the same.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from .algebra import inverse_of_symmetric
 from .choices import Plan
 from .constraints import Prior
 from .position import Position
-from .spectrum import Differences, FourierSeries
+from .spectrum import Differences, FourierSeries, along
 from .taylor import multiply, reciprocal
 
 
@@ -40,11 +42,9 @@ class Chi2Series:
     power: FourierSeries
     """``Σ w_i M(i − s)²``."""
     total: FourierSeries | None
-    """``Σ w_i M(i − s)``; None where it is not needed, or zero."""
+    """``Σ w_i φ_k M(i − s)``, with a leading axis; None where they are not needed, or zero."""
     constant: Array
     """``Σ w_i D_i²``, a scalar."""
-    mass: Array
-    """``Σ w_i``, a scalar; one where there is none. Behind a filter it is that of the whitened pixels."""
     origin: Array
     """Whole shift that the sums count from, shape ``(D,)``."""
     prior: Prior | None
@@ -78,15 +78,15 @@ class Chi2Series:
         return result.at[(0,) * len(steps)].set(change.reshape(()))
 
     def _each(self, at: Position, function: Callable[[FourierSeries, Position], Any]) -> tuple[Any, Any, Any]:
-        """A function of cross, power and total, None where there is no total."""
+        """A function of cross, power and the totals, with a leading axis; None where there is no total."""
         at = at.since(self.origin)
-        total = None if self.total is None else function(self.total, at)
+        total = None if self.total is None else jax.vmap(lambda series: function(series, at))(self.total)
         return function(self.cross, at), function(self.power, at), total
 
     def _combined(self, cross: Array, power: Array, total: Array | None) -> Array:
         """Derivatives of χ² from those of the series."""
         if total is not None:
-            power = power - multiply(total, total) / self.mass
+            power = power - jnp.sum(jax.vmap(multiply)(total, total), 0)
         if self.plan.gain:
             return multiply(multiply(cross, cross), reciprocal(power)) / -4
         return cross + power
@@ -102,8 +102,9 @@ class Chi2Series:
         """Differences of χ² from those of the series."""
         change, start = power.change, power.start
         if total is not None:
-            change = change - (2 * total.start + total.change) * total.change / self.mass
-            start = start - total.start**2 / self.mass
+            twice = 2 * along(total.start, 0, total.change.ndim) + total.change
+            change = change - jnp.sum(twice * total.change, 0)
+            start = start - jnp.sum(total.start**2)
         if self.plan.gain:
             # The difference of two quotients, without subtracting them.
             square = (2 * cross.start + cross.change) * cross.change - cross.start**2 / start * change
@@ -115,54 +116,56 @@ class Chi2Series:
         return result + self.prior.differences(at, displacements)
 
     def nuisances(self, at: Position) -> tuple[Array, Array]:
-        """Best gain and background at one shift, in the internal units; 1 and 0 where not fitted."""
-        one = jnp.ones_like(self.constant)
+        """Best gain, and coefficients of the background, at one shift, in the internal units.
+
+        The gain is 1 where it is not fitted; there are as many coefficients as the background has.
+        """
+        one, none = jnp.ones_like(self.constant), jnp.zeros_like(self.constant, shape=(self.plan.terms,))
         if not (self.plan.gain or self.plan.background):
-            return one, jnp.zeros_like(one)
+            return one, none
         cross, power, total = self._each(at, lambda series, at: series.derivatives(at, 0).reshape(()))
-        total = jnp.zeros_like(one) if total is None else total
-        gain = -cross / (2 * (power - total**2 / self.mass)) if self.plan.gain else one
-        return gain, -gain * total / self.mass
+        total = none if total is None else total
+        gain = -cross / (2 * (power - jnp.sum(total**2))) if self.plan.gain else one
+        return gain, -gain * total
 
     def nuisance_covariance(self, at: Position, gain: Array) -> Array:
         """Covariance of gain and background, in internal units, the free shifts fitted with them.
 
-        Zero for what is not fitted. From the second derivatives of χ² in all parameters: those of gain
+        Zero for a gain that is not fitted. From the second derivatives of χ² in all parameters: those of gain
         and background less what the shifts take (Schur complement).
         """
-        ndim, fitted = len(at.fraction), np.array([self.plan.gain, self.plan.background])
+        ndim, fitted = len(at.fraction), np.array([self.plan.gain, *[True] * self.plan.terms])
         second = 2 * self.curvature(at, gain)
         hessian, mixed, pure = second[:ndim, :ndim], second[:ndim, ndim:], second[ndim:, ndim:]
         taken = jnp.dot(mixed.T, jnp.linalg.solve(hessian, mixed), precision=lax.Precision.HIGHEST)
-        information = pure - taken
-        determinant = information[0, 0] * information[1, 1] - information[0, 1] * information[1, 0]
-        swapped = jnp.stack(
-            [information[1, 1], -information[0, 1], -information[1, 0], information[0, 0]]
-        ).reshape(2, 2)
-        return jnp.where(fitted[:, None] & fitted[None, :], 2 * swapped / determinant, 0.0)
+        covariance = 2 * inverse_of_symmetric(pure - taken)
+        return jnp.where(fitted[:, None] & fitted[None, :], covariance, 0.0)
 
     def curvature(self, at: Position, gain: Array) -> Array:
-        """Half the second derivatives of χ² in shift, gain and background, shape ``(D + 2, D + 2)``.
+        """Half the second derivatives of χ² in shift, gain and background, shape ``(D + 1 + K, D + 1 + K)``.
 
         A row of half the unit matrix for what is not fitted.
         """
         ndim = len(at.fraction)
         first = tuple(np.eye(ndim, dtype=int).T)
         cross, power, total = self._each(at, lambda series, at: series.derivatives(at, 2))
-        total = jnp.zeros_like(cross) if total is None else total
+        size = self.plan.terms
+        total = jnp.zeros_like(cross, shape=(size, *cross.shape)) if total is None else total
         zero = (0,) * ndim
-        background = -gain * total[zero] / self.mass
-        mixed = jnp.stack(
-            [cross[first] + 2 * gain * power[first] + 2 * background * total[first], 2 * gain * total[first]],
-            1,
-        )
-        pure = jnp.stack([power[zero], total[zero], total[zero], self.mass]).reshape(2, 2) * 2
-        tensor = gain * cross + gain**2 * power + 2 * gain * background * total
+        value, slopes = total[(slice(None), *zero)], total[(slice(None), *first)]
+        background = -gain * value
+        beside = jnp.tensordot(background, total, 1, precision=lax.Precision.HIGHEST)
+        with_gain = cross[first] + 2 * gain * power[first] + 2 * beside[first]
+        mixed = jnp.concatenate([with_gain[:, None], 2 * gain * slopes.T], 1)
+        unit = jnp.eye(size, dtype=value.dtype)
+        pure = jnp.concatenate([power[zero][None, None], value[None, :]], 1)
+        pure = 2 * jnp.concatenate([pure, jnp.concatenate([value[:, None], unit], 1)], 0)
+        tensor = gain * cross + gain**2 * power + 2 * gain * beside
         if self.prior is not None:
             tensor = tensor + self.prior.derivatives(at, 2)
         pairs = np.eye(ndim, dtype=int)[:, None] + np.eye(ndim, dtype=int)[None, :]
         hessian = tensor[tuple(np.moveaxis(pairs, -1, 0))]
         second = jnp.concatenate([jnp.concatenate([hessian, mixed], 1), jnp.concatenate([mixed.T, pure], 1)])
-        fitted = np.array([*self.plan.free, self.plan.gain, self.plan.background])
-        unit = jnp.eye(ndim + 2, dtype=second.dtype)
+        fitted = np.array([*self.plan.free, self.plan.gain, *[True] * size])
+        unit = jnp.eye(len(fitted), dtype=second.dtype)
         return jnp.where(fitted[:, None] & fitted[None, :], second, unit) / 2

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor, log2
 
+import numpy as np
+
 from ..checks import choice, flag, real_number, refuse
+from .polynomial import number_of_terms
 from .spectrum import Shape
 
 MIN_OVERLAP, SMALL_OVERLAP = 0.25, 0.02
@@ -17,6 +20,8 @@ MIN_OVERLAP, SMALL_OVERLAP = 0.25, 0.02
 BOUNDARIES = ("wrap", "fill", "constant", "reflect", "nearest", "overlap")
 ERRORS = ("model", "sandwich")
 """Where error bars come from."""
+BACKGROUNDS = ("constant", "plane", "quadratic")
+"""Polynomials in the pixel coordinates of the image, by their degree."""
 Window = tuple[tuple[float, float], ...]
 
 
@@ -91,8 +96,8 @@ class Choices:
     boundary: Boundary
     gain: bool
     """Whether it is fitted."""
-    background: bool
-    """Whether it is fitted."""
+    degree: int
+    """Of the background, as in `Plan`."""
     max_shift: tuple[float, ...] | None
     """One limit for all axes, or one for each."""
 
@@ -101,16 +106,21 @@ class Choices:
         cls,
         boundary: str | Boundary = "overlap",
         fit_gain: bool = False,
-        fit_background: bool = False,
+        fit_background: bool | str = False,
         max_shift: float | Sequence[float] | None = None,
     ) -> Choices:
         """Check the options by the names that users know them by."""
         return cls(
             as_boundary(boundary),
             flag(fit_gain, "fit_gain"),
-            flag(fit_background, "fit_background"),
+            _degree(fit_background),
             None if max_shift is None else _limits(max_shift),
         )
+
+    @property
+    def background(self) -> bool:
+        """Whether one is fitted."""
+        return self.degree >= 0
 
     def limits(self, ndim: int) -> tuple[float, ...] | None:
         """Largest shift along each axis, infinite for none; or None."""
@@ -137,7 +147,7 @@ class Choices:
         return Plan(
             boundary=boundary,
             gain=self.gain,
-            background=self.background,
+            degree=self.degree,
             window=_window(boundary, limits, free, reference, image),
             limited=limits is not None,
             free=free,
@@ -156,7 +166,8 @@ class Plan:
 
     boundary: Boundary
     gain: bool
-    background: bool
+    degree: int
+    """Of the background, a polynomial in the image's pixel coordinates; −1 where none is fitted."""
     window: Window
     """Lowest and highest shift along each axis that is looked at."""
     limited: bool
@@ -167,9 +178,27 @@ class Plan:
     """Whether the search grid may be the window alone where one χ² holds for all shifts."""
 
     @property
+    def background(self) -> bool:
+        """Whether one is fitted."""
+        return self.degree >= 0
+
+    @property
+    def terms(self) -> int:
+        """Number of coefficients of the background."""
+        return number_of_terms(len(self.free), self.degree)
+
+    @property
     def whole_window(self) -> tuple[tuple[int, int], ...]:
         """First and last whole shift inside the window."""
         return tuple((ceil(low), floor(high)) for low, high in self.window)
+
+
+def _degree(fit_background: bool | str) -> int:
+    text = isinstance(fit_background, str)
+    if not (isinstance(fit_background, bool | np.bool_) or (text and fit_background in BACKGROUNDS)):
+        wanted = f"True or False, or one of {BACKGROUNDS}"
+        refuse("fit_background", wanted, fit_background, ValueError if text else TypeError)
+    return BACKGROUNDS.index(fit_background) if isinstance(fit_background, str) else int(fit_background) - 1
 
 
 def _limits(max_shift: float | Sequence[float]) -> tuple[float, ...]:

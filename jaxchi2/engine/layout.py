@@ -36,6 +36,7 @@ from .noise import smoothed, smoothing_gain
 from .overlap import Correlation, Frames, WholeReference, correlate, lowest_step
 from .pair import Pair
 from .passes import any_in_batch, count, every, extremes, mean_over, some, sum_all
+from .polynomial import Polynomials, flattened, orthonormal, pixel_coordinates
 from .searchgrid import SearchGrid, search_shape
 from .spectrum import Shape, along, half_weights
 
@@ -141,7 +142,8 @@ def prepare_reference(pair: Pair, plan: Plan, unit: Array) -> Prepared:
         good = jnp.isfinite(pair.reference_err) & (pair.reference_err >= 0)
         known &= good
         variance = jnp.where(good, pair.reference_err / unit, 0.0) ** 2
-    flat = is_flat(reference, known, plan)
+    # Where something is known outside, the edges of the frame show the shift of a plane too.
+    flat = is_flat(reference, known, plan if plan.boundary.overlap else replace(plan, degree=-1))
     reference = jnp.where(known, reference, 0.0)
     if plan.gain and not plan.background:
         pedestal = jnp.zeros_like(unit)
@@ -168,13 +170,19 @@ def with_image(prepared: Prepared, pair: Pair, plan: Plan) -> Prepared:
 
 
 def is_flat(image: Array, valid: Array, plan: Plan) -> Array:
-    """Whether valid pixels are equal to rounding, all of them or those of every line along a free axis."""
+    """Whether valid pixels are equal to rounding, all of them or those of every line along a free axis.
+
+    Less a background, where that is more than a constant.
+    """
     seen = jnp.where(valid, image, jnp.nan)
     free = np.flatnonzero(plan.free).tolist()
     lines = [extremes(seen, (axis,)) for axis in free]
     highest, lowest = extremes(lines[0][0])[0], extremes(lines[0][1])[1]
     rounding = 8 * jnp.finfo(image.dtype).eps * jnp.maximum(jnp.abs(highest), jnp.abs(lowest))
     flat = highest - lowest <= rounding
+    if plan.degree > 0:
+        left = extremes(jnp.where(valid, trendless(jnp.where(valid, image, 0.0), valid, plan), jnp.nan))
+        flat |= left[0] - left[1] <= 16 * rounding
     if plan.boundary.constant:
         # A given value outside makes a step at the frame's edge, and a step shows the shift.
         return flat
@@ -286,7 +294,7 @@ def guarded(frame: Shape, periodic: bool) -> tuple[Shape, int]:
 def _ranked(prepared: Prepared, pair: Pair, plan: Plan, whole: WholeReference | None) -> SearchGrid:
     """Whole shifts by what they explain of the pixels that both frames know, and the best of them."""
     shape = search_shape(prepared.reference.shape, prepared.image.shape, plan)
-    searched, independent = _without_noise(prepared, shape)
+    searched, independent = _without_noise(without_trend(prepared, plan), shape)
     window = plan.whole_window if plan.boundary.overlap else None
     correlation = correlate(searched.frames, shape, pair.err.ndim == 0, window, whole)
     correlation = correlation._replace(independent=independent)
@@ -301,6 +309,33 @@ def _ranked(prepared: Prepared, pair: Pair, plan: Plan, whole: WholeReference | 
     )
     grid = replace(grid, values=grid.in_window(grid.values))
     return replace(grid, origin=_origin(grid, searched))
+
+
+def without_trend(prepared: Prepared, plan: Plan) -> Prepared:
+    """A pair less the background that fits each frame best, which would mislead what ranks whole shifts."""
+    if plan.degree < 1:
+        return prepared
+    reference = trendless(prepared.reference, prepared.known, plan)
+    return prepared._replace(
+        reference=reference, image=trendless(prepared.image, prepared.weights > 0, plan, prepared.weights)
+    )
+
+
+def trendless(x: Array, valid: Array, plan: Plan, weights: Array | None = None) -> Array:
+    """A frame less the background that fits it best, zero where it is not valid; for a search."""
+    if plan.degree < 1:
+        return x
+    x, weights = lax.stop_gradient((x, valid.astype(x.dtype) if weights is None else weights))
+    return jnp.where(valid, flattened(x, weights, plan.degree), 0.0)
+
+
+def polynomials_on(
+    weights: Array, corner: Array, centre: Array | np.ndarray | float, plan: Plan
+) -> Polynomials:
+    """What a background is made of, for an image on a grid; coordinates are counted from ``centre``."""
+    places = pixel_coordinates(weights.shape, corner, not plan.boundary.overlap, weights.dtype)
+    centre = jnp.broadcast_to(jnp.asarray(centre, weights.dtype), (weights.ndim,))
+    return orthonormal(weights, plan.degree, [x - c for x, c in zip(places, centre, strict=True)])
 
 
 def stays(reference: Shape, image: Shape) -> bool:
@@ -356,8 +391,10 @@ def _settled(
     counted = given > 0
     weights, image = given, jnp.where(counted, here(prepared.image), 0.0)
     if filled.missing is not None:
-        weights = with_variance(given, filled.missing * brightness(reference, image, given, plan))
+        weights = with_variance(given, filled.missing * brightness(reference, image, given, corner, plan))
     share = jnp.where(counted, weights / jnp.where(counted, given, 1.0), 0.0)
+    level = without_trend(prepared, plan)
+    seen = image if level is prepared else jnp.where(counted, here(level.image), 0.0)
     return Layout(
         reference=reference,
         image=image,
@@ -366,8 +403,8 @@ def _settled(
         variance=filled.variance,
         known=filled.known,
         grid=grid,
-        frames=(spread_of(prepared.reference, prepared.known), spread_of(prepared.image, prepared.weights)),
-        common=(spread_of(reference, counted), spread_of(image, given)),
+        frames=(spread_of(prepared.reference, prepared.known), spread_of(level.image, prepared.weights)),
+        common=(spread_of(reference, counted), spread_of(seen, given)),
         noise_share=share,
     )
 
@@ -427,7 +464,7 @@ def _origin(grid: SearchGrid, prepared: Prepared) -> Array:
             extra = at_places(list(places.astype(extra.dtype).T[..., None])).reshape(-1)
         moved = moved_to(reference, at + 1, around, not plan.boundary.overlap, outside=jnp.nan)
         best = lowest_step(
-            moved, prepared.frames, gain=plan.gain, background=plan.background, offered=offered, extra=extra
+            moved, prepared.frames, gain=plan.gain, degree=plan.degree, offered=offered, extra=extra
         )
         change = jnp.asarray(steps, at.dtype)[best]
         return at + change, jnp.any(change != 0), count + 1
@@ -458,15 +495,15 @@ def with_variance(weights: Array, variance: Array) -> Array:
     return jnp.where(counted, 1 / (1 / jnp.where(counted, weights, 1.0) + variance), 0.0)
 
 
-def brightness(reference: Array, image: Array, weights: Array, plan: Plan) -> Array:
+def brightness(reference: Array, image: Array, weights: Array, corner: Array, plan: Plan) -> Array:
     """Square of the gain, roughly: the power of the image without its noise over that of the reference."""
     if not plan.gain:
         return jnp.ones_like(weights, shape=())
 
+    background = polynomials_on(weights, corner, 0.0, plan)
+
     def power(x: Array) -> Array:
-        if plan.background:
-            x = x - sum_all(weights * x) / jnp.maximum(sum_all(weights), jnp.finfo(x.dtype).tiny)
-        return sum_all(weights * x**2)
+        return sum_all(weights * background.rest(x, weights) ** 2)
 
     here, there = power(image) - count(weights > 0).astype(weights.dtype), power(reference)
     return jnp.maximum(here, 0.0) / jnp.where(there > 0, there, 1.0)

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array, lax
 
 from .passes import any_in_batch, every, sum_all
+from .polynomial import orthonormal, pixel_coordinates
 from .spectrum import Shape, conj_product
 
 Window = tuple[tuple[int, int], ...]
@@ -142,13 +143,14 @@ def log_left(correlation: Correlation) -> Array:
 
 
 def lowest_step(
-    reference: Array, frames: Frames, *, gain: bool, background: bool, offered: Array, extra: Array
+    reference: Array, frames: Frames, *, gain: bool, degree: int, offered: Array, extra: Array
 ) -> Array:
     """Index of the step, of up to one pixel along every axis, that lowers χ² most; the middle one for none.
 
     ``reference`` is that of the frames, NaN where it is unknown, moved to where the steps start and one pixel
     larger on every side than the image. χ² is over the pixels that all steps know, to be comparable.
-    ``extra`` is added to that of each step; only those ``offered`` are considered.
+    ``degree`` is that of the background. ``extra`` is added to that of each step; only those ``offered`` are
+    considered.
     """
     ndim, shape = frames.image.ndim, frames.image.shape
     starts = 2 - np.indices((3,) * ndim).reshape(ndim, -1).T
@@ -157,20 +159,20 @@ def lowest_step(
         lines = [lax.slice_in_dim(known, k, k + shape[axis], axis=axis) for k in range(3)]
         known = reduce(jnp.logical_and, lines)
     weights = jnp.where(known, frames.weights, 0.0)
-    mass = sum_all(weights)
-    mass = jnp.where(mass > 0, mass, 1.0)
-    mean = sum_all(weights * frames.image) / mass if background else 0.0
-    image = weights * (frames.image - mean)
+    corner = jnp.zeros(ndim, jnp.int32)
+    background = orthonormal(weights, degree, pixel_coordinates(shape, corner, False, weights.dtype))
+    rest = background.rest(frames.image, weights)
+    image = weights * rest
 
     def chi2(start: Array) -> Array:
         model = jnp.where(known, lax.dynamic_slice(reference, start, shape), 0.0)
-        cross, power, level = sum_all(image * model), sum_all(weights * model**2), sum_all(weights * model)
-        return profiled(-2 * cross, power - level**2 / mass if background else power, gain)
+        cross, power = sum_all(image * model), sum_all(weights * model**2)
+        return profiled(-2 * cross, power - jnp.sum(background.coefficients(weights * model) ** 2), gain)
 
     # One program for all steps.
     values = lax.map(chi2, jnp.asarray(starts, jnp.int32)) + extra
     middle = len(starts) // 2
-    energy = sum_all(jnp.abs(image * (frames.image - mean))) + jnp.abs(values[middle])
+    energy = sum_all(jnp.abs(image * rest)) + jnp.abs(values[middle])
     lower = values < values[middle] - LEAST_SHARE * jnp.finfo(energy.dtype).eps * energy
     best = jnp.argmin(jnp.where(offered & lower, values, jnp.inf))
     return jnp.where(jnp.any(offered & lower), best, middle)

@@ -36,6 +36,8 @@ class Pair(NamedTuple):
     reference_err: Array | None = None
     constraints: Constraints = Constraints()
     """What is known about the shift beforehand."""
+    frame: Array | None = None
+    """Shape of the image before its frame was made larger; None where it is as it was."""
 
     @property
     def ndim(self) -> int:
@@ -182,7 +184,8 @@ def check(
         return pair, plan
     window = jnp.asarray(np.array(plan.window), pair.image.dtype)
     constraints = constraints._replace(window=window)
-    return _in_frames(pair, shape)._replace(constraints=constraints), checked(shape, shape)
+    frame = jnp.asarray(np.array(pair.image.shape), pair.image.dtype)
+    return _in_frames(pair, shape)._replace(constraints=constraints, frame=frame), checked(shape, shape)
 
 
 def larger_frames(reference: Shape, image: Shape) -> Shape | None:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from .algebra import inverse_of_symmetric
 from .passes import block_sums, count, extremes, sum_all
 from .position import Position
 from .spectrum import Shape, along, gradients, half_weights, squared
@@ -39,30 +40,31 @@ LEAST = 0.1
 
 
 def sandwich(terms: Chi2Terms, at: Position) -> tuple[Array, Array]:
-    """Covariance of shift, gain and background at a minimum, in internal units, shape ``(D + 2, D + 2)``.
+    """Covariance of shift, gain and K background coefficients at a minimum, ``(D + 1 + K, D + 1 + K)``.
 
-    Zero for what is not fitted. A constant, as far as derivatives are concerned. Also the scatter that the
-    logarithm of each error has in white noise, shape ``(D + 2,)``.
+    In internal units; zero for what is not fitted. A constant, as far as derivatives are concerned. Also the
+    scatter that the logarithm of each error has in white noise, shape ``(D + 1 + K,)``.
     """
     terms, at = lax.stop_gradient((terms, at))
     pixels, plan, ndim = terms.pixels, terms.plan, len(terms.pixels.shape)
-    gain, background = terms.series.nuisances(at)
+    gain, coefficients = terms.series.nuisances(at)
     moved = terms.moved(at)
     model = jnp.fft.irfftn(moved, pixels.shape)
     weights = jnp.ones_like(model) if pixels.weights is None else pixels.weights
     valid, root = weights > 0, jnp.sqrt(weights)
-    residual = root * (pixels.image - gain * model - background)
+    residual = root * (pixels.image - gain * model - pixels.background.values(coefficients))
     slopes = -gain * gradients(moved, pixels.shape)
-    fitted = np.flatnonzero([*plan.free, plan.gain, plan.background])
-    parameters = jnp.concatenate([slopes, model[None], jnp.ones_like(model)[None]])[fitted] * root[None]
+    fitted = np.flatnonzero([*plan.free, plan.gain, *[True] * plan.terms])
+    parameters = jnp.concatenate([slopes, model[None], pixels.background.functions()])[fitted] * root[None]
 
     scores, scatter = covariance_of_scores(parameters, residual, valid)
     if terms.series.prior is not None:
         free = np.flatnonzero(plan.free)
         known = terms.series.prior.precision[np.ix_(free, free)]
         scores = scores.at[: len(free), : len(free)].add(known)
-    covariance = between(_inverse(terms.series.curvature(at, gain)[np.ix_(fitted, fitted)]), scores)
-    nothing = jnp.zeros_like(covariance, shape=(ndim + 2, ndim + 2))
+    information = terms.series.curvature(at, gain)[np.ix_(fitted, fitted)]
+    covariance = between(inverse_of_symmetric(information), scores)
+    nothing = jnp.zeros_like(covariance, shape=(ndim + 1 + plan.terms,) * 2)
     return nothing.at[np.ix_(fitted, fitted)].set(covariance), nothing[0].at[fitted].set(scatter)
 
 
@@ -111,9 +113,10 @@ def likely_inflation(terms: Chi2Terms, at: Position, matched: Matched) -> tuple[
     enough = _sums(trusted**2) > TRUSTED * _sums(slopes**2)
     slopes = _normalised(trusted)
     taken = jnp.sum(jnp.where(along(np.array(plan.free), 0, slopes.ndim), slopes**2, 0.0), axis=0)
-    for fitted, slope in ((plan.gain, model), (plan.background, root)):
-        if fitted:
-            taken = taken + _normalised(slope[None])[0] ** 2
+    if plan.gain:
+        taken = taken + _normalised(model[None])[0] ** 2
+    if plan.background:
+        taken = taken + jnp.sum(_normalised(pixels.background.functions() * root[None]) ** 2, axis=0)
     here = _sums(slopes**2 * (residual**2 / (1 - jnp.minimum(taken, MAX_LEVERAGE)))[None])
     waves, number = _blocks(squared(jnp.fft.rfftn(slopes, axes=tuple(range(1, slopes.ndim)))), shape)
     power, _ = _blocks(squared(matched.residual_spectrum)[None], shape)
@@ -169,22 +172,17 @@ def _scatter(scores: Array, spectra: Array, window: Array, number: Array) -> Arr
 
 def _products(a: Array, b: Array) -> Array:
     """``Σ_i a_i b_iᵀ`` of arrays with the parameters first."""
-    return jnp.stack([jnp.stack([sum_all(x * y) for y in b]) for x in a])
-
-
-def _inverse(matrix: Array) -> Array:
-    """Of a symmetric matrix whose rows may have unlike units."""
-    unit = jnp.sqrt(jnp.abs(jnp.diagonal(matrix)))
-    unit = jnp.where(unit > 0, unit, 1.0)
-    scale = unit[:, None] * unit[None, :]
-    return jnp.linalg.inv(matrix / scale) / scale
+    lines = tuple(range(1, a.ndim - 1))
+    axes = ((a.ndim - 1,), (b.ndim - 1,)), (lines, lines)
+    products = lax.dot_general(a, b, axes, precision=lax.Precision.HIGHEST)
+    return jnp.sum(products, tuple(range(len(lines))))
 
 
 def _leverage(parameters: Array) -> Array:
     """How much of the noise of each pixel the fit follows, ``h_i = g_iᵀ (Σ g gᵀ)⁻¹ g_i``."""
     information = _products(parameters, parameters)
     held = jnp.diagonal(information) == 0
-    information = _inverse(information + jnp.diag(held.astype(information.dtype)))
+    information = inverse_of_symmetric(information + jnp.diag(held.astype(information.dtype)))
     taken = jnp.tensordot(information, parameters, 1, precision=lax.Precision.HIGHEST)
     return jnp.sum(parameters * taken, axis=0)
 

@@ -18,6 +18,7 @@ from .chi2series import Chi2Series
 from .choices import Plan
 from .layout import Spread, moved_to
 from .passes import sum_all
+from .polynomial import Polynomials, orthonormal
 from .position import Position
 from .searchgrid import SearchGrid
 from .spectrum import Shape, energy, scaled, shift_spectrum
@@ -27,10 +28,10 @@ class Matched(NamedTuple):
     """Pixels of a match in units of the errors."""
 
     model: Array
-    """About its mean."""
+    """About its mean, or less the background that fits it best."""
     residual: Array
     data: Array
-    """About its mean."""
+    """The same."""
     model_spectrum: Array
     """Spectra of the three on the half plane; at frequency zero of no meaning."""
     residual_spectrum: Array
@@ -54,6 +55,8 @@ class Pixels:
     """Weight of each pixel, None when they are all one."""
     number: Array
     """Number of pixels with a weight, a scalar integer."""
+    background: Polynomials
+    """What a background is made of."""
     shape: Shape = field(metadata={"static": True})
     """Of the grid."""
     frame: Shape = field(metadata={"static": True})
@@ -86,6 +89,8 @@ class Units(NamedTuple):
     reference_offset: Array
     """What was subtracted from the reference before."""
     image_offset: Array
+    taken: Array
+    """Coefficients of the background that was subtracted from the image after that, shape ``(K,)``."""
 
 
 @jax.tree_util.register_dataclass
@@ -125,19 +130,20 @@ class Chi2Terms:
 
     def residual_chi2(self, at: Position) -> Array:
         """χ² at one shift as a sum of squares, which float32 can resolve where the series cannot."""
-        gain, background = self.series.nuisances(at)
+        gain, coefficients = self.series.nuisances(at)
         pixels, model = self.pixels, self.moved(at)
         if pixels.image_spectrum is not None:
             return energy(pixels.image_spectrum - scaled(model, gain), pixels.shape)
         assert pixels.weights is not None
+        background = pixels.background.values(coefficients)
         residual = pixels.image - gain * jnp.fft.irfftn(model, pixels.shape) - background
         return sum_all(pixels.weights * residual**2)
 
     def match(self, at: Position) -> Matched:
         """The moved reference, residual and data at one shift."""
-        gain, background = self.series.nuisances(at)
+        gain, coefficients = self.series.nuisances(at)
         pixels, spectrum = self.pixels, self.moved(at)
-        shape, image = pixels.shape, pixels.image
+        shape, image, background = pixels.shape, pixels.image, pixels.background.values(coefficients)
         model = jnp.fft.irfftn(spectrum, shape)
         if pixels.image_spectrum is not None:
             zero = (0,) * len(shape)
@@ -153,10 +159,11 @@ class Chi2Terms:
             )
         assert pixels.weights is not None
         weights = pixels.weights
-        mass, root = sum_all(weights), jnp.sqrt(weights)
+        root = jnp.sqrt(weights)
+        level = orthonormal(weights, 0, []) if pixels.background.degree < 0 else pixels.background
 
         def centred(x: Array) -> Array:
-            return root * (x - sum_all(weights * x) / jnp.where(mass > 0, mass, 1.0))
+            return root * level.rest(x, weights)
 
         parts = centred(model), root * (image - gain * model - background), centred(image)
         spectra = jnp.fft.rfftn(jnp.stack(parts), axes=tuple(range(1, model.ndim + 1)))
@@ -169,7 +176,8 @@ class Chi2Terms:
         """
         pixels, units = self.pixels, self.units
         assert pixels.weights is not None
-        gain, background = self.series.nuisances(at)
+        gain, coefficients = self.series.nuisances(at)
+        background = pixels.background.values(coefficients + units.taken)
         model = gain * jnp.fft.irfftn(self.moved(at), pixels.shape) + background
         back = partial(
             moved_to, shift=-pixels.corner, frame=pixels.frame, periodic=not self.plan.boundary.overlap

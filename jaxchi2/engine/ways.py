@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 from jax import lax
 
-from .builders import KnownReference, is_clean, uniform_terms, weighted_terms
+from .builders import KnownReference, is_clean, is_even, uniform_terms, weighted_terms
 from .choices import Plan
 from .pair import Pair
 from .passes import any_in_batch
@@ -31,8 +31,8 @@ class Way(Enum):
 
 
 def has_quick_way(pair: Pair, plan: Plan) -> bool:
-    """Whether one error for all pixels and the boundary allow the quick way."""
-    return plan.boundary.periodic and pair.uniform
+    """Whether one error for all pixels, the boundary and the background allow the quick way."""
+    return plan.boundary.periodic and is_even(pair, plan)
 
 
 def with_terms(

@@ -10,7 +10,7 @@ from jax import Array, lax
 
 from .choices import Plan
 from .continuation import average_nearby, fill_smoothly, unknown_variance
-from .layout import Layout, with_variance
+from .layout import Layout, polynomials_on, trendless, with_variance
 from .noise import box_coordinates, fitted_trend, gentle, hann, lower, significant, whitening, wiener_gain
 from .passes import any_in_batch, count, every, mean_over, some, sum_all
 from .position import Position
@@ -51,9 +51,14 @@ def filtered_layout(layout: Layout, plan: Plan) -> Layout:
 
     mean = mean_over(layout.reference, counted)
     reference, image = layout.reference - mean, layout.image - mean_over(layout.image, counted)
+    first, second = reference, image
+    if plan.degree > 0:
+        first = trendless(reference, layout.known, plan)
+        background = polynomials_on(counted.astype(image.dtype), layout.corner, 0.0, plan)
+        second = background.rest(image, counted.astype(image.dtype))
     filters = whitening(
-        power_of(reference, layout.known),
-        power_of(image, counted),
+        power_of(first, layout.known),
+        power_of(second, counted),
         noise,
         image_noise,
         shape,
@@ -118,9 +123,11 @@ def _calibration(filtered: Array, layout: Layout, kept: Array, plan: Plan) -> Ar
     counted = layout.weights > 0
     number = count(counted).astype(filtered.dtype)
 
+    ones = counted.astype(filtered.dtype)
+    background = polynomials_on(ones, layout.corner, 0.0, plan)
+
     def centred(x: Array) -> Array:
-        mean = mean_over(x, counted) if plan.background else 0.0
-        return jnp.where(counted, x - mean, 0.0)
+        return jnp.where(counted, background.rest(x, ones), 0.0)
 
     noise = mean_over_modes(kept, filtered.shape)
     power, product = sum_all(centred(filtered) ** 2), sum_all(centred(filtered) * centred(layout.reference))
