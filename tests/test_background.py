@@ -70,7 +70,13 @@ def pair(shape, form, gain=1.0, noise=0.2, seed=0, steepness=1.0, periodic=True)
     coefficients = steepness * rng.normal(size=len(columns(shape, form)))
     coefficients /= np.max(np.abs(columns(shape, form)), axis=tuple(range(1, len(shape) + 1)))
     image = gain * moved(reference, shift) + background(shape, coefficients, form)
-    return reference, image + noise * rng.normal(size=shape), shift, coefficients
+    # Of the seed of the scene it would have the spectrum of the scene.
+    return (
+        reference,
+        image + noise * np.random.default_rng(seed + 1000).normal(size=shape),
+        shift,
+        coefficients,
+    )
 
 
 CASES = [

@@ -57,7 +57,7 @@ def sandwich(terms: Chi2Terms, at: Position) -> tuple[Array, Array]:
     fitted = np.flatnonzero([*plan.free, plan.gain, *[True] * plan.terms])
     parameters = jnp.concatenate([slopes, model[None], pixels.background.functions()])[fitted] * root[None]
 
-    scores, scatter = covariance_of_scores(parameters, residual, valid)
+    scores, scatter = covariance_of_scores(parameters, residual, valid, max(plan.degree, 0))
     if terms.series.prior is not None:
         free = np.flatnonzero(plan.free)
         known = terms.series.prior.precision[np.ix_(free, free)]
@@ -74,11 +74,14 @@ def between(bread: Array, scores: Array) -> Array:
     return jnp.dot(bread, product, precision=lax.Precision.HIGHEST)
 
 
-def covariance_of_scores(parameters: Array, residual: Array, valid: Array) -> tuple[Array, Array]:
+def covariance_of_scores(
+    parameters: Array, residual: Array, valid: Array, degree: int = 0
+) -> tuple[Array, Array]:
     """V, shape ``(P, P)``, on a periodic grid, and the scatter of the logarithms of errors, shape ``(P,)``.
 
     ``parameters`` are the derivatives of the model, the parameters first; as ``residual`` they are in units
-    of the errors, and zero where a pixel is not ``valid``.
+    of the errors, and zero where a pixel is not ``valid``. A fitted background of a ``degree`` takes what
+    residuals have in common over the width of its waves, which is then no correlation to be seen.
     """
     shape = residual.shape
     square = residual**2 / (1 - jnp.minimum(_leverage(parameters), MAX_LEVERAGE))
@@ -86,7 +89,7 @@ def covariance_of_scores(parameters: Array, residual: Array, valid: Array) -> tu
     size = jnp.sqrt(_nearby(square, valid, shape))
     scaled = parameters * size[None]
     spectra = jnp.fft.rfftn(scaled, axes=tuple(range(1, scaled.ndim)))
-    window = _window(shape, residual.dtype)
+    window = _window(shape, residual.dtype, 2 if degree < 1 else 4 * (degree + 1))
     correlation = window * _correlation(residual, size, valid, shape)
     scores = own + _shared(spectra, correlation, shape)
     # A correlation that noise makes negative is not to leave nothing of a variance.
@@ -212,11 +215,14 @@ def _correlation(residual: Array, size: Array, valid: Array, shape: Shape) -> Ar
     return products / jnp.maximum(pairs, 0.5) * pairs[(0,) * z.ndim] / jnp.where(here > 0, here, 1.0)
 
 
-def _window(shape: Shape, dtype: jnp.dtype) -> Array:
-    """Parzen's window, whose transform is positive, over all distances but zero; zero from `FURTHEST` on."""
+def _window(shape: Shape, dtype: jnp.dtype, part: int) -> Array:
+    """Parzen's window, whose transform is positive, over all distances but zero.
+
+    Zero from `FURTHEST`, or that part of an axis, on.
+    """
     result = jnp.ones([1] * len(shape), dtype)
     for axis, n in enumerate(shape):
-        distance = np.minimum(np.arange(n), n - np.arange(n)) / min(FURTHEST, n / 2)
+        distance = np.minimum(np.arange(n), n - np.arange(n)) / min(FURTHEST, n / part)
         near = 1 - 6 * distance**2 + 6 * distance**3
         taper = np.where(distance < 0.5, near, 2 * np.clip(1 - distance, 0, 1) ** 3)
         result = result * along(jnp.asarray(taper, dtype), axis, len(shape))
