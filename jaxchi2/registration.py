@@ -18,6 +18,7 @@ from .engine.chance import evidence
 from .engine.choices import ERRORS, Boundary, Choices, Plan
 from .engine.constraints import ANYWHERE, Search
 from .engine.continuation import MARGIN
+from .engine.correlated import Noise, Whiteness, covariances, refuse_errors, whiten
 from .engine.errors import covariance_of, interval_bounds, interval_points
 from .engine.minimum import Minimum, find_minima, find_minimum, with_derivative
 from .engine.pair import Pair, check
@@ -62,6 +63,8 @@ def register(
     *,
     reference_err: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    noise: Noise | None = None,
+    reference_noise: Noise | None = None,
     mask: ArrayLike | None = None,
     reference_mask: ArrayLike | None = None,
     boundary: str | Boundary = "overlap",
@@ -182,11 +185,17 @@ def register(
     >>> register(scene, image, 0.1, boundary="wrap")
     Registration(shift=(+1.9992 ± 0.0018, -2.9988 ± 0.0018) px, chi2=1066.6, dof=1022)
     """
+    choices = Choices.of(boundary, fit_gain, fit_background, max_shift)
+    if noise is not None or reference_noise is not None:
+        refuse_errors(
+            noise, reference_noise, choices.boundary, err=err, weights=weights, reference_err=reference_err
+        )
+        err = 1.0
     pair, plan = check(
         reference,
         image,
         err,
-        Choices.of(boundary, fit_gain, fit_background, max_shift),
+        choices,
         search=search,
         reference_err=reference_err,
         weights=weights,
@@ -197,13 +206,43 @@ def register(
     )
     clip, nsigma, verdict, robust = check_measure(pair.image.dtype, clip, nsigma, verdict, errors)
     known_err = err is not None or weights is not None
-    return tried(
+    whiteness = None
+    if noise is not None:
+        pair, whiteness = whiten(
+            pair,
+            *covariances(noise, reference_noise, pair.ndim, pair.image.dtype),
+            choices.boundary.periodic,
+        )
+    found = tried(
         partial(
             measure, pair, nsigma, known_err=known_err, plan=plan, clip=clip, verdict=verdict, robust=robust
         ),
         clip is None and mask is None and reference_mask is None and has_quick_way(pair, plan),
         is_traced((pair, nsigma)),
         lambda found: found.status == Status.FLAT,
+    )
+    return found if whiteness is None else unwhitened(found, whiteness, sum(plan.free) + plan.gain + plan.background)
+
+
+def unwhitened(found: Registration, whiteness: Whiteness, fitted: int) -> Registration:
+    """What was found of a pair made white in units of the images, with the degrees of freedom that had noise.
+
+    ``fitted`` is the number of fitted parameters.
+    """
+    share, level = (lax.stop_gradient(x) for x in (whiteness.share, whiteness.level))
+    dof = jnp.round((found.dof + fitted) * share).astype(found.dof.dtype) - fitted
+    unit = jnp.stack([jnp.ones_like(level), 1 / level])
+    status = found.status & ~np.int32(Status.BAD_FIT | Status.LARGE_ERRORS)
+    bad, good = is_bad_fit(found.chi2, dof), is_too_good(found.chi2, dof)
+    good &= (found.status & np.int32(Status.LARGE_ERRORS)) > 0
+    answer = jnp.isfinite(found.chi2)
+    status |= jnp.where(bad & answer, np.int32(Status.BAD_FIT), np.int32(0))
+    status |= jnp.where(good & answer, np.int32(Status.LARGE_ERRORS), np.int32(0))
+    return found._replace(
+        dof=dof,
+        status=status,
+        background=found.background / level,
+        nuisance_covariance=found.nuisance_covariance * (unit[:, None] * unit[None, :]),
     )
 
 
