@@ -103,7 +103,17 @@ def main() -> None:
     parser.add_argument("--mode", nargs="*", default=["model", "sandwich", "noise"])
     arguments = parser.parse_args()
     print(f"float32, {arguments.draws} draws, frames of {arguments.size}²; jax {jax.__version__}\n")
-    names = ("scene", "noise", "boundary", "errors", "pulls", "rms / bound", "χ² / dof", "p uniform", "status")
+    names = (
+        "scene",
+        "noise",
+        "boundary",
+        "errors",
+        "pulls",
+        "rms / bound",
+        "χ² / dof",
+        "p uniform",
+        "status",
+    )
     print(f"| {' | '.join(names)} |", "|---" * len(names) + "|", sep="\n")
     for boundary in arguments.boundary:
         for scene in arguments.scene:

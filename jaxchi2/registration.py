@@ -221,7 +221,11 @@ def register(
         is_traced((pair, nsigma)),
         lambda found: found.status == Status.FLAT,
     )
-    return found if whiteness is None else unwhitened(found, whiteness, sum(plan.free) + plan.gain + plan.background)
+    return (
+        found
+        if whiteness is None
+        else unwhitened(found, whiteness, sum(plan.free) + plan.gain + plan.background)
+    )
 
 
 def unwhitened(found: Registration, whiteness: Whiteness, fitted: int) -> Registration:
@@ -232,6 +236,7 @@ def unwhitened(found: Registration, whiteness: Whiteness, fitted: int) -> Regist
     share, level = (lax.stop_gradient(x) for x in (whiteness.share, whiteness.level))
     dof = jnp.round((found.dof + fitted) * share).astype(found.dof.dtype) - fitted
     unit = jnp.stack([jnp.ones_like(level), 1 / level])
+    units = jnp.broadcast_to(unit[:, None] * unit[None, :], found.nuisance_covariance.shape)
     status = found.status & ~np.int32(Status.BAD_FIT | Status.LARGE_ERRORS)
     bad, good = is_bad_fit(found.chi2, dof), is_too_good(found.chi2, dof)
     good &= (found.status & np.int32(Status.LARGE_ERRORS)) > 0
@@ -242,7 +247,7 @@ def unwhitened(found: Registration, whiteness: Whiteness, fitted: int) -> Regist
         dof=dof,
         status=status,
         background=found.background / level,
-        nuisance_covariance=found.nuisance_covariance * (unit[:, None] * unit[None, :]),
+        nuisance_covariance=found.nuisance_covariance * units,
     )
 
 
