@@ -187,7 +187,7 @@ def register(
     """
     choices = Choices.of(boundary, fit_gain, fit_background, max_shift)
     if noise is not None or reference_noise is not None:
-        refuse_errors(
+        noise = refuse_errors(
             noise, reference_noise, choices.boundary, err=err, weights=weights, reference_err=reference_err
         )
         err = 1.0

@@ -246,14 +246,14 @@ def _checked(
     clip, nsigma, verdict, robust = check_measure(stack.dtype, clip, nsigma, verdict, errors)
     choices = Choices.of(boundary, fit_gain, fit_background, max_shift)
     choices.limits(len(shape))  # raises for another number of axes
-    correlated = noise is not None or reference_noise is not None
-    if correlated:
-        refuse_errors(noise, reference_noise, choices.boundary, err=err, reference_err=reference_err)
-        err = 1.0
+    noises = None
+    if noise is not None or reference_noise is not None:
+        noise = refuse_errors(noise, reference_noise, choices.boundary, err=err, reference_err=reference_err)
+        noises, err = (noise, reference_noise), 1.0
     options = Options(choices, clip, verdict, robust, err is not None)
     made = None
     if isinstance(reference, MeanTemplate):
-        if correlated:
+        if noises is not None:
             raise ValueError("noise must be None for a MeanTemplate, whose noise is white")
         template: MeanTemplate = reference
         err = template.noise if err is None else err
@@ -270,10 +270,8 @@ def _checked(
         words = f"the shape of a frame, {shape}"
         reference_mask = boolean_array(reference_mask, "reference_mask", (shape,), words)
     whiteness = None
-    if correlated:
-        frames, common, whiteness = _whitened(
-            frames, common, reference_mask, (noise, reference_noise), made or "", choices.boundary.periodic
-        )
+    if noises is not None:
+        frames, common, whiteness = _whitened(frames, common, reference_mask, noises, made, choices)
         reference_mask = None
     limit = None if memory_limit is None else integer(memory_limit, "memory_limit")
     default = default_batch_size(shape, stack.dtype.itemsize, limit, not options.periodic)
@@ -296,8 +294,8 @@ def _whitened(
     common: Frame,
     reference_mask: Array | None,
     noises: tuple[Noise, Noise | None],
-    made: str,
-    periodic: bool,
+    made: str | None,
+    choices: Choices,
 ) -> tuple[Frame, Frame, Whiteness]:
     """Frames and their reference with white noise; what is to be masked is NaN in them."""
     if jax.process_count() > 1:
@@ -305,21 +303,21 @@ def _whitened(
     images, _ = without_bad_pixels(frames, common)
     shape, dtype = images.shape[1:], images.dtype
     reference = common.reference if frames.reference is None else frames.reference
-    if made:
+    if made is not None or reference is None:
         reference = jnp.zeros(shape, dtype)
     if reference_mask is not None:
-        if made or frames.reference is not None:
+        if made is not None or frames.reference is not None:
             raise ValueError("reference_mask needs one image as reference, beside noise")
         reference = jnp.where(reference_mask, jnp.nan, reference)
     pair = Pair(reference.astype(dtype), images, jnp.ones((), dtype))
-    pair, whiteness = whiten(pair, *covariances(*noises, len(shape), dtype), periodic)
+    pair, whiteness = whiten(pair, *covariances(*noises, len(shape), dtype), choices.boundary.periodic)
     frames = frames._replace(image=pair.image, mask=None)
     common = common._replace(mask=None, err=pair.err, reference_err=pair.reference_err)
-    if made:
-        return frames, common, whiteness
-    if frames.reference is None:
-        return frames, common._replace(reference=pair.reference), whiteness
-    return frames._replace(reference=pair.reference), common, whiteness
+    if frames.reference is not None:
+        frames = frames._replace(reference=pair.reference)
+    elif made is None:
+        common = common._replace(reference=pair.reference)
+    return frames, common, whiteness
 
 
 def _registered(task: _Task) -> tuple[Registration, MeanTemplate | None]:

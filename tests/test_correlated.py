@@ -24,7 +24,7 @@ SIGMA = 2.0
 def smoothed(x, kernel):
     """The last axes convolved with a kernel, periodic, as it is: not centred."""
     axes = tuple(range(-kernel.ndim, 0))
-    response = np.fft.fftn(kernel, x.shape[-kernel.ndim :])
+    response = np.fft.fftn(kernel, x.shape[-kernel.ndim :], range(kernel.ndim))
     return np.fft.ifftn(np.fft.fftn(x, axes=axes) * response, axes=axes).real
 
 

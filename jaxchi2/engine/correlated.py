@@ -6,7 +6,8 @@ unit variance, and all that holds for white noise holds again: errors, χ², the
 
 On a periodic frame that is exact. Where pixels are unknown, beyond the frame or bad, the kernel has to be
 compact, for every pixel that it reaches from there is lost. It is the one of its support that minimises
-``Σ_k (H √P − 1)²``, a linear problem for conjugate gradients; of some supports the smallest that is good enough.
+``Σ_k (H √P − 1)²``, with more weight at low frequencies: a linear problem for conjugate gradients. Of several
+supports the smallest is taken that is good enough.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from scipy.fft import next_fast_len
 
 from ..checks import array_of, as_real_array, positive, refuse, refuse_unless, sizes
 from .choices import Boundary
-from .continuation import average_nearby, eroded, in_patches
+from .continuation import average_nearby, in_patches
 from .pair import Pair
 from .passes import any_in_batch, every, mean_over, neighbours
 from .spectrum import Shape, along, half_weights, harmonics, mean_over_modes, scaled, squared
 
 FLOOR = 1e-3
 """Power of a white part that is added to that of any noise, in units of the mean power: frequencies without
-noise, which smoothing leaves, would otherwise have infinite weight. Three per cent of the standard deviation."""
+noise, which smoothing leaves, would otherwise have infinite weight. Three per cent of the standard deviation:
+of images that were smoothed with their noise by up to two pixels, the rest tells less than 1 % more."""
 REACHES = (0, 1, 2, 3, 4, 6, 8)
 """Pixels along each axis that a compact kernel may reach."""
 GRID = 32
 """Pixels along each axis of the period on which a compact kernel is made."""
 NEAR = 0.05
-"""Frequency in cycles per pixel below which a compact kernel is to be equally right: scenes have most of their
-power at low frequencies."""
+"""Frequency in cycles per pixel below which a compact kernel is to be equally right."""
 STEPS = 20
 """Of conjugate gradients, to convergence."""
 TOLERANCE = 0.02
@@ -114,8 +115,8 @@ class Noise:
         Parameters
         ----------
         power : array_like
-            ``|F|² / N`` of the noise on average, F the discrete Fourier transform of N pixels: its mean is the
-            variance. On the frequencies of ``np.fft.fftn`` for some frame, of any size.
+            ``|F|² / N`` of the noise on average, F the discrete Fourier transform of N pixels: its mean is
+            the variance. On the frequencies of ``np.fft.fftn`` for some frame, of any size.
         shape : tuple of int, optional
             That of the frame, if ``power`` is on the half plane of ``np.fft.rfftn``.
         """
@@ -142,8 +143,8 @@ class Noise:
 
 def refuse_errors(
     noise: Noise | None, reference_noise: Noise | None, boundary: Boundary, **errors: ArrayLike | None
-) -> None:
-    """Raise for what cannot be given beside correlated noise."""
+) -> Noise:
+    """The noise of the image; raises for what cannot be given beside it."""
     if noise is None:
         raise ValueError("reference_noise needs noise, that of the image")
     for name, value in errors.items():
@@ -152,6 +153,7 @@ def refuse_errors(
             raise ValueError(f"{name} must not be given beside noise: give {instead}")
     if not (boundary.overlap or boundary.periodic):
         refuse("boundary", "'overlap' or 'wrap' with noise, which is made white by a filter", boundary.name)
+    return noise
 
 
 def covariances(
@@ -412,7 +414,7 @@ def whiteness(by: Whitener, shape: Shape, exact: Array | None) -> Whiteness:
     if exact is not None:
         power = _power(by.covariance, shape)
         other = of(power, _power(by.image_covariance, shape), lax.rsqrt(power + FLOOR), shape)
-        result = tuple(jnp.where(exact, a, b) for a, b in zip(other, result, strict=True))
+        return Whiteness(*(jnp.where(exact, a, b) for a, b in zip(other, result, strict=True)))
     return Whiteness(*result)
 
 
