@@ -105,6 +105,10 @@ def register(
         are too small, by up to 1.6 and 1.2 where the reference has little fine detail.
     weights : array_like, scalar or shape of the image, optional
         1 / err², in place of ``err``. Zero, negative or NaN leaves a pixel out.
+    noise, reference_noise : Noise, optional
+        Noise that is correlated between pixels, the same everywhere and of known power spectrum, in place of
+        ``err`` and ``reference_err``: as smoothing, resampling and drizzling leave it. See the notes; for
+        "overlap" and "wrap".
     mask, reference_mask : array_like of bool, shape of the image, of the reference, optional
         True where a pixel is to be ignored, as in ``numpy.ma`` and astropy. What a masked pixel holds has no
         influence. For one of the reference, the image pixels that it covers at the best whole shift are left
@@ -165,6 +169,15 @@ def register(
     more, with an error bar of one; "overlap" reaches 1.0 to 1.1 of it. On truly periodic images "overlap"
     costs the share of the frame that it cannot use. So it is the default, and "wrap", some six times
     faster, is for images that are periodic or fade to a constant at their edges.
+
+    *Correlated noise.* With white weights errors of images that were resampled or smoothed are two to four
+    times too small, and shifts up to 1.4 times as uncertain as they need be. With ``noise`` both images are
+    first convolved with one kernel that makes it white: errors, χ² and p-value hold again, and shifts reach
+    the Cramér-Rao bound. All pixels count with "wrap"; else those are lost that the kernel, of 2 to 4 pixels
+    for most noise and up to 8, reaches from beyond the frame, from patches of bad pixels, and from a hole if
+    that matters. White noise loses none. Degrees of freedom are those that have noise. ``clip`` judges
+    whitened pixels, which also show what is beside them. Unlike spectra of ``noise`` and ``reference_noise``
+    leave errors right, but not χ²: the sum of both is made white, and each is taken for white.
 
     *Cost.* "wrap" with equal errors: 3 FFTs of the frame and a few passes; an error map or bad pixels:
     about 14; "overlap" and masks of the reference: 12 more of 2.25 times the frame. Accuracy in float32:

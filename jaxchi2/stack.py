@@ -97,6 +97,10 @@ def register_stack(
     reference_err : array_like, optional
         Noise of the reference, of the shapes that ``err`` may have; see `register`. Not for the mean, whose
         noise follows from ``err``.
+    noise, reference_noise : Noise, optional
+        Correlated noise of every frame and of the reference, in place of ``err`` and ``reference_err``; see
+        `register`. The frames are made white first, in a copy of the stack. With bad pixels in any frame,
+        "wrap" takes a compact kernel for all. ``reference_mask`` needs one image as reference then.
     mask : array_like of bool, shape of a frame or of the stack, optional
         True where a pixel is to be ignored.
     search : Search

@@ -200,29 +200,31 @@ def test_other_dimensions(shape):
         check_scatter((found.shift - shifts) / found.stderr)
 
 
-def test_transforms(x64):
+@pytest.mark.parametrize("boundary", ["wrap", pytest.param("overlap", marks=pytest.mark.long)])
+def test_transforms(boundary, x64):
     """Under jit, vmap and grad; derivatives by images and by the noise itself against differences."""
     (reference,), (image,), _ = draws(1, BLUR)
     reference, image = reference.astype(float), image.astype(float)
 
-    def found(image, sigma, boundary):
+    def found(image, sigma):
         noise = Noise.from_kernel(BLUR, sigma)
         result = register(reference, image, noise=noise, boundary=boundary, verdict=False)
         return jnp.stack([result.shift[0], result.covariance[1, 1], result.chi2])
 
     direction = np.random.default_rng(1).normal(size=SHAPE)
-    for boundary in ("wrap", "overlap"):
-        run = jax.jit(partial(found, boundary=boundary))
-        np.testing.assert_allclose(run(image, SIGMA), found(image, SIGMA, boundary), rtol=1e-6)
-        batch = jax.jit(jax.vmap(run))(np.stack([image, image + direction]), np.array([SIGMA, 3.0]))
-        np.testing.assert_allclose(batch[1], run(image + direction, 3.0), rtol=1e-8)
-        _, tangent = jax.jvp(run, (image, SIGMA), (direction, 0.5))
-        step = 1e-4
-        ahead, behind = (run(image + h * direction, SIGMA + h * 0.5) for h in (step, -step))
-        np.testing.assert_allclose(tangent, (ahead - behind) / (2 * step), rtol=1e-5)
-    gradient = jax.jit(jax.grad(lambda x, s: found(x, s, "overlap")[0], (0, 1)))(image, SIGMA)
-    _, (tangent, *_) = jax.jvp(run, (image, SIGMA), (direction, 0.5))
-    np.testing.assert_allclose(np.sum(gradient[0] * direction) + 0.5 * gradient[1], tangent, rtol=1e-6)
+    run = jax.jit(found)
+    # Outside jit frames are made larger for "overlap", and continued less far.
+    tolerance = 1e-9 if boundary == "wrap" else 1e-3
+    np.testing.assert_allclose(run(image, SIGMA), found(image, SIGMA), rtol=tolerance)
+    batch = jax.jit(jax.vmap(found))(np.stack([image, image + direction]), np.array([SIGMA, 3.0]))
+    np.testing.assert_allclose(batch[1], run(image + direction, 3.0), rtol=1e-8)
+    step = 1e-4
+    ahead, behind = (run(image + h * direction, SIGMA + h * 0.5) for h in (step, -step))
+    change = (ahead - behind) / (2 * step)
+    _, tangent = jax.jit(partial(jax.jvp, found))((image, SIGMA), (direction, 0.5))
+    np.testing.assert_allclose(tangent, change, rtol=1e-5)
+    by_image, by_sigma = jax.jit(jax.grad(lambda x, s: found(x, s)[0], (0, 1)))(image, SIGMA)
+    np.testing.assert_allclose(np.sum(by_image * direction) + 0.5 * by_sigma, change[0], rtol=1e-5)
 
 
 def test_stack_is_its_frames():

@@ -63,6 +63,19 @@ class Noise:
     """Stationary noise, the same everywhere and correlated between pixels; for ``noise`` of `register`.
 
     Made by `from_image`, `from_kernel` or `from_power`. White noise of known size is what ``err`` is for.
+
+    Examples
+    --------
+    An image that was shifted by half a pixel along both axes, by linear interpolation:
+
+    >>> import numpy as np
+    >>> noise = Noise.from_kernel(np.full((2, 2), 0.25), sigma=2.0)
+    >>> print(noise.sigma)
+    1.0
+    >>> print(np.round(noise.covariance, 4))
+    [[0.0625 0.125  0.0625]
+     [0.125  0.25   0.125 ]
+     [0.0625 0.125  0.0625]]
     """
 
     covariance: Array
