@@ -4,10 +4,10 @@
 
 Scenes (a field of power k⁻³, twelve stars) with white noise go through what correlates noise: a shift by half
 a pixel by linear or cubic interpolation, or a Gaussian. The reference is the scene behind the same, without
-noise. With "overlap" both are crops of larger frames. Columns: the root mean square of the pulls (error over
-quoted error); that of the errors over the Cramér-Rao bound of the correlated noise on the whole frame (for
-crops of a field, that for fields of this size); the mean reduced χ²; the probability of p-values as uniform
-(Kolmogorov-Smirnov); the share of frames with a status.
+noise. With "overlap" fields are crops of larger frames. Columns: the root mean square of the pulls (error
+over quoted error); that of the errors over the Cramér-Rao bound of the correlated noise on the whole frame
+(for crops of a field, that for fields of this size); the mean reduced χ²; the probability of p-values as
+uniform (Kolmogorov-Smirnov); the share of frames with a status.
 """
 
 from __future__ import annotations
@@ -61,11 +61,12 @@ def bounds(scenes: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def rows(size: int, scene: str, name: str, boundary: str, draws: int, seed: int, modes: list[str]):
-    large = size if boundary == "wrap" else size * 3 // 2
+    # Stars fade at the edges; a field goes on beyond them.
+    large = size * 3 // 2 if boundary == "overlap" and scene == "field" else size
     maker, kernel = Maker(large, seed), KERNELS[name]
     shifts = maker.rng.uniform(-2, 2, (draws, 2))
     frames = np.array([getattr(maker, scene)(s) for s in shifts])
-    best = bounds(frames[:, 0], kernel) * (large / size if scene == "field" else 1.0)
+    best = bounds(frames[:, 0], kernel) * (large / size)
     frames[:, 1] += SIGMA * maker.rng.normal(size=frames[:, 1].shape)
     frames = np.fft.ifft2(np.fft.fft2(frames) * np.fft.fft2(kernel, (large, large))).real
     cut = slice((large - size) // 2, (large + size) // 2)

@@ -170,8 +170,8 @@ def register(
     costs the share of the frame that it cannot use. So it is the default, and "wrap", some six times
     faster, is for images that are periodic or fade to a constant at their edges.
 
-    *Correlated noise.* With white weights errors of images that were resampled or smoothed are two to four
-    times too small, and shifts up to 1.4 times as uncertain as they need be. With ``noise`` both images are
+    *Correlated noise.* With white weights errors of images that were resampled or smoothed are 1.3 to 3.8
+    times too small, and shifts up to 1.3 times as uncertain as they need be. With ``noise`` both images are
     first convolved with one kernel that makes it white: errors, χ² and p-value hold again, and shifts reach
     the Cramér-Rao bound. All pixels count with "wrap"; else those are lost that the kernel, of 2 to 4 pixels
     for most noise and up to 8, reaches from beyond the frame, from patches of bad pixels, and from a hole if

@@ -130,7 +130,7 @@ def test_white_noise_loses_nothing(boundary):
     np.testing.assert_allclose(found.dof, plain.dof, rtol=2e-3)
 
 
-@pytest.mark.parametrize("boundary", ["wrap", "overlap"])
+@pytest.mark.parametrize("boundary", [pytest.param("wrap", marks=pytest.mark.long), "overlap"])
 def test_pulls_and_p_values(boundary):
     noise = Noise.from_kernel(BLUR.astype(np.float32), SIGMA)
     references, images, shifts = draws(200, BLUR)
@@ -154,7 +154,7 @@ def test_pulls_of_other_noise(boundary, sigma):
     assert stats.kstest(found.p_value, "uniform").pvalue > 1e-6
 
 
-@pytest.mark.parametrize("boundary", ["wrap", "overlap"])
+@pytest.mark.parametrize("boundary", ["wrap", pytest.param("overlap", marks=pytest.mark.long)])
 def test_gain_and_background_are_those_of_the_images(boundary):
     references, images, shifts = draws(200, BLUR, seed=2)
     noise = Noise.from_kernel(BLUR.astype(np.float32), 1.3 * SIGMA)
@@ -176,7 +176,7 @@ def test_noise_in_both(boundary):
     assert np.std((alone.shift - shifts) / alone.stderr) > 1.3
 
 
-@pytest.mark.parametrize("boundary", ["wrap", "overlap"])
+@pytest.mark.parametrize("boundary", [pytest.param("wrap", marks=pytest.mark.long), "overlap"])
 def test_holes_and_patches(boundary):
     """Holes take few pixels with them, a patch what the kernel reaches; pulls stay."""
     references, images, shifts = draws(200, BLUR, seed=4)
@@ -190,7 +190,7 @@ def test_holes_and_patches(boundary):
     assert np.all(found.dof > 0.6 * whole.dof)
 
 
-@pytest.mark.parametrize("shape", [(200,), (24, 25, 26)])
+@pytest.mark.parametrize("shape", [(200,), pytest.param((24, 25, 26), marks=pytest.mark.long)])
 def test_other_dimensions(shape):
     kernel = np.full((2,) * len(shape), 0.5 ** len(shape))
     references, images, shifts = draws(40, kernel, shape)
