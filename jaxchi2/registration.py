@@ -18,6 +18,7 @@ from .engine.chance import evidence
 from .engine.choices import ERRORS, Boundary, Choices, Plan
 from .engine.constraints import ANYWHERE, Search
 from .engine.continuation import MARGIN
+from .engine.correlated import Noise, Whiteness, covariances, refuse_errors, whiten
 from .engine.errors import covariance_of, interval_bounds, interval_points
 from .engine.minimum import Minimum, find_minima, find_minimum, with_derivative
 from .engine.pair import Pair, check
@@ -62,6 +63,8 @@ def register(
     *,
     reference_err: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    noise: Noise | None = None,
+    reference_noise: Noise | None = None,
     mask: ArrayLike | None = None,
     reference_mask: ArrayLike | None = None,
     boundary: str | Boundary = "overlap",
@@ -102,6 +105,10 @@ def register(
         are too small, by up to 1.6 and 1.2 where the reference has little fine detail.
     weights : array_like, scalar or shape of the image, optional
         1 / err², in place of ``err``. Zero, negative or NaN leaves a pixel out.
+    noise, reference_noise : Noise, optional
+        Noise that is correlated between pixels, the same everywhere and of known power spectrum, in place of
+        ``err`` and ``reference_err``: as smoothing, resampling and drizzling leave it. See the notes; for
+        "overlap" and "wrap".
     mask, reference_mask : array_like of bool, shape of the image, of the reference, optional
         True where a pixel is to be ignored, as in ``numpy.ma`` and astropy. What a masked pixel holds has no
         influence. For one of the reference, the image pixels that it covers at the best whole shift are left
@@ -168,6 +175,15 @@ def register(
     costs the share of the frame that it cannot use. So it is the default, and "wrap", some six times
     faster, is for images that are periodic or fade to a constant at their edges.
 
+    *Correlated noise.* With white weights errors of images that were resampled or smoothed are 1.3 to 3.8
+    times too small, and shifts up to 1.3 times as uncertain as they need be. With ``noise`` both images are
+    first convolved with one kernel that makes it white: errors, χ² and p-value hold again, and shifts reach
+    the Cramér-Rao bound. All pixels count with "wrap"; else those are lost that the kernel, of 2 to 4 pixels
+    for most noise and up to 8, reaches from beyond the frame, from patches of bad pixels, and from a hole if
+    that matters. White noise loses none. Degrees of freedom are those that have noise. ``clip`` judges
+    whitened pixels, which also show what is beside them. Unlike spectra of ``noise`` and ``reference_noise``
+    leave errors right, but not χ²: the sum of both is made white, and each is taken for white.
+
     *Cost.* "wrap" with equal errors: 3 FFTs of the frame and a few passes; an error map or bad pixels:
     about 14; "overlap": 3 more of 2.25 times the frame, 12 with masks, an error map or bad pixels; a plane or
     a quadratic: one for each coefficient, and the way of an error map with "wrap". Accuracy in float32: about
@@ -188,11 +204,17 @@ def register(
     >>> register(scene, image, 0.1, boundary="wrap")
     Registration(shift=(+1.9992 ± 0.0018, -2.9988 ± 0.0018) px, chi2=1066.6, dof=1022)
     """
+    choices = Choices.of(boundary, fit_gain, fit_background, max_shift)
+    if noise is not None or reference_noise is not None:
+        noise = refuse_errors(
+            noise, reference_noise, choices.boundary, err=err, weights=weights, reference_err=reference_err
+        )
+        err = 1.0
     pair, plan = check(
         reference,
         image,
         err,
-        Choices.of(boundary, fit_gain, fit_background, max_shift),
+        choices,
         search=search,
         reference_err=reference_err,
         weights=weights,
@@ -203,13 +225,48 @@ def register(
     )
     clip, nsigma, verdict, robust = check_measure(pair.image.dtype, clip, nsigma, verdict, errors)
     known_err = err is not None or weights is not None
-    return tried(
+    whiteness = None
+    if noise is not None:
+        pair, whiteness = whiten(
+            pair,
+            *covariances(noise, reference_noise, pair.ndim, pair.image.dtype),
+            choices.boundary.periodic,
+        )
+    found = tried(
         partial(
             measure, pair, nsigma, known_err=known_err, plan=plan, clip=clip, verdict=verdict, robust=robust
         ),
         clip is None and mask is None and reference_mask is None and has_quick_way(pair, plan),
         is_traced((pair, nsigma)),
         lambda found: found.status == Status.FLAT,
+    )
+    return (
+        found
+        if whiteness is None
+        else unwhitened(found, whiteness, sum(plan.free) + plan.gain + plan.background)
+    )
+
+
+def unwhitened(found: Registration, whiteness: Whiteness, fitted: int) -> Registration:
+    """What was found of a pair made white in units of the images, with the degrees of freedom that had noise.
+
+    ``fitted`` is the number of fitted parameters.
+    """
+    share, level = (lax.stop_gradient(x) for x in (whiteness.share, whiteness.level))
+    dof = jnp.round((found.dof + fitted) * share).astype(found.dof.dtype) - fitted
+    unit = jnp.stack([jnp.ones_like(level), 1 / level])
+    units = jnp.broadcast_to(unit[:, None] * unit[None, :], found.nuisance_covariance.shape)
+    status = found.status & ~np.int32(Status.BAD_FIT | Status.LARGE_ERRORS)
+    bad, good = is_bad_fit(found.chi2, dof), is_too_good(found.chi2, dof)
+    good &= (found.status & np.int32(Status.LARGE_ERRORS)) > 0
+    answer = jnp.isfinite(found.chi2)
+    status |= jnp.where(bad & answer, np.int32(Status.BAD_FIT), np.int32(0))
+    status |= jnp.where(good & answer, np.int32(Status.LARGE_ERRORS), np.int32(0))
+    return found._replace(
+        dof=dof,
+        status=status,
+        background=found.background / level,
+        nuisance_covariance=found.nuisance_covariance * units,
     )
 
 

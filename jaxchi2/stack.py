@@ -38,11 +38,13 @@ from .chunks import (
     without_bad_pixels,
 )
 from .engine.choices import Boundary, Choices
-from .engine.constraints import ANYWHERE, Search
+from .engine.constraints import ANYWHERE, Search, free_axes
+from .engine.correlated import Noise, Whiteness, covariances, refuse_errors, whiten
 from .engine.layout import is_valid_error
+from .engine.pair import Pair
 from .engine.ways import Way, tried
 from .mean import MeanTemplate, most_of_mean, register_to_mean
-from .registration import check_measure
+from .registration import check_measure, unwhitened
 from .results import Registration
 from .sharding import any_sharding
 from .status import Status
@@ -58,6 +60,8 @@ def register_stack(
     err: ArrayLike | None = None,
     *,
     reference_err: ArrayLike | None = None,
+    noise: Noise | None = None,
+    reference_noise: Noise | None = None,
     mask: ArrayLike | None = None,
     reference_mask: ArrayLike | None = None,
     boundary: str | Boundary = "overlap",
@@ -93,6 +97,10 @@ def register_stack(
     reference_err : array_like, optional
         Noise of the reference, of the shapes that ``err`` may have; see `register`. Not for the mean, whose
         noise follows from ``err``.
+    noise, reference_noise : Noise, optional
+        Correlated noise of every frame and of the reference, in place of ``err`` and ``reference_err``; see
+        `register`. The frames are made white first, in a copy of the stack. With bad pixels in any frame,
+        "wrap" takes a compact kernel for all. ``reference_mask`` needs one image as reference then.
     mask : array_like of bool, shape of a frame or of the stack, optional
         True where a pixel is to be ignored.
     search : Search
@@ -154,6 +162,8 @@ def register_stack(
         reference,
         err,
         reference_err=reference_err,
+        noise=noise,
+        reference_noise=reference_noise,
         mask=mask,
         reference_mask=reference_mask,
         boundary=boundary,
@@ -169,7 +179,12 @@ def register_stack(
         memory_limit=memory_limit,
         mesh=mesh,
     )
-    return _registered(task)[0]
+    found, _ = _registered(task)
+    if task.whiteness is None:
+        return found
+    choices, fixed = task.options.choices, task.common.search.fixed
+    free = free_axes(fixed, task.frames.image.ndim - 1)
+    return unwhitened(found, task.whiteness, sum(free) + choices.gain + choices.background)
 
 
 def mean_template(
@@ -202,6 +217,8 @@ class _Task(NamedTuple):
     """Frames of this process."""
     batch_size: int
     mesh: Mesh | None
+    whiteness: Whiteness | None
+    """Of correlated noise, where frames and reference have been made white."""
 
 
 def _checked(
@@ -210,6 +227,8 @@ def _checked(
     err: ArrayLike | None,
     *,
     reference_err: ArrayLike | None = None,
+    noise: Noise | None = None,
+    reference_noise: Noise | None = None,
     mask: ArrayLike | None = None,
     reference_mask: ArrayLike | None = None,
     boundary: str | Boundary = "overlap",
@@ -231,21 +250,33 @@ def _checked(
     clip, nsigma, verdict, robust = check_measure(stack.dtype, clip, nsigma, verdict, errors)
     choices = Choices.of(boundary, fit_gain, fit_background, max_shift)
     choices.limits(len(shape))  # raises for another number of axes
+    noises = None
+    if noise is not None or reference_noise is not None:
+        noise = refuse_errors(noise, reference_noise, choices.boundary, err=err, reference_err=reference_err)
+        noises, err = (noise, reference_noise), 1.0
     options = Options(choices, clip, verdict, robust, err is not None)
     made = None
     if isinstance(reference, MeanTemplate):
+        if noises is not None:
+            raise ValueError("noise must be None for a MeanTemplate, whose noise is white")
         template: MeanTemplate = reference
         err = template.noise if err is None else err
         reference, reference_err = template.image, template.err
     elif isinstance(reference, str) and reference in ("mean", "first"):
         # Of a single frame there are no others.
         made = "first" if len(stack) == 1 and jax.process_count() == 1 else reference
-        if reference == "mean" and reference_err is not None:
-            raise ValueError("reference_err must not be given for the mean, whose noise follows from err")
+        if reference == "mean":
+            for name, value in (("reference_err", reference_err), ("reference_noise", reference_noise)):
+                if value is not None:
+                    raise ValueError(f"{name} must not be given for the mean, whose noise follows from that")
     frames, common = _sorted(stack, reference, err, reference_err, mask, search, unit)
     if reference_mask is not None:
         words = f"the shape of a frame, {shape}"
         reference_mask = boolean_array(reference_mask, "reference_mask", (shape,), words)
+    whiteness = None
+    if noises is not None:
+        frames, common, whiteness = _whitened(frames, common, reference_mask, noises, made, choices)
+        reference_mask = None
     limit = None if memory_limit is None else integer(memory_limit, "memory_limit")
     default = default_batch_size(shape, stack.dtype.itemsize, limit, not options.periodic)
     return _Task(
@@ -258,12 +289,44 @@ def _checked(
         len(stack),
         default if batch_size is None else integer(batch_size, "batch_size"),
         None if mesh is None else as_mesh(mesh),
+        whiteness,
     )
+
+
+def _whitened(
+    frames: Frame,
+    common: Frame,
+    reference_mask: Array | None,
+    noises: tuple[Noise, Noise | None],
+    made: str | None,
+    choices: Choices,
+) -> tuple[Frame, Frame, Whiteness]:
+    """Frames and their reference with white noise; what is to be masked is NaN in them."""
+    if jax.process_count() > 1:
+        raise ValueError("noise must be None with several processes, which would have a filter each")
+    images, _ = without_bad_pixels(frames, common)
+    shape, dtype = images.shape[1:], images.dtype
+    reference = common.reference if frames.reference is None else frames.reference
+    if made is not None or reference is None:
+        reference = jnp.zeros(shape, dtype)
+    if reference_mask is not None:
+        if made is not None or frames.reference is not None:
+            raise ValueError("reference_mask needs one image as reference, beside noise")
+        reference = jnp.where(reference_mask, jnp.nan, reference)
+    pair = Pair(reference.astype(dtype), images, jnp.ones((), dtype))
+    pair, whiteness = whiten(pair, *covariances(*noises, len(shape), dtype), choices.boundary.periodic)
+    frames = frames._replace(image=pair.image, mask=None)
+    common = common._replace(mask=None, err=pair.err, reference_err=pair.reference_err)
+    if frames.reference is not None:
+        frames = frames._replace(reference=pair.reference)
+    elif made is None:
+        common = common._replace(reference=pair.reference)
+    return frames, common, whiteness
 
 
 def _registered(task: _Task) -> tuple[Registration, MeanTemplate | None]:
     """Rows of all frames, and the mean if there is one."""
-    frames, common, extra, options, made, most, count, batch_size, mesh = task
+    frames, common, extra, options, made, most, count, batch_size, mesh, _ = task
     if mesh is not None:
         frames, count = spread(frames, mesh)
     if made == "first":

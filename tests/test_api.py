@@ -41,6 +41,7 @@ ORDER = [
     "engine.noise",
     "engine.overlap",
     "engine.continuation",
+    "engine.correlated",
     "engine.searchgrid",
     "engine.chi2series",
     "engine.layout",
