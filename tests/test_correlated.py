@@ -9,7 +9,7 @@ import pytest
 from direct import moved, scene
 from scipy import ndimage, stats
 
-from jaxchi2 import Noise, Status, register, register_stack
+from jaxchi2 import Noise, Status, align, register, register_stack
 from jaxchi2.engine import correlated as module
 
 SHAPE = (48, 46)
@@ -286,6 +286,17 @@ def test_pulls_by_an_estimated_spectrum(sigma):
     for boundary in ("wrap", "overlap"):
         found = registered(references, images, noise=noise, boundary=boundary)
         assert abs(np.std((found.shift - shifts) / found.stderr) - 1) < 0.12
+
+
+def test_spectrum_of_residuals():
+    """Those of a registration with white weights are noise alone."""
+    (reference,), (image,), _ = draws(1, BLUR, (96, 96))
+    truth = Noise.from_kernel(BLUR, SIGMA)
+    shift = register(reference, image, boundary="wrap").shift
+    found = Noise.from_image(image - np.asarray(align(reference, -shift, boundary="wrap")))
+    np.testing.assert_allclose(found.sigma, truth.sigma, rtol=0.05)
+    power, expected = (np.asarray(x.power((32, 32))) for x in (found, truth))
+    np.testing.assert_allclose(np.mean(power[:4, :4]), np.mean(expected[:4, :4]), rtol=0.3)
 
 
 def test_frames_too_small_and_noise_that_is_none():

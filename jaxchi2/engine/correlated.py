@@ -73,9 +73,9 @@ class Noise:
     >>> print(noise.sigma)
     1.0
     >>> print(np.round(noise.covariance, 4))
-    [[0.0625 0.125  0.0625]
-     [0.125  0.25   0.125 ]
-     [0.0625 0.125  0.0625]]
+    [[0.25 0.5  0.25]
+     [0.5  1.   0.5 ]
+     [0.25 0.5  0.25]]
     """
 
     covariance: Array
