@@ -368,7 +368,7 @@ def _with_clipped(
     """Options of the surface: those of `register`, with the pixels that ``clip`` leaves out masked."""
     from .engine.choices import Choices
     from .engine.pair import check
-    from .registration import clipped, with_unit
+    from .registration import judged, with_unit
 
     options = {name: value for name, value in options.items() if name not in ("nsigma", "verdict", "errors")}
     if clip is None:
@@ -378,7 +378,7 @@ def _with_clipped(
     of_pair = {name: value for name, value in options.items() if name not in of_model}
     pair, model = check(reference, image, err, choices, **of_pair)
     known = err is not None or options.get("weights") is not None
-    left, _ = clipped(with_unit(pair, known)[0], known, model, clip)
+    left, _ = judged(with_unit(pair, known)[0], known, model, clip)
     return options | {"mask": ~np.isfinite(left.image)}
 
 

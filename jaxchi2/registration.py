@@ -18,6 +18,7 @@ from .engine.chance import evidence
 from .engine.choices import ERRORS, Boundary, Choices, Plan
 from .engine.constraints import ANYWHERE, Search
 from .engine.continuation import MARGIN
+from .engine.counts import Counts, expected_err, mean_err
 from .engine.errors import covariance_of, interval_bounds, interval_points
 from .engine.minimum import Minimum, find_minima, find_minimum, with_derivative
 from .engine.pair import Pair, check
@@ -32,8 +33,7 @@ from .results import Registration, in_units, is_bad_fit, is_too_good
 from .sharding import any_sharding
 from .status import Status
 
-CLIP_ROUNDS = 3
-
+CLIP_ROUNDS, COUNT_ROUNDS = 3, 2
 
 MAX_CHANCE = 1e-3
 """Chance of so good a match between unrelated images from which `Status.UNRELATED` is set."""
@@ -197,7 +197,11 @@ def register(
         partial(
             measure, pair, nsigma, known_err=known_err, plan=plan, clip=clip, verdict=verdict, robust=robust
         ),
-        clip is None and mask is None and reference_mask is None and has_quick_way(pair, plan),
+        clip is None
+        and pair.counts is None
+        and mask is None
+        and reference_mask is None
+        and has_quick_way(pair, plan),
         is_traced((pair, nsigma)),
         lambda found: found.status == Status.FLAT,
     )
@@ -228,10 +232,10 @@ def measure(
     """`register` of a checked pair, with errors from the sandwich if ``robust``; see `weighted_terms`."""
     pair, unit = with_unit(pair, known_err)
     run = partial(solve, nsigma=nsigma, known_err=known_err, verdict=verdict, robust=robust)
-    if clip is None:
+    if clip is None and pair.counts is None:
         result, _ = with_terms(run, pair, plan, way, known)
     else:
-        pair, too_much = clipped(pair, known_err, plan, clip)
+        pair, too_much = judged(pair, known_err, plan, clip)
         result, _ = with_terms(run, pair, plan, Way.ANY)
         too_much &= jnp.isfinite(result.chi2)
         result = result._replace(status=result.status | jnp.where(too_much, np.int32(Status.CLIPPED), 0))
@@ -250,34 +254,47 @@ def with_unit(pair: Pair, known_err: bool) -> tuple[Pair, Array]:
     return pair._replace(err=pair.err * unit), unit
 
 
-def clipped(pair: Pair, known_err: bool, plan: Plan, clip: float) -> tuple[Pair, Array]:
-    """The pair without the pixels whose residual is above ``clip`` standard deviations, found in rounds.
+def judged(pair: Pair, known_err: bool, plan: Plan, clip: float | None) -> tuple[Pair, Array]:
+    """The pair with what only a fit can tell of its pixels, found in rounds: errors of counts, outliers.
 
-    Without known errors a standard deviation is 1.4826 times the median absolute residual. Every round
-    judges all pixels anew, so that one thrown out by a first, wrong shift can come back. Also whether what
-    was left out is the scene: outliers fall on it as often as beside it.
+    Counts have the variance that the last round's model expects. Outliers are pixels whose residual is above
+    ``clip`` standard deviations; without known errors one of these is 1.4826 times the median absolute
+    residual. Every round judges all pixels anew, so that one thrown out by a first, wrong shift can come
+    back. Also whether what was left out is the scene: outliers fall on it as often as beside it.
     """
 
-    def judge(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        terms = weighted_terms(pair._replace(image=state[0]), plan)
+    seen = lax.stop_gradient(pair)
+
+    def judge(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        left, err, bright = state
+        terms = weighted_terms(seen._replace(image=left, err=err, counts=None), plan)
         minimum = find_minimum(terms.grid, terms.series)
         expected, counted = terms.expected_image(minimum.position)
-        residual, scale = jnp.abs(pair.image - expected) / pair.err, pair.err
+        if seen.counts is not None:
+            err = expected_err(seen.counts, expected)
+        if clip is None:
+            return left, err, bright
+        residual, scale = jnp.abs(seen.image - expected) / err, err
         if not known_err:
             usual = 1.4826 * jnp.nanmedian(jnp.where(counted, residual, jnp.nan))
             residual, scale = residual / usual, scale * usual
         bright = jnp.abs(expected - jnp.nanmedian(expected)) / scale > clip
         # What was not compared stays; what was thrown out before is judged by where it would be.
-        out = (residual > clip) & (counted | ~jnp.isfinite(state[0]))
-        return jnp.where(out, jnp.nan, pair.image), bright & jnp.isfinite(expected)
+        out = (residual > clip) & (counted | ~jnp.isfinite(left))
+        return jnp.where(out, jnp.nan, seen.image), err, bright & jnp.isfinite(expected)
 
-    image = lax.stop_gradient(pair.image)
-    valid = jnp.isfinite(image)
-    left, bright = lax.fori_loop(0, CLIP_ROUNDS, judge, (image, jnp.zeros_like(valid)))
+    valid = jnp.isfinite(seen.image)
+    err = seen.err if seen.counts is None else mean_err(seen.counts, seen.image)
+    rounds = COUNT_ROUNDS if clip is None else CLIP_ROUNDS
+    state = seen.image, err, jnp.zeros_like(valid)
+    left, err, bright = lax.fori_loop(0, rounds, judge, state)
     kept = jnp.isfinite(left)
     of_pixels = count(valid & ~kept) / count(valid)
     of_scene = count(bright & valid & ~kept) / jnp.maximum(count(bright & valid), 1)
-    return pair._replace(image=jnp.where(kept, pair.image, jnp.nan)), of_scene > MAX_CLIPPED + 2 * of_pixels
+    too_much = of_scene > MAX_CLIPPED + 2 * of_pixels
+    if pair.counts is not None:
+        pair = pair._replace(err=err, counts=None)
+    return pair._replace(image=jnp.where(kept, pair.image, jnp.nan)), too_much
 
 
 def range_of(array: Array) -> Array:

@@ -21,6 +21,7 @@ from ..arrays import unit_of
 from ..checks import as_real_array, boolean_array, is_traced, numbers
 from .choices import Choices, Plan
 from .constraints import ANYWHERE, Constraints, Search, check_search
+from .counts import Counts, as_counts, check_counts
 from .spectrum import Shape
 
 SMALLEST_PADDED, LARGEST_PADDED = 16, 2**16
@@ -36,6 +37,8 @@ class Pair(NamedTuple):
     reference_err: Array | None = None
     constraints: Constraints = Constraints()
     """What is known about the shift beforehand."""
+    counts: Counts | None = None
+    """How the image counts, where ``err`` is to follow from that; until then it is one."""
 
     @property
     def ndim(self) -> int:
@@ -140,7 +143,7 @@ def _with_nan(bad: Array, values: Array) -> Array:
 def check(
     reference: ArrayLike,
     image: ArrayLike,
-    err: ArrayLike | None,
+    err: ArrayLike | Counts | str | None,
     choices: Choices,
     *,
     search: Search = ANYWHERE,
@@ -156,16 +159,20 @@ def check(
     ``compact`` as for `Choices.plan`; ``padded`` says that the pair may come back in `larger_frames`.
     """
     overlapping = choices.boundary.overlap
+    counts = as_counts(err)
     pair = check_pair(
         reference,
         image,
-        err,
+        err if counts is None else 1.0,
         unlike=overlapping,
         weights=weights,
         reference_err=reference_err,
         mask=mask,
         reference_mask=reference_mask,
     )
+    if counts is not None:
+        unit = unit_of(reference, image)
+        pair = pair._replace(counts=check_counts(counts, pair.image.shape, pair.image.dtype, unit))
     constraints, free = check_search(search, pair.ndim, pair.image.dtype)
     if overlapping and search.initial is not None and choices.max_shift is None:
         # A first guess may be further off than where a search without one would look.
@@ -220,4 +227,5 @@ def _in_frames(pair: Pair, shape: Shape) -> Pair:
             image=beside(pair.image),
             err=beside(pair.err),
             reference_err=noise,
+            counts=jax.tree.map(beside, pair.counts),
         )
