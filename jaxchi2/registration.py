@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -232,6 +233,8 @@ def measure(
     """`register` of a checked pair, with errors from the sandwich if ``robust``; see `weighted_terms`."""
     pair, unit = with_unit(pair, known_err)
     run = partial(solve, nsigma=nsigma, known_err=known_err, verdict=verdict, robust=robust)
+    if pair.counts is not None:
+        run = partial(run, alike=partial(_alike, pair, plan))
     if clip is None and pair.counts is None:
         result, _ = with_terms(run, pair, plan, way, known)
     else:
@@ -304,19 +307,43 @@ def range_of(array: Array) -> Array:
     return jnp.where(jnp.isfinite(extent) & (extent > 0), extent, 1.0)
 
 
+def _alike(pair: Pair, plan: Plan, at: Position) -> Chi2Terms:
+    """Terms of counts with weights that are alike, at a shift.
+
+    Weights that follow a scene make match what they were made for.
+    """
+    assert pair.counts is not None
+    constraints = pair.constraints._replace(initial=at.shift)
+    err = mean_err(pair.counts, pair.image)
+    return weighted_terms(pair._replace(err=err, counts=None, constraints=constraints), plan)
+
+
 def solve(
-    terms: Chi2Terms, nsigma: Array, known_err: bool, verdict: bool = True, robust: bool = False
+    terms: Chi2Terms,
+    nsigma: Array,
+    known_err: bool,
+    verdict: bool = True,
+    robust: bool = False,
+    alike: Callable[[Position], Chi2Terms] | None = None,
 ) -> tuple[Registration, Array]:
     """Minimum, errors and verdict for one surface, whichever way its terms were built.
 
-    Without the verdict, which takes more passes over the grid than all else, its fields are NaN.
+    Without the verdict, which takes more passes over the grid than all else, its fields are NaN. It is that of
+    the terms themselves, or of those that ``alike`` has for the minimum.
     Also the interval's bounds relative to the shift, ``(D, 2)``: as positions they are rounded to the
     spacing of the dtype at the shift, which at high S/N is more than their distance from it.
     """
     # The search and the verdict have no derivative.
     searched = lax.stop_gradient(terms)
     grid, series = searched.grid, searched.series
-    minimum, others = find_minima(grid, series, 1) if verdict else (find_minimum(grid, series), None)
+    witness, others = searched, None
+    if alike is not None or not verdict:
+        minimum = best = find_minimum(grid, series)
+    if alike is not None and verdict:
+        witness = lax.stop_gradient(alike(minimum.position))
+    if verdict:
+        best, others = find_minima(witness.grid, witness.series, 1)
+        minimum = best if alike is None else minimum
     dof = _dof(terms)
     fatal = _fatal(searched, minimum, dof)
     failed = fatal != Status.OK
@@ -326,10 +353,10 @@ def solve(
         found, inflation, contradicted = _from_residuals(searched, minimum.position, found)
     unequal = jnp.zeros_like(failed)
     if others is not None:
-        matched = searched.match(_in_reach(searched, minimum))
-        seen = evidence(searched, matched)
-        unequal = is_unequal(searched, matched, MAX_IMPROVEMENT)
-        second = runner_up(searched, minimum, others, lax.stop_gradient(found.scale), seen)
+        matched = witness.match(_in_reach(witness, best))
+        seen = evidence(witness, matched)
+        unequal = is_unequal(witness, matched, MAX_IMPROVEMENT)
+        second = runner_up(witness, best, others, lax.stop_gradient(found.scale), seen)
         chance = jnp.exp(seen.log_chance)
     else:
         unknown = jnp.full_like(found.scale, jnp.nan)
