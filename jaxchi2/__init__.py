@@ -11,6 +11,7 @@ from .align import align
 from .coadd import Aligned, Combined, align_stack, combine
 from .engine.choices import Boundary
 from .engine.constraints import Search
+from .engine.counts import Counts
 from .engine.errors import delta_chi2
 from .engine.noise import estimate_noise
 from .engine.verdict import Peaks, Posterior, RunnerUp
@@ -40,6 +41,7 @@ __all__ = [
     "Boundary",
     "Chi2Surface",
     "Combined",
+    "Counts",
     "Descent",
     "Fit",
     "GaussNewton",

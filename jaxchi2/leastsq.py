@@ -642,7 +642,7 @@ def _start(
     if start is None:
         pair = lax.stop_gradient(pair)
         if problem.loss != "linear":
-            pair, _ = judged(pair, known_err, plan, CLIP_AT_START)
+            pair, *_ = judged(pair, known_err, plan, CLIP_AT_START)
         terms = weighted_terms(pair, plan)
         missing = terms.grid.settled & ~jnp.isfinite(jnp.min(terms.grid.values))
         fatal = jnp.where(missing, np.int32(Status.LITTLE_OVERLAP), np.int32(Status.OK))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ from .chunks import (
 )
 from .engine.choices import Boundary, Choices
 from .engine.constraints import ANYWHERE, Search
+from .engine.counts import Counts, as_counts, check_counts
 from .engine.layout import is_valid_error
 from .engine.ways import Way, tried
 from .mean import MeanTemplate, most_of_mean, register_to_mean
@@ -55,7 +56,7 @@ REFERENCES = ("mean", "first", "previous")
 def register_stack(
     stack: ArrayLike,
     reference: str | ArrayLike | MeanTemplate = "mean",
-    err: ArrayLike | None = None,
+    err: ArrayLike | Counts | str | None = None,
     *,
     reference_err: ArrayLike | None = None,
     mask: ArrayLike | None = None,
@@ -86,10 +87,10 @@ def register_stack(
         steps, and their running sum is the position; a step that failed leaves a gap in that. An array of
         the stack's shape holds one reference for each frame. A frame as reference has a frame's noise: say
         so by ``reference_err``, or errors are too small and χ² twice what it should be.
-    err : array_like, optional
+    err : array_like, Counts or "poisson", optional
         Standard deviation of the pixels: a scalar, one for each frame, shape ``(N,)``, a map for all frames
         or one for each, of the stack's shape. None: unknown, each frame's errors are scaled by its reduced
-        χ².
+        χ². Counts, and "poisson", are for all frames, and for references other than the mean; see `register`.
     reference_err : array_like, optional
         Noise of the reference, of the shapes that ``err`` may have; see `register`. Not for the mean, whose
         noise follows from ``err``.
@@ -173,7 +174,7 @@ def register_stack(
 
 
 def mean_template(
-    stack: ArrayLike, err: ArrayLike | None = None, **options: Any
+    stack: ArrayLike, err: ArrayLike | Counts | str | None = None, **options: Any
 ) -> tuple[MeanTemplate, Registration]:
     """The mean that ``register_stack(stack, "mean", err, **options)`` uses, and what that returns.
 
@@ -207,7 +208,7 @@ class _Task(NamedTuple):
 def _checked(
     stack: ArrayLike,
     reference: str | ArrayLike | MeanTemplate,
-    err: ArrayLike | None,
+    err: ArrayLike | Counts | str | None,
     *,
     reference_err: ArrayLike | None = None,
     mask: ArrayLike | None = None,
@@ -232,7 +233,11 @@ def _checked(
     choices = Choices.of(boundary, fit_gain, fit_background, max_shift)
     choices.limits(len(shape))  # raises for another number of axes
     options = Options(choices, clip, verdict, robust, err is not None)
-    made = None
+    made, counts = None, as_counts(err)
+    if counts is not None and isinstance(reference, str) and reference == "mean":
+        raise ValueError(
+            "reference must be an image, 'first' or 'previous' with the err of counts, not 'mean'"
+        )
     if isinstance(reference, MeanTemplate):
         template: MeanTemplate = reference
         err = template.noise if err is None else err
@@ -242,7 +247,10 @@ def _checked(
         made = "first" if len(stack) == 1 and jax.process_count() == 1 else reference
         if reference == "mean" and reference_err is not None:
             raise ValueError("reference_err must not be given for the mean, whose noise follows from err")
-    frames, common = _sorted(stack, reference, err, reference_err, mask, search, unit)
+    sigma = None if counts is not None else cast("ArrayLike | None", err)
+    frames, common = _sorted(stack, reference, sigma, reference_err, mask, search, unit)
+    if counts is not None:
+        common = common._replace(counts=check_counts(counts, shape, stack.dtype, unit))
     if reference_mask is not None:
         words = f"the shape of a frame, {shape}"
         reference_mask = boolean_array(reference_mask, "reference_mask", (shape,), words)

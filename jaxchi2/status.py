@@ -12,6 +12,7 @@ class Status(IntFlag):
     and of these only the first that applies is set. The others are doubts about an answer that is there, and
     add up; BRIGHTNESS may also say why there is none.
     CONTRADICTED is looked for with ``errors="sandwich"``, whose errors hold all the same.
+    FEW_COUNTS is set where an image of counts (`Counts`) has too few of them.
     AT_BOUND and WRONG_BASIN are for `fit` alone, whose only other doubts are BAD_FIT and OUT_OF_RANGE;
     UNREADABLE is for streams, where there is no frame.
     """
@@ -34,6 +35,7 @@ class Status(IntFlag):
     WRONG_BASIN = 16384
     OUT_OF_RANGE = 32768
     CONTRADICTED = 65536
+    FEW_COUNTS = 131072
 
     @property
     def message(self) -> str:
@@ -59,5 +61,6 @@ _MESSAGES = {
     Status.CLIPPED: "clipping left out much of the scene: a bad match, or defects of both images",
     Status.WRONG_BASIN: "less than half of the reference is in the image where it was put: a wrong minimum",
     Status.OUT_OF_RANGE: "χ² is too large or too small for the dtype: scale the images",
+    Status.FEW_COUNTS: "few photons tell the shift: its error is not that of a normal law, and too small",
     Status.CONTRADICTED: "residuals contradict the errors of the model (inflation): other noise or scene",
 }

@@ -21,7 +21,7 @@ from ..arrays import unit_of
 from ..checks import as_real_array, boolean_array, is_traced, numbers
 from .choices import Choices, Plan
 from .constraints import ANYWHERE, Constraints, Search, check_search
-from .counts import Counts, as_counts, check_counts
+from .counts import Camera, Counts, as_counts, check_counts
 from .spectrum import Shape
 
 SMALLEST_PADDED, LARGEST_PADDED = 16, 2**16
@@ -37,7 +37,7 @@ class Pair(NamedTuple):
     reference_err: Array | None = None
     constraints: Constraints = Constraints()
     """What is known about the shift beforehand."""
-    counts: Counts | None = None
+    counts: Camera | None = None
     """How the image counts, where ``err`` is to follow from that; until then it is one."""
 
     @property
@@ -153,17 +153,19 @@ def check(
     reference_mask: ArrayLike | None = None,
     compact: bool = False,
     padded: bool = False,
+    counting: bool = False,
 ) -> tuple[Pair, Plan]:
     """Check all that `register` is given: the pair, and the plan for its shapes.
 
-    ``compact`` as for `Choices.plan`; ``padded`` says that the pair may come back in `larger_frames`.
+    ``compact`` as for `Choices.plan`; ``padded`` says that the pair may come back in `larger_frames`;
+    ``counting`` that errors may be those of counts.
     """
     overlapping = choices.boundary.overlap
-    counts = as_counts(err)
+    counts = as_counts(err) if counting else None
     pair = check_pair(
         reference,
         image,
-        err if counts is None else 1.0,
+        1.0 if counts is not None else err,  # type: ignore[arg-type]
         unlike=overlapping,
         weights=weights,
         reference_err=reference_err,
