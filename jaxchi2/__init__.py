@@ -12,6 +12,7 @@ from .coadd import Aligned, Combined, align_stack, combine
 from .engine.choices import Boundary
 from .engine.constraints import Search
 from .engine.correlated import Noise
+from .engine.counts import Counts
 from .engine.errors import delta_chi2
 from .engine.noise import estimate_noise
 from .engine.verdict import Peaks, Posterior, RunnerUp
@@ -41,6 +42,7 @@ __all__ = [
     "Boundary",
     "Chi2Surface",
     "Combined",
+    "Counts",
     "Descent",
     "Fit",
     "GaussNewton",

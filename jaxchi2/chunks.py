@@ -15,6 +15,7 @@ from .batch import in_chunks
 from .engine.builders import is_shareable, known_reference, shared_reference, shared_terms
 from .engine.choices import Choices, Plan
 from .engine.constraints import Search
+from .engine.counts import Camera, Counts
 from .engine.layout import is_valid_error
 from .engine.pair import Pair, check
 from .engine.ways import Way
@@ -31,6 +32,8 @@ class Frame(NamedTuple):
     reference: Array | None
     reference_err: Array | None
     search: Search
+    counts: Camera | None = None
+    """In place of errors, for all."""
 
 
 class Options(NamedTuple):
@@ -57,6 +60,7 @@ def shares_reference(
     return (
         options.periodic
         and options.clip is None
+        and common.counts is None
         and reference_mask is None
         and (common.reference_err is None or not (maps or options.choices.degree > 0))
         and all(x is None for x in frames[1:5])
@@ -70,6 +74,7 @@ def is_even(frames: Frame, common: Frame, extra: tuple, options: Options) -> boo
     return (
         options.periodic
         and options.clip is None
+        and common.counts is None
         and all(x is None for x in maps)
         and (frames.err is None or frames.err.ndim == 1)
         and options.choices.degree < 1
@@ -120,7 +125,7 @@ def _chunk_function(
     known_err = options.known_err
     shareable = shares_reference(frames, common, reference_mask, options)
     # A mask common to all frames is an error map, which costs less than bad pixels in every frame.
-    if common.mask is not None and frames.err is None:
+    if common.mask is not None and frames.err is None and common.counts is None:
         err = 1.0 if common.err is None else common.err
         common = common._replace(err=jnp.where(common.mask, jnp.nan, err), mask=None)
 
@@ -133,13 +138,14 @@ def _chunk_function(
         return check(
             reference,
             frame.image,
-            err,
+            err if common.counts is None else Counts(*common.counts),
             options.choices,
             search=search,
             reference_err=reference_err,
             mask=mask,
             reference_mask=reference_mask,
             compact=True,
+            counting=True,
         )
 
     example = jax.tree.map(lambda x: x[0], frames)
@@ -148,7 +154,13 @@ def _chunk_function(
     alone = Way.ANY if shareable and way is Way.BY_VALUES else way
 
     pair, unit = with_unit(pair, known_err)
-    own = [frames.reference, frames.reference_err, frames.err, *([] if options.clip is None else [1])]
+    own = [
+        frames.reference,
+        frames.reference_err,
+        frames.err,
+        common.counts,
+        *([] if options.clip is None else [1]),
+    ]
     known = known_reference(pair, plan) if all(x is None for x in own) else None
 
     def one_by_one(frame: Frame) -> Registration:

@@ -33,7 +33,7 @@ from .engine.position import Position
 from .engine.sandwich import FURTHEST, between, covariance_of_scores
 from .engine.spectrum import Shape, shift_spectrum
 from .motion import MOTIONS, Motion, check_motion, sources
-from .registration import clipped, range_of
+from .registration import judged, range_of
 from .results import in_units, is_bad_fit, root
 from .sampling import Interpolant, interpolant
 from .status import Status
@@ -655,7 +655,7 @@ def _start(
     if start is None:
         pair = lax.stop_gradient(pair)
         if problem.loss != "linear":
-            pair, _ = clipped(pair, known_err, plan, CLIP_AT_START)
+            pair, *_ = judged(pair, known_err, plan, CLIP_AT_START)
         terms = weighted_terms(pair, plan)
         missing = terms.grid.settled & ~jnp.isfinite(jnp.min(terms.grid.values))
         fatal = jnp.where(missing, np.int32(Status.LITTLE_OVERLAP), np.int32(Status.OK))

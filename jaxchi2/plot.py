@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .engine.choices import Boundary
+    from .engine.counts import Counts
     from .files.rows import StreamResult
     from .results import Registration
 
@@ -53,7 +54,7 @@ _HALF_WIDTH = 4.3
 def plot_registration(
     reference: ArrayLike,
     image: ArrayLike,
-    err: ArrayLike | None = None,
+    err: ArrayLike | Counts | str | None = None,
     result: Registration | None = None,
     *,
     boundary: str | Boundary = "overlap",
@@ -74,7 +75,7 @@ def plot_registration(
     ----------
     reference, image : array_like, shape (ny, nx)
         The two images; of unlike shapes where the boundary is "overlap".
-    err : array_like, scalar or shape (ny, nx), optional
+    err : array_like, scalar or shape (ny, nx), Counts or "poisson", optional
         Standard deviation of each pixel, as given to `register`. Without it χ² is scaled so that its minimum
         equals the degrees of freedom, as the errors in ``result`` are.
     result : Registration, optional
@@ -118,7 +119,7 @@ def plot_registration(
         )
     if result is None:
         result = register(reference, image, err, boundary=boundary, clip=clip, **options)
-    options = _with_clipped(reference, image, err, boundary, clip, options)
+    err, options = _as_judged(reference, image, err, boundary, clip, options)
     gain = np.nan_to_num(float(result.gain), nan=1.0)
     background = np.nan_to_num(np.asarray(result.background_image(second.shape), dtype=float))
     model = gain * np.where(_mask(options, "reference_mask"), np.nan, first)
@@ -358,29 +359,34 @@ def _mask(options: dict[str, Any], name: str) -> np.ndarray:
     return np.zeros((), bool) if options.get(name) is None else np.asarray(options[name])
 
 
-def _with_clipped(
-    reference: Any,
-    image: Any,
-    err: Any,
+def _as_judged(
+    reference: ArrayLike,
+    image: ArrayLike,
+    err: ArrayLike | Counts | str | None,
     boundary: str | Boundary,
     clip: float | None,
     options: dict[str, Any],
-) -> dict[str, Any]:
-    """Options of the surface: those of `register`, with the pixels that ``clip`` leaves out masked."""
+) -> tuple[Any, dict[str, Any]]:
+    """Errors and options of the surface: those of `register`, with what it finds of the pixels in rounds.
+
+    Counts have the errors that the model expects; pixels that ``clip`` leaves out are masked.
+    """
     from .engine.choices import Choices
+    from .engine.counts import as_counts
     from .engine.pair import check
-    from .registration import clipped, with_unit
+    from .registration import judged, with_unit
 
     options = {name: value for name, value in options.items() if name not in ("nsigma", "verdict", "errors")}
-    if clip is None:
-        return options
+    counted = as_counts(err) is not None
+    if clip is None and not counted:
+        return err, options
     of_model = ("fit_gain", "fit_background", "max_shift")
     choices = Choices.of(boundary, **{name: options[name] for name in of_model if name in options})
     of_pair = {name: value for name, value in options.items() if name not in of_model}
-    pair, model = check(reference, image, err, choices, **of_pair)
+    pair, model = check(reference, image, err, choices, **of_pair, counting=True)
     known = err is not None or options.get("weights") is not None
-    left, _ = clipped(with_unit(pair, known)[0], known, model, clip)
-    return options | {"mask": ~np.isfinite(left.image)}
+    left, *_ = judged(with_unit(pair, known)[0], known, model, clip)
+    return left.err if counted else err, options | {"mask": ~np.isfinite(left.image)}
 
 
 def _float(pixels: ArrayLike) -> np.ndarray:

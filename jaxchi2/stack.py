@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ from .chunks import (
 from .engine.choices import Boundary, Choices
 from .engine.constraints import ANYWHERE, Search, free_axes
 from .engine.correlated import Noise, Whiteness, covariances, refuse_errors, whiten
+from .engine.counts import Counts, as_counts, check_counts
 from .engine.layout import is_valid_error
 from .engine.pair import Pair
 from .engine.ways import Way, tried
@@ -57,7 +58,7 @@ REFERENCES = ("mean", "first", "previous")
 def register_stack(
     stack: ArrayLike,
     reference: str | ArrayLike | MeanTemplate = "mean",
-    err: ArrayLike | None = None,
+    err: ArrayLike | Counts | str | None = None,
     *,
     reference_err: ArrayLike | None = None,
     noise: Noise | None = None,
@@ -90,10 +91,10 @@ def register_stack(
         steps, and their running sum is the position; a step that failed leaves a gap in that. An array of
         the stack's shape holds one reference for each frame. A frame as reference has a frame's noise: say
         so by ``reference_err``, or errors are too small and χ² twice what it should be.
-    err : array_like, optional
+    err : array_like, Counts or "poisson", optional
         Standard deviation of the pixels: a scalar, one for each frame, shape ``(N,)``, a map for all frames
         or one for each, of the stack's shape. None: unknown, each frame's errors are scaled by its reduced
-        χ².
+        χ². Counts, and "poisson", are for all frames, and for references other than the mean; see `register`.
     reference_err : array_like, optional
         Noise of the reference, of the shapes that ``err`` may have; see `register`. Not for the mean, whose
         noise follows from ``err``.
@@ -188,7 +189,7 @@ def register_stack(
 
 
 def mean_template(
-    stack: ArrayLike, err: ArrayLike | None = None, **options: Any
+    stack: ArrayLike, err: ArrayLike | Counts | str | None = None, **options: Any
 ) -> tuple[MeanTemplate, Registration]:
     """The mean that ``register_stack(stack, "mean", err, **options)`` uses, and what that returns.
 
@@ -224,7 +225,7 @@ class _Task(NamedTuple):
 def _checked(
     stack: ArrayLike,
     reference: str | ArrayLike | MeanTemplate,
-    err: ArrayLike | None,
+    err: ArrayLike | Counts | str | None,
     *,
     reference_err: ArrayLike | None = None,
     noise: Noise | None = None,
@@ -255,7 +256,11 @@ def _checked(
         noise = refuse_errors(noise, reference_noise, choices.boundary, err=err, reference_err=reference_err)
         noises, err = (noise, reference_noise), 1.0
     options = Options(choices, clip, verdict, robust, err is not None)
-    made = None
+    made, counts = None, as_counts(err)
+    if counts is not None and isinstance(reference, str) and reference == "mean":
+        raise ValueError(
+            "reference must be an image, 'first' or 'previous' with the err of counts, not 'mean'"
+        )
     if isinstance(reference, MeanTemplate):
         if noises is not None:
             raise ValueError("noise must be None for a MeanTemplate, whose noise is white")
@@ -269,7 +274,10 @@ def _checked(
             for name, value in (("reference_err", reference_err), ("reference_noise", reference_noise)):
                 if value is not None:
                     raise ValueError(f"{name} must not be given for the mean, whose noise follows from that")
-    frames, common = _sorted(stack, reference, err, reference_err, mask, search, unit)
+    sigma = None if counts is not None else cast("ArrayLike | None", err)
+    frames, common = _sorted(stack, reference, sigma, reference_err, mask, search, unit)
+    if counts is not None:
+        common = common._replace(counts=check_counts(counts, shape, stack.dtype, unit))
     if reference_mask is not None:
         words = f"the shape of a frame, {shape}"
         reference_mask = boolean_array(reference_mask, "reference_mask", (shape,), words)

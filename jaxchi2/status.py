@@ -13,6 +13,7 @@ class Status(IntFlag):
     add up; BRIGHTNESS may also say why there is none.
     CONTRADICTED is set where χ² does not say the same already, as BAD_FIT or LARGE_ERRORS, and not where
     ``reference_err`` is given; always with ``errors="sandwich"``, whose errors hold all the same.
+    FEW_COUNTS is set where an image of counts (`Counts`) has too few of them.
     AT_BOUND and WRONG_BASIN are for `fit` alone, whose only other doubts are BAD_FIT and OUT_OF_RANGE;
     UNREADABLE is for streams, where there is no frame.
     """
@@ -36,6 +37,7 @@ class Status(IntFlag):
     OUT_OF_RANGE = 32768
     CONTRADICTED = 65536
     STATIC_PATTERN = 131072
+    FEW_COUNTS = 262144
 
     @property
     def message(self) -> str:
@@ -62,6 +64,7 @@ _MESSAGES = {
     Status.WRONG_BASIN: "less than half of the reference is in the image where it was put: a wrong minimum",
     Status.OUT_OF_RANGE: "χ² is too large or too small for the dtype: scale the images",
     Status.STATIC_PATTERN: "both images have a pattern that does not move with the scene",
+    Status.FEW_COUNTS: "few photons tell the shift: its error is not that of a normal law, and too small",
     Status.CONTRADICTED: "residuals contradict the errors of the model: other noise or another scene; "
     "errors='sandwich' holds",
 }

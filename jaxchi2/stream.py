@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 from .arrays import as_plain
 from .coadd import align_stack
 from .engine.choices import boundary_for_align
+from .engine.counts import as_counts
 from .files.outputs import REPLACES, Output, check_outputs, files_of, locked
 from .files.rows import StreamResult, believed_shift, column_types, columns_of, result_of
 from .files.settings import check_same, describe, describe_files, describe_run, fingerprint
@@ -327,7 +328,9 @@ class _Errors:
         self.frames: Frames | None = None
         self.value: Any = None
         self.each = False
-        if err is None:
+        counts = None if isinstance(err, str) and err != "poisson" else as_counts(err)
+        if err is None or counts is not None:
+            self.value = counts
             return
         if isinstance(err, str | Path):
             err = _opened_errors(err, frames)

@@ -29,8 +29,9 @@ def add_registration_options(parser: argparse.ArgumentParser, image: str, refere
     """Options of a registration of ``image``, by which name the help calls it."""
     parser.add_argument(
         "--err",
-        metavar="VALUE|FILE",
-        help=f"one-sigma error of a pixel of {image}: a number, or an image of its shape. "
+        metavar="VALUE|FILE|poisson",
+        help=f"one-sigma error of a pixel of {image}: a number, or an image of its shape; poisson: "
+        f"{image} counts photons. "
         "Without it the noise is taken as unknown and equal, and the errors are scaled by the reduced chi2",
     )
     parser.add_argument(
@@ -183,7 +184,7 @@ def say(text: str, stream: Any) -> None:
 
 
 def err_value(text: str | None) -> float | str | None:
-    """The number, or the name of the file."""
+    """The number, or the name of the file; also ``poisson``."""
     try:
         value = float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError):

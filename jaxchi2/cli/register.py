@@ -82,13 +82,14 @@ def run(arguments: argparse.Namespace) -> int:
     picture = picture_output(arguments, "a picture of a registration")
     aligned = _image_output(arguments)
     outputs = [*aligned, *picture]
-    check_outputs(outputs, files_of(arguments.reference, arguments.image, given))
+    counted = given == "poisson"
+    check_outputs(outputs, files_of(arguments.reference, arguments.image, None if counted else given))
     with locked(outputs):
         for output in outputs:
             output.check_free()
         reference, image = load(arguments.reference), load(arguments.image)
         unit = image.meta.unit
-        err: Any = load(given).pixels(unit) if isinstance(given, str) else given
+        err: Any = load(given).pixels(unit) if isinstance(given, str) and not counted else given
         # Where the gain is fitted the unit of the reference is of no account.
         reference = reference._replace(data=reference.pixels(None if arguments.fit_gain else unit))
         if picture and reference.data.ndim != 2:

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = err_value(arguments.err)
     picture = picture_output(arguments, "a picture of a drift")
     outputs = [*picture, *(Output(path, "") for path in (arguments.table, arguments.out) if path is not None)]
-    check_outputs(outputs, files_of(files, arguments.reference, given))
+    check_outputs(outputs, files_of(files, arguments.reference, None if given == "poisson" else given))
     with locked(picture):
         for output in picture:
             output.check_free()

@@ -155,7 +155,7 @@ class Noise:
 
 
 def refuse_errors(
-    noise: Noise | None, reference_noise: Noise | None, boundary: Boundary, **errors: ArrayLike | None
+    noise: Noise | None, reference_noise: Noise | None, boundary: Boundary, **errors: object
 ) -> Noise:
     """The noise of the image; raises for what cannot be given beside it."""
     if noise is None:

@@ -21,6 +21,7 @@ from ..arrays import unit_of
 from ..checks import as_real_array, boolean_array, is_traced, numbers
 from .choices import Choices, Plan
 from .constraints import ANYWHERE, Constraints, Search, check_search
+from .counts import Camera, Counts, as_counts, check_counts
 from .spectrum import Shape
 
 SMALLEST_PADDED, LARGEST_PADDED = 16, 2**16
@@ -38,6 +39,8 @@ class Pair(NamedTuple):
     """What is known about the shift beforehand."""
     frame: Array | None = None
     """Shape of the image before its frame was made larger; None where it is as it was."""
+    counts: Camera | None = None
+    """How the image counts, where ``err`` is to follow from that; until then it is one."""
 
     @property
     def ndim(self) -> int:
@@ -142,7 +145,7 @@ def _with_nan(bad: Array, values: Array) -> Array:
 def check(
     reference: ArrayLike,
     image: ArrayLike,
-    err: ArrayLike | None,
+    err: ArrayLike | Counts | str | None,
     choices: Choices,
     *,
     search: Search = ANYWHERE,
@@ -152,22 +155,28 @@ def check(
     reference_mask: ArrayLike | None = None,
     compact: bool = False,
     padded: bool = False,
+    counting: bool = False,
 ) -> tuple[Pair, Plan]:
     """Check all that `register` is given: the pair, and the plan for its shapes.
 
-    ``compact`` as for `Choices.plan`; ``padded`` says that the pair may come back in `larger_frames`.
+    ``compact`` as for `Choices.plan`; ``padded`` says that the pair may come back in `larger_frames`;
+    ``counting`` that errors may be those of counts.
     """
     overlapping = choices.boundary.overlap
+    counts = as_counts(err) if counting else None
     pair = check_pair(
         reference,
         image,
-        err,
+        1.0 if counts is not None else err,  # type: ignore[arg-type]
         unlike=overlapping,
         weights=weights,
         reference_err=reference_err,
         mask=mask,
         reference_mask=reference_mask,
     )
+    if counts is not None:
+        unit = unit_of(reference, image)
+        pair = pair._replace(counts=check_counts(counts, pair.image.shape, pair.image.dtype, unit))
     constraints, free = check_search(search, pair.ndim, pair.image.dtype)
     if overlapping and search.initial is not None and choices.max_shift is None:
         # A first guess may be further off than where a search without one would look.
@@ -223,4 +232,5 @@ def _in_frames(pair: Pair, shape: Shape) -> Pair:
             image=beside(pair.image),
             err=beside(pair.err),
             reference_err=noise,
+            counts=jax.tree.map(beside, pair.counts),
         )

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from math import prod
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from .passes import sum_all
 from .polynomial import Polynomials, orthonormal
 from .position import Position
 from .searchgrid import SearchGrid
-from .spectrum import Shape, energy, scaled, shift_spectrum
+from .spectrum import Shape, energy, gradients, scaled, shift_spectrum
 
 
 class Matched(NamedTuple):
@@ -179,8 +178,17 @@ class Chi2Terms:
         gain, coefficients = self.series.nuisances(at)
         background = pixels.background.values(coefficients + units.taken)
         model = gain * jnp.fft.irfftn(self.moved(at), pixels.shape) + background
-        back = partial(
-            moved_to, shift=-pixels.corner, frame=pixels.frame, periodic=not self.plan.boundary.overlap
-        )
-        expected = back(model * units.scale + units.image_offset, outside=jnp.nan)
-        return expected, back(pixels.weights, outside=0.0) > 0
+        expected = self._in_frame(model * units.scale + units.image_offset, outside=jnp.nan)
+        return expected, self._in_frame(pixels.weights, outside=0.0) > 0
+
+    def expected_slopes(self, at: Position) -> Array:
+        """Derivatives of `expected_image` along each axis, shape ``(D, ...)``; zero beyond the grid."""
+        pixels = self.pixels
+        gain, _ = self.series.nuisances(at)
+        slopes = gain * self.units.scale * gradients(self.moved(at), pixels.shape)
+        return jnp.stack([self._in_frame(x, outside=0.0) for x in slopes])
+
+    def _in_frame(self, x: Array, outside: float) -> Array:
+        """Pixels of the grid in the image's frame."""
+        pixels, periodic = self.pixels, not self.plan.boundary.overlap
+        return moved_to(x, -pixels.corner, pixels.frame, periodic, outside)
