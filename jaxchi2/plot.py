@@ -121,7 +121,9 @@ def plot_registration(
         result = register(reference, image, err, boundary=boundary, clip=clip, **options)
     err, options = _as_judged(reference, image, err, boundary, clip, options)
     gain = np.nan_to_num(float(result.gain), nan=1.0)
-    background = np.nan_to_num(np.asarray(result.background_image(second.shape), dtype=float))
+    whole = np.size(result.background_coefficients) > 1
+    background = result.background_image(second.shape) if whole else result.background
+    background = np.nan_to_num(np.asarray(background, dtype=float))
     model = gain * np.where(_mask(options, "reference_mask"), np.nan, first)
     counted = np.where(_mask(options, "mask"), np.nan, second) - background
 

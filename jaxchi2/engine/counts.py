@@ -136,7 +136,7 @@ def expected(camera: Camera, model: Array, slopes: Array, counted: Array, free: 
     safe = jnp.where(counted, variance, 1.0)
     share = mean_over((own + read) / safe, counted)
     spread = mean_over(((own + read) ** 2 + own / 2) / safe**2, counted)
-    signal = jnp.where(counted[None], camera.gain * slopes, 0.0) / jnp.sqrt(safe)[None]
+    signal = slopes * jnp.where(counted, camera.gain / jnp.sqrt(safe), 0.0)[None]
     information, kurtosis = (
         jnp.stack([sum_all(x) for x in terms]) for terms in (signal**2, signal**4 * (number / safe**2)[None])
     )
