@@ -10,6 +10,7 @@ from conftest import enable_x64
 from direct import hessian, interpolate, moved, scene
 
 from jaxchi2 import Boundary, Status, chi2_surface, fit, register, register_stack
+from jaxchi2.cli.common import Parser, add_registration_options
 from jaxchi2.engine.choices import Choices
 from jaxchi2.engine.polynomial import monomials, number_of_terms, orthonormal, pixel_coordinates
 
@@ -396,3 +397,15 @@ def test_words_for_a_background():
             register(frame, frame, fit_background=wrong)
     with pytest.raises(ValueError, match="fit_background must be True, 'constant' or False in a fit"):
         fit(frame, frame, fit_background="plane")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [((), False), (("--fit-background",), True), (("--background", "quadratic"), "quadratic")],
+)
+def test_command_line(given, wanted):
+    parser = Parser()
+    add_registration_options(parser, "the image", "the reference")
+    assert parser.parse_args(given).fit_background == wanted
+    with pytest.raises(SystemExit):
+        parser.parse_args([*given, "--fit-background", "--background", "plane"])
