@@ -69,11 +69,11 @@ def register_file(
         of up to 64, evenly spaced, which are read before; of an iterable of unknown length it takes a pass of
         its own. "first" is the first frame that can be read; "previous" for every frame the last before it
         that could be read, so that the shifts are steps and their sum, without the NaN, is the position.
-    err : path or array_like, optional
+    err : path, array_like, Counts or "poisson", optional
         Standard deviation of the pixels: a scalar, one for each frame, shape ``(N,)``, a map, or a stack,
         also larger than memory, with the frames of ``source``. Taken to be in the unit of the source; one
-        that has another, or a FITS file with another BUNIT, is converted or refused. None: unknown, see
-        `register`.
+        that has another, or a FITS file with another BUNIT, is converted or refused. None: unknown; "poisson"
+        and Counts for counted photons, and another reference than the mean; see `register`.
     table : path, optional
         Where rows are written as they come: ``.ecsv``, ``.csv`` (with the settings beside it in
         ``….csv.json``) or ``.parquet``, a folder of one file per chunk. The columns are ``frame``, the shift

@@ -1,5 +1,6 @@
 """Counted photons: Poisson's likelihood by hand, pulls, and the flag for too few."""
 
+import json
 from functools import partial
 
 import jax
@@ -10,7 +11,9 @@ from direct import moved, scene
 from scipy.optimize import minimize
 
 from jaxchi2 import Counts, Search, Status, chi2_surface, fit, register, register_stack
+from jaxchi2.cli import main
 from jaxchi2.engine.counts import check_counts, expected
+from jaxchi2.stream import register_file
 
 SHAPE = (32, 30)
 FIELD = 1 + 0.25 * scene(SHAPE, 2.0, seed=1, smooth=True)
@@ -199,3 +202,25 @@ def test_what_cannot_be_is_named():
             function(FIELD, image, Counts())
     nothing = register(FIELD, np.zeros(SHAPE), "poisson")
     assert nothing.status & (Status.NO_DATA | Status.FLAT)
+
+
+def test_command_line_and_picture(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    reference, image, path = (tmp_path / name for name in ("a.npy", "b.npy", "c.png"))
+    np.save(reference, (20 * FIELD).astype(np.float32))
+    np.save(image, counted(20.0))
+    given = ["--err", "poisson", "--boundary", "wrap", "--json", "--plot", str(path)]
+    assert main(["register", str(reference), str(image), *given]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["err"] == "poisson"
+    assert np.all(abs(np.array(found["shift"]) - SHIFT) < 5 * np.array(found["stderr"]))
+    assert path.stat().st_size > 10_000
+
+
+@pytest.mark.long
+def test_stream(tmp_path):
+    frames = np.stack([counted(20.0, k, SHIFT / (k + 1)) for k in range(3)]).astype(np.float32)
+    reference = (20 * FIELD).astype(np.float32)
+    result = register_file(iter(frames), reference, Counts(read_noise=1.0), boundary="wrap", progress=False)
+    found = register_stack(frames, reference, Counts(read_noise=1.0), boundary="wrap")
+    np.testing.assert_allclose(result.shift, found.shift, rtol=0, atol=1e-5)
