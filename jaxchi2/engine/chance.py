@@ -124,7 +124,8 @@ def _match(terms: Chi2Terms, matched: Matched) -> _Match:
 
 
 def _spectra(matched: Matched, shape: tuple[int, ...]) -> _Spectra:
-    m, *others = map(squared, (matched.model_spectrum, matched.residual_spectrum, matched.data_spectrum))
+    spectra = matched.model_spectrum, matched.residual_spectrum, matched.data_spectrum
+    m, *others = lax.optimization_barrier(tuple(map(squared, spectra)))
     powers = jnp.stack([m, *others, m**2, *(m * x for x in others)])
     return _Spectra(*_positive(jax.vmap(partial(by_octave, shape=shape))(powers)))
 

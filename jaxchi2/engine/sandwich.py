@@ -111,7 +111,7 @@ def likely_inflation(terms: Chi2Terms, at: Position, matched: Matched) -> tuple[
     model, residual = matched.model, matched.residual
     root = jnp.ones_like(model) if pixels.weights is None else jnp.sqrt(pixels.weights)
     assert terms.content.noise_share is not None
-    slopes = gradients(terms.moved(at), shape) * root[None]
+    slopes = gradients(lax.optimization_barrier(terms.moved(at)), shape) * root[None]
     trusted = jnp.where(terms.content.noise_share > TRUSTED, slopes, 0.0)
     enough = _sums(trusted**2) > TRUSTED * _sums(slopes**2)
     slopes = _normalised(trusted)

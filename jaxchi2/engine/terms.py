@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from .chi2series import Chi2Series
 from .choices import Plan
@@ -141,7 +141,8 @@ class Chi2Terms:
     def match(self, at: Position) -> Matched:
         """The moved reference, residual and data at one shift."""
         gain, coefficients = self.series.nuisances(at)
-        pixels, spectrum = self.pixels, self.moved(at)
+        # Behind a barrier, or its sines would be worked out anew for all that it is used for.
+        pixels, spectrum = self.pixels, lax.optimization_barrier(self.moved(at))
         shape, image, background = pixels.shape, pixels.image, pixels.background.values(coefficients)
         model = jnp.fft.irfftn(spectrum, shape)
         if pixels.image_spectrum is not None:

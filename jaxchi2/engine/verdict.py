@@ -184,7 +184,9 @@ def has_static_pattern(terms: Chi2Terms, at: Position, matched: Matched, least: 
     shape, origin = terms.pixels.shape, terms.series.origin
     product = conj_product(matched.residual_spectrum, terms.pixels.reference)
     size = jnp.sqrt(squared(product))
-    series = series_of(scaled(product, 1 / jnp.where(size > 0, size, 1.0)), shape)
+    # Behind a barrier, or every part of the series would work it out anew.
+    phases = lax.optimization_barrier(scaled(product, 1 / jnp.where(size > 0, size, 1.0)))
+    series = series_of(phases, shape)
     still = jnp.zeros_like(at.fraction)
     here = series.derivatives(Position(origin, still), 0).reshape(())
     there = series.derivatives(Position(jnp.zeros_like(origin), -at.since(origin).shift), 0).reshape(())
