@@ -199,9 +199,9 @@ def register(
     that of Poisson's likelihood. Its error is right to a few per cent, down to 0.1 counts per pixel, where
     the match is not in doubt and some twenty photons tell the shift; `Status.FEW_COUNTS` warns of fewer. The
     odds of χ², ``p_value``, are too extreme below three counts per pixel, and in a dark sky, where no
-    variance is taken to be below a hundredth of the mean, χ² is too small. Brightness and background must be those of the reference, or
-    fitted, and the reference deep: with its own counts as noise, errors come out up to 1.3 times too small.
-    To derivatives the variances are constants. Takes four fits in place of one.
+    variance is taken to be below a hundredth of the mean, χ² is too small. Brightness and background must be
+    those of the reference, or fitted, and the reference deep: with its own counts as noise, errors come out
+    up to 1.3 times too small. To derivatives the variances are constants. Takes four fits in place of one.
 
     *Compiling.* A new shape takes seconds. Outside ``jit``, and with "overlap", equal frames of up to 2¹⁶
     pixels are therefore put into larger ones of few shapes (32, 48, 64, 96, 128, … along each axis; squares,
