@@ -12,13 +12,13 @@ uniform (Kolmogorov-Smirnov); the share of frames with a status.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage, stats
+from table import command_line, print_head
 from wrong_noise import Maker, rms
 
 import jaxchi2
@@ -88,17 +88,10 @@ def rows(size: int, scene: str, name: str, boundary: str, draws: int, seed: int,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--draws", type=int, default=400)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--boundary", choices=("wrap", "overlap"), nargs="*", default=["wrap", "overlap"])
+    parser = command_line(__doc__)
     parser.add_argument("--scene", choices=("field", "stars"), nargs="*", default=["field", "stars"])
     parser.add_argument("--mode", nargs="*", default=["model", "sandwich", "noise"])
     arguments = parser.parse_args()
-    print(f"float32, {arguments.draws} draws, frames of {arguments.size}²; jax {jax.__version__}\n")
     names = (
         "scene",
         "noise",
@@ -110,7 +103,7 @@ def main() -> None:
         "p uniform",
         "status",
     )
-    print(f"| {' | '.join(names)} |", "|---" * len(names) + "|", sep="\n")
+    print_head(arguments, names)
     for boundary in arguments.boundary:
         for scene in arguments.scene:
             for name in KERNELS:

@@ -14,12 +14,12 @@ any flag; and the median background in counts, fitted with the gain in a run of 
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from table import command_line, print_head
 
 import jaxchi2
 from jaxchi2 import Status
@@ -116,15 +116,7 @@ def row(maker: Maker, name: str, scene: str, level: float, draws: int, boundary:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--draws", type=int, default=400)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--boundary", choices=("wrap", "overlap"), nargs="*", default=["wrap", "overlap"])
-    arguments = parser.parse_args()
-    print(f"float32, {arguments.draws} draws, frames of {arguments.size}²; jax {jax.__version__}\n")
+    arguments = command_line(__doc__).parse_args()
     names = (
         "scene, boundary",
         "counts",
@@ -137,7 +129,7 @@ def main() -> None:
         "p < 0.01",
     )
     names += ("FEW_COUNTS", "bad χ²", "missed", "background")
-    print(f"| {' | '.join(names)} |", "|---" * len(names) + "|", sep="\n")
+    print_head(arguments, names)
     for boundary in arguments.boundary:
         maker = Maker(arguments.size, arguments.seed)
         for scene in ("stars", "stars, no sky", "field", "one star"):

@@ -11,12 +11,12 @@ err are of the shift, in pixels: the true error, and the quoted one.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from table import command_line, print_head
 from wrong_noise import BATCH, Maker, rms
 
 import jaxchi2
@@ -82,18 +82,10 @@ def row(maker: Maker, draws: int, scene: str, kind: str, height: float, options:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--draws", type=int, default=400)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--boundary", choices=("wrap", "overlap"), nargs="*", default=["wrap", "overlap"])
-    arguments = parser.parse_args()
-    print(f"float32, {arguments.draws} draws, frames of {arguments.size}²; jax {jax.__version__}\n")
+    arguments = command_line(__doc__).parse_args()
     names = ("scene", "boundary", "sky", "fitted", "rms", "err", "pull", "χ²/dof", "pull, background")
     names += ("flagged",)
-    print(f"| {' | '.join(names)} |", "|---" * len(names) + "|", sep="\n")
+    print_head(arguments, names)
     maker = Maker(arguments.size, arguments.seed)
     for boundary in arguments.boundary:
         for scene in ("field", "stars"):

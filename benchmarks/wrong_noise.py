@@ -10,13 +10,13 @@ is the ratio of both kinds of quoted errors, its median and its scatter over the
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from table import command_line, print_head
 
 import jaxchi2
 from jaxchi2 import Status
@@ -125,18 +125,10 @@ def row(maker: Maker, scene: str, noise: str, draws: int, options: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--draws", type=int, default=400)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--boundary", choices=("wrap", "overlap"), nargs="*", default=["wrap", "overlap"])
-    arguments = parser.parse_args()
-    print(f"float32, {arguments.draws} draws, frames of {arguments.size}²; jax {jax.__version__}\n")
+    arguments = command_line(__doc__).parse_args()
     names = ("scene", "noise", "boundary", "pulls, model", "sandwich", "inflation", "flagged")
     names += ("gain", "background")
-    print(f"| {' | '.join(names)} |", "|---" * len(names) + "|", sep="\n")
+    print_head(arguments, names)
     maker = Maker(arguments.size, arguments.seed)
     for boundary in arguments.boundary:
         for nuisances in (False, True):
