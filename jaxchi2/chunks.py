@@ -154,14 +154,10 @@ def _chunk_function(
     alone = Way.ANY if shareable and way is Way.BY_VALUES else way
 
     pair, unit = with_unit(pair, known_err)
-    own = [
-        frames.reference,
-        frames.reference_err,
-        frames.err,
-        common.counts,
-        *([] if options.clip is None else [1]),
-    ]
-    known = known_reference(pair, plan) if all(x is None for x in own) else None
+    own = frames.reference, frames.reference_err, frames.err
+    # Pixels that are judged in rounds have other weights in each.
+    one_fit = options.clip is None and common.counts is None
+    known = known_reference(pair, plan) if one_fit and all(x is None for x in own) else None
 
     def one_by_one(frame: Frame) -> Registration:
         pair, plan = pair_of(frame)

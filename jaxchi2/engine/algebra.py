@@ -29,10 +29,14 @@ def inverse(matrix: Array) -> Array:
     return result / rows[None, :]
 
 
+def or_one(x: Array) -> Array:
+    """What is positive, and one in place of the rest: to be divided by."""
+    return jnp.where(x > 0, x, 1.0)
+
+
 def inverse_of_symmetric(matrix: Array) -> Array:
     """Inverse of a symmetric matrix of any size, whose rows may have unlike units."""
-    unit = jnp.sqrt(jnp.abs(jnp.diagonal(matrix)))
-    unit = jnp.where(unit > 0, unit, 1.0)
+    unit = or_one(jnp.sqrt(jnp.abs(jnp.diagonal(matrix))))
     scale = unit[:, None] * unit[None, :]
     matrix = matrix / scale
     return (inverse(matrix) if len(matrix) <= 3 else jnp.linalg.inv(matrix)) / scale

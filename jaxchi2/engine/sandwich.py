@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .algebra import inverse_of_symmetric
+from .algebra import inverse_of_symmetric, or_one
 from .passes import block_sums, count, extremes, sum_all
 from .position import Position
 from .spectrum import Shape, along, gradients, half_weights, squared
@@ -124,9 +124,9 @@ def likely_inflation(terms: Chi2Terms, at: Position, matched: Matched) -> tuple[
     waves, number = _blocks(squared(jnp.fft.rfftn(slopes, axes=tuple(range(1, slopes.ndim)))), shape)
     power, _ = _blocks(squared(matched.residual_spectrum)[None], shape)
     # The power of a block with some of what was fitted is less by its share.
-    waves = waves / _positive(_sums(waves)).reshape(-1, *[1] * len(shape))
+    waves = waves / or_one(_sums(waves)).reshape(-1, *[1] * len(shape))
     power = power / number / jnp.maximum(1 - jnp.sum(waves, axis=0, keepdims=True) / number, 1 - MAX_LEVERAGE)
-    there = _sums(waves * power) * prod(shape) / _positive(_sums(power * number))
+    there = _sums(waves * power) * prod(shape) / or_one(_sums(power * number))
     scatter = jnp.sqrt((_sums(slopes**4) + _sums(waves**2 / number)) / 2)
     return jnp.sqrt(here * there), jnp.where(enough, scatter, jnp.inf)
 
@@ -134,16 +134,12 @@ def likely_inflation(terms: Chi2Terms, at: Position, matched: Matched) -> tuple[
 def _normalised(arrays: Array) -> Array:
     """Arrays with a leading axis, each over the root of the sum of its squares."""
     unit = jnp.stack([extremes(jnp.abs(x))[0] for x in arrays]).reshape(-1, *[1] * (arrays.ndim - 1))
-    arrays = arrays / _positive(unit)
-    return arrays / jnp.sqrt(_positive(_sums(arrays**2))).reshape(unit.shape)
+    arrays = arrays / or_one(unit)
+    return arrays / jnp.sqrt(or_one(_sums(arrays**2))).reshape(unit.shape)
 
 
 def _sums(arrays: Array) -> Array:
     return jnp.stack([sum_all(x) for x in arrays])
-
-
-def _positive(x: Array) -> Array:
-    return jnp.where(x > 0, x, 1.0)
 
 
 def _blocks(power: Array, shape: Shape) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from .algebra import or_one
 from .chance import Evidence
 from .minimum import Candidates, Minimum, stationary
 from .overlap import score
@@ -117,7 +118,7 @@ def _weighed(terms: Chi2Terms, best: Explained, other: Explained, evidence: Evid
     gained = other.left - best.left
     # Where both explain much, as in a lattice, one may do so of brighter pixels: that is no merit. And their
     # correlation between whole shifts is known as well as that of the best is, which χ² tells.
-    brighter = jnp.clip(jnp.log(_positive(best.variance)) - jnp.log(_positive(other.variance)), 0.0, None)
+    brighter = jnp.clip(jnp.log(or_one(best.variance)) - jnp.log(or_one(other.variance)), 0.0, None)
     unsure = jnp.clip(1 - jnp.exp(evidence.log_left - best.left), 0.0, 1.0) / 2
     doubtful = jnp.where(other.left < best.left / 2, brighter + unsure, 0.0)
     gained = jnp.maximum(gained - doubtful, jnp.minimum(gained, 0.0))
@@ -128,10 +129,6 @@ def _weighed(terms: Chi2Terms, best: Explained, other: Explained, evidence: Evid
     apart = both - 2 * jnp.maximum(both - every, 0.0)
     variance = 2 * apart * evidence.share * (1 - jnp.exp(best.left)) ** 2
     return difference / jnp.sqrt(1 + np.pi / 8 * variance / 4)
-
-
-def _positive(x: Array) -> Array:
-    return jnp.where(x > 0, x, 1.0)
 
 
 def _rounding(terms: Chi2Terms) -> Array:
