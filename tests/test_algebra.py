@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchi2.engine.algebra import apply, inverse, is_positive_definite
+from jaxchi2.engine.algebra import apply, inverse, is_positive_definite, largest, norm, with_ridge
 
 sizes = pytest.mark.parametrize("n", [1, 2, 3])
 
@@ -60,3 +60,26 @@ def test_apply(n, dtype):
     for matrix in matrices(n, 5):
         found = apply(jnp.asarray(matrix, dtype), jnp.asarray(vector, dtype))
         np.testing.assert_allclose(found, matrix @ vector, rtol=0, atol=64 * np.finfo(dtype).eps)
+
+
+def test_apply_of_many_rows(dtype):
+    matrix, vector = np.random.default_rng(5).normal(size=(6, 6)), np.arange(1.0, 7.0)
+    found = apply(jnp.asarray(matrix, dtype), jnp.asarray(vector, dtype))
+    np.testing.assert_allclose(found, matrix @ vector, rtol=0, atol=256 * np.finfo(dtype).eps)
+
+
+@sizes
+def test_norm_and_largest(n, dtype):
+    for vector in np.random.default_rng(6).normal(size=(5, n)):
+        np.testing.assert_allclose(norm(jnp.asarray(vector, dtype)), np.linalg.norm(vector), rtol=1e-6)
+        np.testing.assert_allclose(largest(jnp.asarray(vector, dtype)), np.max(np.abs(vector)), rtol=1e-6)
+    assert np.isnan(largest(jnp.asarray([np.nan, *range(n - 1)], dtype)))
+
+
+@sizes
+def test_a_ridge_makes_definite_what_is_not(n, dtype):
+    for given in matrices(n, 20):
+        matrix = given + given.T
+        found, ridge = with_ridge(jnp.asarray(matrix, dtype))
+        assert np.linalg.eigvalsh(np.asarray(found, float))[0] > 0
+        assert (ridge == 0) == (np.linalg.eigvalsh(matrix)[0] > 0)

@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxchi2.engine.passes import block_sums, count, every, extremes, mean_over, neighbours, some, sum_all
+from jaxchi2.engine.passes import (
+    block_sums,
+    count,
+    every,
+    extremes,
+    mean_over,
+    neighbours,
+    some,
+    sum_all,
+    sum_each,
+)
 
 SHAPES = [(1,), (70,), (33, 40), (7, 1, 65)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -18,6 +28,8 @@ def test_sums_and_counts(shape, dtype):
     tolerance = 20 * np.finfo(dtype).eps
     np.testing.assert_allclose(sum_all(jnp.asarray(values)), values.sum(dtype=float), rtol=tolerance)
     assert sum_all(jnp.asarray(values)).dtype == dtype
+    each = sum_each(jnp.asarray(np.stack([values, 2 * values])))
+    np.testing.assert_allclose(each, values.sum(dtype=float) * np.array([1, 2]), rtol=tolerance)
     assert count(jnp.asarray(mask)) == mask.sum()
     if mask.any():
         expected = values[mask].mean(dtype=float)

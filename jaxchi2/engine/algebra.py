@@ -1,13 +1,43 @@
-"""Linear algebra of small matrices: of up to three rows in plain arithmetic.
+"""Linear algebra of small matrices: of up to three rows number by number.
 
 A call of LAPACK costs more than a whole Newton step here, and a product of matrices is rounded to bfloat16 on
-some devices.
+some devices. A sum over an axis is a kernel of its own to compile, while numbers are fused into one.
 """
 
 from __future__ import annotations
 
+from functools import reduce
+
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+
+
+def numbers(array: Array) -> list[Array]:
+    """The elements of a small array, as scalars."""
+    flat = array.reshape(-1)
+    return [lax.index_in_dim(flat, k, keepdims=False) for k in range(flat.size)]
+
+
+def rows(matrix: Array) -> list[list[Array]]:
+    """The elements of a small matrix, as scalars."""
+    each, n = numbers(matrix), matrix.shape[1]
+    return [each[k : k + n] for k in range(0, len(each), n)]
+
+
+def total(vector: Array) -> Array:
+    """Sum of a few numbers."""
+    return reduce(jnp.add, numbers(vector))
+
+
+def largest(array: Array) -> Array:
+    """Largest absolute value of a few numbers; NaN where one of them is."""
+    return reduce(jnp.maximum, numbers(jnp.abs(array)))
+
+
+def norm(vector: Array) -> Array:
+    """Root of the sum of the squares of a few numbers."""
+    return jnp.sqrt(total(vector**2))
 
 
 def inverse(matrix: Array) -> Array:
@@ -15,18 +45,26 @@ def inverse(matrix: Array) -> Array:
 
     Rows are scaled to unit size first: at high S/N the determinant itself would overflow float32.
     """
-    rows = jnp.max(jnp.abs(matrix), axis=1)
-    rows = jnp.where(rows > 0, rows, 1.0)
-    m = matrix / rows[:, None]
-    if len(m) == 1:
-        result = 1 / m
-    elif len(m) == 2:
-        result = jnp.stack([m[1, 1], -m[0, 1], -m[1, 0], m[0, 0]]).reshape(2, 2)
-        result = result / (m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0])
+    n = len(matrix)
+    units = [or_one(reduce(jnp.maximum, [jnp.abs(x) for x in row])) for row in rows(matrix)]
+    m = [[x / unit for x in row] for row, unit in zip(rows(matrix), units, strict=True)]
+    if n == 1:
+        cofactors = [[jnp.ones_like(m[0][0])]]
+    elif n == 2:
+        cofactors = [[m[1][1], -m[1][0]], [-m[0][1], m[0][0]]]
     else:
-        cofactors = jnp.stack([jnp.cross(m[1], m[2]), jnp.cross(m[2], m[0]), jnp.cross(m[0], m[1])])
-        result = cofactors.T / jnp.dot(m[0], cofactors[0], precision=lax.Precision.HIGHEST)
-    return result / rows[None, :]
+        cofactors = [_cross(m[1], m[2]), _cross(m[2], m[0]), _cross(m[0], m[1])]
+    determinant = _dot(m[0], cofactors[0])
+    result = [cofactors[j][i] / determinant / units[j] for i in range(n) for j in range(n)]
+    return jnp.stack(result).reshape(n, n)
+
+
+def _dot(a: list[Array], b: list[Array]) -> Array:
+    return reduce(jnp.add, [x * y for x, y in zip(a, b, strict=True)])
+
+
+def _cross(a: list[Array], b: list[Array]) -> list[Array]:
+    return [a[k - 2] * b[k - 1] - a[k - 1] * b[k - 2] for k in range(3)]
 
 
 def or_one(x: Array) -> Array:
@@ -47,18 +85,26 @@ def is_positive_definite(matrix: Array) -> Array:
 
     The leading minors of the matrix scaled to unit diagonal: with them below a few ulp, it is singular.
     """
-    diagonal = jnp.diagonal(matrix)
-    positive = jnp.all(diagonal > 0)
-    scale = 1 / jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-    m = matrix * scale[:, None] * scale[None, :]
-    limit = 16 * jnp.finfo(m.dtype).eps
-    if len(m) > 1:
-        positive &= m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0] > limit
-    if len(m) > 2:
-        positive &= jnp.dot(m[0], jnp.cross(m[1], m[2]), precision=lax.Precision.HIGHEST) > limit
+    n, m = len(matrix), rows(matrix)
+    positive = reduce(jnp.logical_and, [m[k][k] > 0 for k in range(n)])
+    scale = [1 / jnp.sqrt(or_one(m[k][k])) for k in range(n)]
+    m = [[m[i][j] * scale[i] * scale[j] for j in range(n)] for i in range(n)]
+    limit = 16 * jnp.finfo(matrix.dtype).eps
+    if n > 1:
+        positive &= m[0][0] * m[1][1] - m[0][1] * m[1][0] > limit
+    if n > 2:
+        positive &= _dot(m[0], _cross(m[1], m[2])) > limit
     return positive
+
+
+def with_ridge(hessian: Array) -> tuple[Array, Array]:
+    """A Hessian, where it is not convex with enough of the identity to be so, and how much that was."""
+    ridge = jnp.where(is_positive_definite(hessian), 0.0, 1.5 * norm(hessian))
+    return hessian + ridge * np.eye(len(hessian), dtype=hessian.dtype), ridge
 
 
 def apply(matrix: Array, vector: Array) -> Array:
     """Product of a matrix and a vector."""
-    return jnp.sum(matrix * vector[None, :], axis=1)
+    if max(matrix.shape) > 3:
+        return jnp.dot(matrix, vector, precision=lax.Precision.HIGHEST)
+    return jnp.stack([_dot(row, numbers(vector)) for row in rows(matrix)])

@@ -8,7 +8,7 @@ not enough (a wide, low minimum) on the series itself.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 from math import factorial, lgamma
 from typing import Any, NamedTuple
 
@@ -20,12 +20,13 @@ from jax.scipy.special import log_ndtr
 from jax.typing import ArrayLike
 
 from ..checks import as_numbers, integer, refuse_unless
-from .algebra import apply, inverse, is_positive_definite
+from .algebra import apply, inverse, largest, norm, or_one, with_ridge
 from .chi2series import Chi2Series
 from .minimum import TAYLOR_ORDER, Minimum, value_gradient_hessian
-from .passes import any_in_batch
+from .passes import any_in_batch, sum_all
 from .position import Position
-from .spectrum import along, contract
+from .spectrum import along
+from .taylor import powers, translate
 
 MAX_STEPS = 40
 COARSEST = 0.1
@@ -134,11 +135,6 @@ def contour_points(series: Chi2Series, minimum: Minimum, threshold: Array, n: in
     return level_points("ray", series, minimum, starts, threshold)
 
 
-def _powers(x: Array) -> Array:
-    """``x⁰ … x^TAYLOR_ORDER``, a vector."""
-    return jnp.stack([x**p for p in range(TAYLOR_ORDER + 1)])
-
-
 def _system(
     kind: str, start: Array, axis: Array, point: Array, delta: Array, gradient: Array, hessian: Array
 ) -> tuple[Array, Array]:
@@ -165,7 +161,7 @@ def _level_axes(kind: str, starts: Array, free: tuple[bool, ...]) -> Array:
 
 
 def _polynomial(minimum: Minimum, sigma: Array, threshold: Array) -> Array:
-    """Taylor coefficients of Δχ² / threshold in displacements in units of ``√threshold · sigma``.
+    """Derivatives of Δχ² / threshold by displacements in units of ``√threshold · sigma``.
 
     Without the terms of order zero and one, so there is no cancellation, and a threshold of zero (a
     perfect match) leaves the quadratic.
@@ -174,19 +170,9 @@ def _polynomial(minimum: Minimum, sigma: Array, threshold: Array) -> Array:
     ndim = minimum.taylor.ndim
     order = np.indices(minimum.taylor.shape).sum(0)
     polynomial = jnp.where(order >= 2, minimum.taylor / threshold, 0.0)
-    factorials = np.array([factorial(p) for p in range(TAYLOR_ORDER + 1)], sigma.dtype)
     for axis in range(ndim):
-        column = _powers(jnp.sqrt(threshold) * sigma[axis]) / factorials
-        polynomial = polynomial * along(column, axis, ndim)
+        polynomial = polynomial * along(powers(jnp.sqrt(threshold) * sigma[axis], TAYLOR_ORDER), axis, ndim)
     return polynomial
-
-
-def _monomials(x: Array) -> Array:
-    """Powers of x and their first and second derivatives, one column each."""
-    powers = _powers(x)
-    counts = np.arange(TAYLOR_ORDER + 1)
-    first = jnp.roll(powers, 1) * counts
-    return jnp.stack([powers, first, jnp.roll(first, 1) * counts], axis=1)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -213,22 +199,21 @@ def level_points(
     hopeless = ~jnp.all(jnp.isfinite(units), axis=1)
     # Terms of order 4 and 5 are x²/12 and less of the quadratic where those left out are x⁴/360: small
     # ones vouch for the polynomial.
-    tail = jnp.sum(jnp.where((order == 4) | (order == 5), jnp.abs(polynomial), 0.0))
+    factorials = np.array([factorial(p) for p in range(TAYLOR_ORDER + 1)], polynomial.dtype)
+    coefficients = polynomial / reduce(np.multiply.outer, [factorials] * ndim)
+    tail = sum_all(jnp.abs(coefficients) * ((order == 4) | (order == 5)))
     needs_series = (tail > 4 * eps ** (1 / 3)) & ~jnp.any(hopeless)
     computes_series = any_in_batch(needs_series)
     # The series has no more digits than this where χ² hardly rises above its own rounding.
     rounding = eps * series.amplitude / jnp.maximum(threshold, 1e-30)
     rest = jnp.where(needs_series, jnp.clip(rounding, jnp.sqrt(eps), COARSEST), jnp.sqrt(eps))
 
-    def on_polynomial(u: Array) -> Array:
-        return contract(polynomial, [_monomials(u[a]) for a in range(ndim)])
-
     def on_series(u: Array) -> Array:
         displacement = u * scale
         # Not the difference of two values of χ², which with a gain are as large as the image's energy.
         tensor = series.rise(minimum.position, displacement, 2)
         for axis in range(ndim):
-            tensor = tensor * along(_powers(scale[axis])[:3], axis, ndim)
+            tensor = tensor * along(powers(scale[axis], 2), axis, ndim)
         return tensor / threshold
 
     def improve(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -237,14 +222,14 @@ def level_points(
             computes_series,
             lambda tensors: jnp.where(needs_series, jax.vmap(on_series)(us), tensors),
             lambda tensors: tensors,
-            jax.vmap(on_polynomial)(us),
+            jax.vmap(lambda u: translate(polynomial, u, 2))(us),
         )
 
         def newton_step(start: Array, axis: Array, u: Array, tensor: Array) -> Array:
             value, gradient, hessian = value_gradient_hessian(tensor, free)
             residual, jacobian = _system(kind, start, axis, u, value - 1, gradient, hessian)
             step = apply(inverse(jacobian), residual)
-            return step * jnp.minimum(1.0, 0.5 / jnp.max(jnp.abs(step)))
+            return step * jnp.minimum(1.0, 0.5 / largest(step))
 
         steps = jax.vmap(newton_step)(units, axes, us, tensors)
         us = jnp.where(done[:, None], us, us - steps)
@@ -305,12 +290,10 @@ def profile_values(series: Chi2Series, minimum: Minimum, axis: int, displacement
     def at(displacement: Array) -> Array:
         def improve(_: ArrayLike, d: Array) -> Array:
             _, gradient, hessian = value_gradient_hessian(series.derivatives(position.moved(d), 2))
-            ridge = jnp.where(is_positive_definite(hessian), 0.0, 1.5 * jnp.sqrt(jnp.sum(hessian**2)))
-            hessian = hessian + ridge * jnp.eye(ndim, dtype=d.dtype)
+            hessian, _ = with_ridge(hessian)
             hessian = jnp.where(free[:, None] & free[None, :], hessian, jnp.eye(ndim, dtype=d.dtype))
             step = -apply(inverse(hessian), jnp.where(free, gradient, 0.0))
-            length = jnp.sqrt(jnp.sum(step**2))
-            return d + step * jnp.minimum(1.0, 0.5 / jnp.where(length > 0, length, 1.0))
+            return d + step * jnp.minimum(1.0, 0.5 / or_one(norm(step)))
 
         d = lax.fori_loop(0, 12 if ndim > 1 else 0, improve, slope * displacement)
         return series.differences(position, [d[a : a + 1] for a in range(ndim)]).reshape(())

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from .algebra import apply, inverse, is_positive_definite
+from .algebra import apply, inverse, largest, norm, numbers, or_one, with_ridge
 from .chi2series import Chi2Series
 from .position import Position
 from .searchgrid import SearchGrid
@@ -77,12 +77,14 @@ def value_gradient_hessian(
     ndim, shape = derivatives.ndim, derivatives.shape
     unit = np.eye(ndim, dtype=int)
     orders = [np.zeros(ndim, int), *unit, *(unit[:, None] + unit[None, :]).reshape(-1, ndim)]
-    picked = derivatives.reshape(-1)[np.ravel_multi_index(np.transpose(orders), shape)]
-    value, gradient, hessian = picked[0], picked[1 : ndim + 1], picked[ndim + 1 :].reshape(ndim, ndim)
+    flat = derivatives.reshape(-1)
+    at = np.ravel_multi_index(np.transpose(orders), shape).tolist()
+    value, *picked = (lax.index_in_dim(flat, k, keepdims=False) for k in at)
+    gradient, hessian = jnp.stack(picked[:ndim]), jnp.stack(picked[ndim:]).reshape(ndim, ndim)
     if free is not None and not all(free):
         kept = np.array(free)
         gradient = jnp.where(kept, gradient, 0.0)
-        hessian = jnp.where(kept[:, None] & kept[None, :], hessian, jnp.eye(ndim, dtype=hessian.dtype))
+        hessian = jnp.where(kept[:, None] & kept[None, :], hessian, np.eye(ndim, dtype=hessian.dtype))
     return value, gradient, hessian
 
 
@@ -102,13 +104,14 @@ def descend(
 
     def expand(state: _Descent) -> _Descent:
         taylor = series.derivatives(Position(whole, state.centre), EXPANSION_ORDER)
-        step, hessian, found = _lowest(taylor, noise, REACH / series.bandwidth, free)
-        both = jnp.stack([taylor, jnp.where(last, taylor, 0.0)])
+        step, found = _lowest(taylor, noise, REACH / series.bandwidth, free)
+        both = jnp.stack([taylor, taylor * last])
         moved, of_last = jax.vmap(lambda f: translate(f, step, TAYLOR_ORDER))(both)
         # How far the last order has moved the minimum: what is left out would move it less.
+        hessian = value_gradient_hessian(moved, free)[2]
         change = apply(inverse(hessian), value_gradient_hessian(of_last, free)[1])
-        exact = jnp.max(jnp.abs(change)) <= 2 * eps
-        going = ~(found & exact) & (jnp.max(jnp.abs(step)) > jnp.sqrt(eps))
+        exact = largest(change) <= 2 * eps
+        going = ~(found & exact) & (largest(step) > jnp.sqrt(eps))
         return _Descent(state.centre + step, moved, found & exact, going, state.rounds + 1)
 
     state = _Descent(
@@ -140,8 +143,6 @@ class _Newton(NamedTuple):
     best: Array
     """Lowest point so far, a displacement."""
     value: Array
-    gradient: Array
-    hessian: Array
     """The polynomial's there."""
     candidate: Array
     """Point to be tried next."""
@@ -150,52 +151,66 @@ class _Newton(NamedTuple):
     rounds: Array
     going: Array
     found: Array
+    """These three are numbers too, so that all is one vector: each variable of a loop would be a kernel."""
+
+    @classmethod
+    def of(cls, vector: Array) -> _Newton:
+        """The state in a vector."""
+        ndim = (len(vector) - 5) // 2
+        best, value, candidate, rest = jnp.split(vector, [ndim, ndim + 1, 2 * ndim + 1])
+        return cls(best, value[0], candidate, *numbers(rest))
+
+    def vector(self) -> Array:
+        """The state as a vector."""
+        rest = (self.radius, self.rounds, self.going, self.found)
+        return jnp.stack([*numbers(self.best), self.value, *numbers(self.candidate), *rest])
 
 
-def _lowest(taylor: Array, noise: Array, reach: float, free: tuple[bool, ...]) -> tuple[Array, Array, Array]:
-    """Displacement to the minimum of a polynomial within ``reach``, Hessian, and whether it has one there."""
-    ndim, eps = taylor.ndim, jnp.finfo(taylor.dtype).eps
+def _lowest(taylor: Array, noise: Array, reach: float, free: tuple[bool, ...]) -> tuple[Array, Array]:
+    """Displacement to the minimum of a polynomial within ``reach``, and whether it has one there."""
+    ndim, eps, dtype = taylor.ndim, jnp.finfo(taylor.dtype).eps, taylor.dtype
     # Differences from the centre, which are not rounded like the value there.
-    taylor = taylor.at[(0,) * ndim].set(0.0)
+    taylor = taylor * (np.indices(taylor.shape).sum(0) > 0)
 
-    def body(state: _Newton) -> _Newton:
-        new = value_gradient_hessian(translate(taylor, state.candidate, 2), free)
-        accept = new[0] <= state.value + noise
-        old = (state.value, state.gradient, state.hessian)
-        value, gradient, hessian = (jnp.where(accept, a, b) for a, b in zip(new, old, strict=True))
+    def body(vector: Array) -> Array:
+        state = _Newton.of(vector)
+        value, gradient, hessian = value_gradient_hessian(translate(taylor, state.candidate, 2), free)
+        accept = value <= state.value + noise
         best = jnp.where(accept, state.candidate, state.best)
         radius = jnp.where(accept, state.radius, state.radius / 4)
         # Where χ² is not convex, enough of the identity makes the step a descent.
-        ridge = jnp.where(is_positive_definite(hessian), 0.0, 1.5 * jnp.sqrt(jnp.sum(hessian**2)))
-        step = -apply(inverse(hessian + ridge * jnp.eye(ndim, dtype=best.dtype)), gradient)
-        length = jnp.sqrt(jnp.sum(step**2))
-        step = step * jnp.minimum(1.0, radius / jnp.where(length > 0, length, 1.0))
+        hessian, ridge = with_ridge(hessian)
+        # A step that was too long is tried again, shorter.
+        step = jnp.where(accept, -apply(inverse(hessian), gradient), state.candidate - state.best)
+        step = step * jnp.minimum(1.0, radius / or_one(norm(step)))
         step = jnp.clip(best + step, -reach, reach) - best
-        length = jnp.sqrt(jnp.sum(step**2))
+        length = norm(step)
         # Newton squares the error: after a step of √eps nothing is left to gain.
         settled = length < jnp.sqrt(eps)
         # A gradient of rounding errors is none: equal images are at zero, not at 1e-7.
         step = jnp.where(length < 8 * eps, 0.0, step)
-        found = settled & (ridge == 0) & (jnp.max(jnp.abs(best)) < reach)
+        found = settled & accept & (ridge == 0) & (largest(best) < reach)
         going = ~settled & ~jnp.isnan(length)
-        best = jnp.where(found, best + step, best)
-        candidate = best + jnp.where(going, step, 0.0)
-        return _Newton(best, value, gradient, hessian, candidate, radius, state.rounds + 1, going, found)
+        return _Newton(
+            best=jnp.where(found, best + step, best),
+            value=jnp.where(accept, value, state.value),
+            candidate=best + jnp.where(going, step, 0.0),
+            radius=radius,
+            rounds=state.rounds + 1,
+            going=going.astype(dtype),
+            found=found.astype(dtype),
+        ).vector()
 
-    zero = jnp.zeros_like(taylor, shape=(ndim,))
-    state = _Newton(
-        best=zero,
-        value=jnp.full_like(noise, jnp.inf),
-        gradient=zero,
-        hessian=jnp.zeros_like(taylor, shape=(ndim, ndim)),
-        candidate=zero,
-        radius=jnp.full_like(noise, 0.5),
-        rounds=jnp.zeros_like(noise, dtype=jnp.int32),
-        going=jnp.ones_like(noise, dtype=bool),
-        found=jnp.zeros_like(noise, dtype=bool),
-    )
-    state = lax.while_loop(lambda s: s.going & (s.rounds < MAX_STEPS), body, state)
-    return state.best, state.hessian, state.found
+    nothing = jnp.zeros_like(noise)
+    zeros = jnp.zeros_like(noise, shape=(ndim,))
+    start = _Newton(zeros, nothing + np.inf, zeros, nothing + 0.5, nothing, nothing + 1, nothing).vector()
+
+    def unfinished(vector: Array) -> Array:
+        state = _Newton.of(vector)
+        return (state.going > 0) & (state.rounds < MAX_STEPS)
+
+    state = _Newton.of(lax.while_loop(unfinished, body, start))
+    return state.best, state.found > 0
 
 
 @jax.custom_jvp

@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array, lax
 
 from .algebra import inverse_of_symmetric, or_one
-from .passes import block_sums, count, extremes, sum_all
+from .passes import block_sums, count, extremes, sum_all, sum_each
 from .position import Position
 from .spectrum import Shape, along, gradients, half_weights, squared
 from .terms import Chi2Terms, Matched
@@ -113,33 +113,29 @@ def likely_inflation(terms: Chi2Terms, at: Position, matched: Matched) -> tuple[
     assert terms.content.noise_share is not None
     slopes = gradients(lax.optimization_barrier(terms.moved(at)), shape) * root[None]
     trusted = jnp.where(terms.content.noise_share > TRUSTED, slopes, 0.0)
-    enough = _sums(trusted**2) > TRUSTED * _sums(slopes**2)
+    enough = sum_each(trusted**2) > TRUSTED * sum_each(slopes**2)
     slopes = _normalised(trusted)
     taken = jnp.sum(jnp.where(along(np.array(plan.free), 0, slopes.ndim), slopes**2, 0.0), axis=0)
     if plan.gain:
         taken = taken + _normalised(model[None])[0] ** 2
     if plan.background:
         taken = taken + jnp.sum(_normalised(pixels.background.functions() * root[None]) ** 2, axis=0)
-    here = _sums(slopes**2 * (residual**2 / (1 - jnp.minimum(taken, MAX_LEVERAGE)))[None])
+    here = sum_each(slopes**2 * (residual**2 / (1 - jnp.minimum(taken, MAX_LEVERAGE)))[None])
     waves, number = _blocks(squared(jnp.fft.rfftn(slopes, axes=tuple(range(1, slopes.ndim)))), shape)
     power, _ = _blocks(squared(matched.residual_spectrum)[None], shape)
     # The power of a block with some of what was fitted is less by its share.
-    waves = waves / or_one(_sums(waves)).reshape(-1, *[1] * len(shape))
+    waves = waves / or_one(sum_each(waves)).reshape(-1, *[1] * len(shape))
     power = power / number / jnp.maximum(1 - jnp.sum(waves, axis=0, keepdims=True) / number, 1 - MAX_LEVERAGE)
-    there = _sums(waves * power) * prod(shape) / or_one(_sums(power * number))
-    scatter = jnp.sqrt((_sums(slopes**4) + _sums(waves**2 / number)) / 2)
+    there = sum_each(waves * power) * prod(shape) / or_one(sum_each(power * number))
+    scatter = jnp.sqrt((sum_each(slopes**4) + sum_each(waves**2 / number)) / 2)
     return jnp.sqrt(here * there), jnp.where(enough, scatter, jnp.inf)
 
 
 def _normalised(arrays: Array) -> Array:
     """Arrays with a leading axis, each over the root of the sum of its squares."""
-    unit = jnp.stack([extremes(jnp.abs(x))[0] for x in arrays]).reshape(-1, *[1] * (arrays.ndim - 1))
+    unit = along(extremes(jnp.abs(arrays), tuple(range(1, arrays.ndim)))[0], 0, arrays.ndim)
     arrays = arrays / or_one(unit)
-    return arrays / jnp.sqrt(or_one(_sums(arrays**2))).reshape(unit.shape)
-
-
-def _sums(arrays: Array) -> Array:
-    return jnp.stack([sum_all(x) for x in arrays])
+    return arrays / jnp.sqrt(or_one(sum_each(arrays**2))).reshape(unit.shape)
 
 
 def _blocks(power: Array, shape: Shape) -> tuple[Array, Array]:
@@ -164,8 +160,8 @@ def _scatter(scores: Array, spectra: Array, window: Array, number: Array) -> Arr
     zero = (slice(None), *[0] * len(shape))
     power = jnp.where(shared[zero] > 0, shared[zero], 1.0)
     unit = along(jnp.sqrt(power), 0, len(shape) + 1)
-    own = jnp.stack([sum_all(x**4) for x in scores / unit])
-    pairs = jnp.stack([sum_all(x**2) for x in window[None] * shared / unit**2])
+    own = sum_each((scores / unit) ** 4)
+    pairs = sum_each((window[None] * shared / unit**2) ** 2)
     return jnp.sqrt((own + pairs / jnp.maximum(number, 1)) / 2)
 
 

@@ -40,17 +40,25 @@ def reciprocal(f: Array) -> Array:
     return result
 
 
+def powers(x: Array, highest: int) -> Array:
+    """``x⁰ … x^highest``, the powers first."""
+    found = [jnp.ones_like(x)]
+    for _ in range(highest):
+        found.append(found[-1] * x)
+    return jnp.stack(found)
+
+
 def translate(f: Array, displacement: Array, order: int) -> Array:
     """Derivatives at a displaced point, up to ``order``, of the polynomial with derivatives ``f`` at zero."""
     number = f.shape[0]
-    powers = [jnp.ones_like(displacement)]
-    for _ in range(number - 1):
-        powers.append(powers[-1] * displacement)
     rule = np.zeros((number, number, order + 1))
     for k in range(order + 1):
         for i in range(k, number):
             rule[i - k, i, k] = 1 / factorial(i - k)
     columns = jnp.einsum(
-        "pa,pik->aik", jnp.stack(powers), jnp.asarray(rule, f.dtype), precision=lax.Precision.HIGHEST
+        "pa,pik->aik",
+        powers(displacement, number - 1),
+        jnp.asarray(rule, f.dtype),
+        precision=lax.Precision.HIGHEST,
     )
     return contract(f, list(columns))
