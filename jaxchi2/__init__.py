@@ -16,6 +16,7 @@ from .engine.counts import Counts
 from .engine.errors import delta_chi2
 from .engine.noise import estimate_noise
 from .engine.verdict import Peaks, Posterior, RunnerUp
+from .field import Field, register_field
 from .image_registration.chi2_shifts import (
     chi2_shift,
     chi2_shift_iterzoom,
@@ -30,6 +31,7 @@ from .motion import Affine, Rigid, Shift, Similarity
 from .pipeline import register_and_align
 from .registration import register
 from .results import Registration
+from .smoothfield import SmoothField
 from .stack import register_stack
 from .status import Status
 from .surface import Chi2Surface, chi2_surface
@@ -44,6 +46,7 @@ __all__ = [
     "Combined",
     "Counts",
     "Descent",
+    "Field",
     "Fit",
     "GaussNewton",
     "JointRegistration",
@@ -56,6 +59,7 @@ __all__ = [
     "Search",
     "Shift",
     "Similarity",
+    "SmoothField",
     "Status",
     "align",
     "align_stack",
@@ -74,6 +78,7 @@ __all__ = [
     "iterative_zoom_1d",
     "register",
     "register_and_align",
+    "register_field",
     "register_jointly",
     "register_stack",
 ]

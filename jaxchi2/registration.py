@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from .checks import choice, flag, is_traced, positive, real_number
 from .engine.algebra import is_positive_definite
 from .engine.builders import KnownReference, weighted_terms
-from .engine.chance import evidence
+from .engine.chance import evidence, trial
 from .engine.choices import ERRORS, Boundary, Choices, Plan
 from .engine.constraints import ANYWHERE, Search
 from .engine.continuation import MARGIN
@@ -446,7 +446,7 @@ def solve(
     unequal = pattern = jnp.zeros_like(failed)
     if others is not None:
         matched = witness.match(_in_reach(witness, best))
-        seen = evidence(witness, matched)
+        seen = evidence(trial(witness), matched)
         unequal = is_unequal(witness, matched, MAX_IMPROVEMENT)
         if witness.pixels.frame == witness.pixels.reference_frame:
             pattern = has_static_pattern(witness, best.position, matched, MIN_PATTERN)

@@ -46,6 +46,38 @@ class Evidence(NamedTuple):
     """Logarithm of the share of the image's power that is left in the residuals."""
 
 
+class Trial(NamedTuple):
+    """What a match was chosen from."""
+
+    settled: Array
+    """Whether each shift has pixels of its own."""
+    number_of_shifts: Array
+    number: Array
+    """Pixels that count, an integer."""
+    weights: Array | None
+    """Of the pixels; None where they are all one."""
+    frames: tuple[Spread, Spread] | None
+    """How the values of reference and image differ in all of their frames."""
+    common: tuple[Spread, Spread] | None
+    """The same over the pixels that count."""
+    gain: bool
+    """Whether it was fitted."""
+
+
+def trial(terms: Chi2Terms) -> Trial:
+    """What the match of a pair was chosen from."""
+    grid, pixels, content = terms.grid, terms.pixels, terms.content
+    return Trial(
+        settled=grid.settled,
+        number_of_shifts=grid.number_of_shifts(),
+        number=pixels.number,
+        weights=pixels.weights,
+        frames=content.frames,
+        common=content.common,
+        gain=terms.plan.gain,
+    )
+
+
 class _Match(NamedTuple):
     """Pixels in units of the errors, about their means, and how they differ."""
 
@@ -74,10 +106,10 @@ class _Spectra(NamedTuple):
     md: Array
 
 
-def evidence(terms: Chi2Terms, matched: Matched) -> Evidence:
+def evidence(trial: Trial, matched: Matched) -> Evidence:
     """How many independent residuals a match has, and how likely chance makes one as good."""
-    match = _match(terms, matched)
-    settled, weights, shape = terms.grid.settled, terms.pixels.weights, terms.pixels.shape
+    match = _match(trial, matched)
+    settled, weights, shape = trial.settled, trial.weights, matched.model.shape
     octaves = _spectra(matched, shape)
     every = _Spectra(*(jnp.sum(x) for x in octaves))
     size = float(np.prod(shape))
@@ -86,14 +118,14 @@ def evidence(terms: Chi2Terms, matched: Matched) -> Evidence:
         for x, product in ((every.r, every.mr), (every.d, every.md))
     )
     share = of_residual / match.dependent
-    trials = jnp.log(jnp.maximum(terms.grid.number_of_shifts() * of_data, 1.0))
+    trials = jnp.log(jnp.maximum(trial.number_of_shifts * of_data, 1.0))
     nu = match.number * jnp.sqrt(share * of_data / match.dependent)
     many = trials + _log_correlated(match, nu)
     # Weights and the edges of a frame make detail in every octave of what has none.
     by_detail = octaves if weights is None else _Spectra(*(x[None] for x in every))
     few = _log_few(match, by_detail, every, match.number / size)
     single = _log_single(match, every)
-    places = jnp.where(settled, _places(terms, match), 0.0)
+    places = jnp.where(settled, _places(trial, match), 0.0)
     # By Monte Carlo half of the places are as good as they might be.
     few += jnp.where(settled, jnp.log((places + SINGLE) / 2), trials)
     # Of a whole period a smooth scene may be one wave, which is like every other.
@@ -105,13 +137,13 @@ def evidence(terms: Chi2Terms, matched: Matched) -> Evidence:
     return Evidence(share, jnp.minimum(log_chance, 0.0), news, log_left)
 
 
-def _match(terms: Chi2Terms, matched: Matched) -> _Match:
+def _match(trial: Trial, matched: Matched) -> _Match:
     # How much chance explains is a matter of the best gain and background, whatever is held.
     model, residual, data, *_ = matched
-    number = jnp.maximum(terms.pixels.number, 1).astype(data.dtype)
+    number = jnp.maximum(trial.number, 1).astype(data.dtype)
 
     # Unequal weights make few of the pixels count, without a source.
-    weights = jnp.ones_like(data) if terms.pixels.weights is None else terms.pixels.weights
+    weights = jnp.ones_like(data) if trial.weights is None else trial.weights
     uneven = number * sum_all(weights**2) / _positive(sum_all(weights)) ** 2
 
     def excess(x: Array) -> Array:
@@ -120,7 +152,7 @@ def _match(terms: Chi2Terms, matched: Matched) -> _Match:
 
     sparse = excess(model)
     dependent = 1 + jnp.sqrt(sparse * excess(residual)) / 2
-    return _Match(model, residual, data, number, sparse, dependent, not terms.plan.gain)
+    return _Match(model, residual, data, number, sparse, dependent, not trial.gain)
 
 
 def _spectra(matched: Matched, shape: tuple[int, ...]) -> _Spectra:
@@ -194,12 +226,12 @@ def _log_single(match: _Match, every: _Spectra) -> Array:
     return (_log_unexplained(every) - jnp.log1p(match.sparse / 2)) / 2 + log(LIKE) * others
 
 
-def _places(terms: Chi2Terms, match: _Match) -> Array:
+def _places(trial: Trial, match: _Match) -> Array:
     """How many overlaps like this the frames have, ``E₁ E₂ / (e₁ e₂) − 1``, of energies in it and in all.
 
     Nothing disagrees in a small overlap, and the residuals are the noise: what is left out tells.
     """
-    frames, common = terms.content.frames, terms.content.common
+    frames, common = trial.frames, trial.common
     if frames is None or common is None:
         return jnp.zeros_like(match.number)
     reference, image = common

@@ -69,9 +69,9 @@ def sandwich(terms: Chi2Terms, at: Position) -> tuple[Array, Array]:
 
 
 def between(bread: Array, scores: Array) -> Array:
-    """``B⁻¹ V B⁻¹`` of the inverse of B, and V."""
+    """``Bᵀ V B`` of two matrices."""
     product = jnp.dot(scores, bread, precision=lax.Precision.HIGHEST)
-    return jnp.dot(bread, product, precision=lax.Precision.HIGHEST)
+    return jnp.dot(bread.T, product, precision=lax.Precision.HIGHEST)
 
 
 def covariance_of_scores(

@@ -198,7 +198,7 @@ class FourierSeries:
         return Differences(sums[(0,) * ndim], reduce(jnp.add, parts), there)
 
 
-def _on_grid(coefficients: Array, grid: Shape) -> Array:
+def on_grid(coefficients: Array, grid: Shape) -> Array:
     """Harmonics −h … h, 0 … h on the last axis, in the half plane of a grid of at least 2h samples."""
     for axis, n in enumerate(grid[:-1]):
         low, high = jnp.split(coefficients, [coefficients.shape[axis] // 2 + 1], axis)
@@ -346,7 +346,7 @@ def square_of(spectrum: Array, shape: Shape) -> Array:
     They are twice the pixels' band; so M² is formed on a grid that holds them.
     """
     fine = tuple(next_fast_len(2 * n + 1, real=True) for n in shape)
-    array = jnp.fft.irfftn(_on_grid(unfolded(spectrum, shape), fine), fine) * (prod(fine) / prod(shape))
+    array = jnp.fft.irfftn(on_grid(unfolded(spectrum, shape), fine), fine) * (prod(fine) / prod(shape))
     square = jnp.fft.rfftn(array**2)[..., : shape[-1] + 1]
     for axis, (n, m) in enumerate(zip(shape[:-1], fine[:-1], strict=True)):
         square = _joined(square, axis, [(0, n + 1), (m - n, m)])

@@ -100,19 +100,22 @@ def runner_up(
     delta = jnp.where(jnp.abs(delta) < _rounding(terms), 0.0, delta) / jnp.where(grid.settled, 1.0, scale)
     weighed = evidence.share * delta
     if matches is not None:
+        assert terms.content.frames is not None
         best, other = (jax.tree.map(lambda x, k=k: x[k], matches) for k in (0, 1))
-        weighed = jnp.where(grid.settled & others.exist[0], _weighed(terms, best, other, evidence), weighed)
+        every = jnp.minimum(*(f.number for f in terms.content.frames))
+        by_score = log_odds(best, other, evidence, every)
+        weighed = jnp.where(grid.settled & others.exist[0], by_score, weighed)
     return RunnerUp(found.shift[1], delta, jax.nn.sigmoid(weighed / 2))
 
 
-def _weighed(terms: Chi2Terms, best: Explained, other: Explained, evidence: Evidence) -> Array:
-    """Difference of two scores as −2 times the logarithm of the odds of the matches.
+def log_odds(best: Explained, other: Explained, evidence: Evidence, every: Array) -> Array:
+    """Difference of two scores as twice the logarithm of the odds of the matches.
 
+    ``every`` is the number of pixels of the frame that has fewer.
     Pixels of the one alone are no news where those that both have foretell them, as in a lattice. And the
     noise of those that are not common, of size √(2n), says nothing of which is better: the mean of the
     logistic function over a normal distribution is close to one of a smaller slope.
     """
-    assert terms.content.frames is not None
     fewer, most = jnp.minimum(best.number, other.number), jnp.maximum(best.number, other.number)
     more = (best.number - other.number) / jnp.maximum(most, 1.0)
     gained = other.left - best.left
@@ -124,7 +127,6 @@ def _weighed(terms: Chi2Terms, best: Explained, other: Explained, evidence: Evid
     gained = jnp.maximum(gained - doubtful, jnp.minimum(gained, 0.0))
     difference = fewer * evidence.share * gained + other.prior - best.prior
     difference += more * jnp.minimum(evidence.news, -best.number * best.left)
-    every = jnp.minimum(*(f.number for f in terms.content.frames))
     both = best.number + other.number
     apart = both - 2 * jnp.maximum(both - every, 0.0)
     variance = 2 * apart * evidence.share * (1 - jnp.exp(best.left)) ** 2
