@@ -28,6 +28,7 @@ from .joint import JointRegistration, register_jointly
 from .leastsq import Descent, Fit, GaussNewton, fit
 from .motion import Affine, Rigid, Shift, Similarity
 from .pipeline import register_and_align
+from .psf import MatchedPair, match_psf, smooth_undersampled
 from .registration import register
 from .results import Registration
 from .stack import register_stack
@@ -47,6 +48,7 @@ __all__ = [
     "Fit",
     "GaussNewton",
     "JointRegistration",
+    "MatchedPair",
     "Noise",
     "Peaks",
     "Posterior",
@@ -72,8 +74,10 @@ __all__ = [
     "fourier",
     "iterative_zoom",
     "iterative_zoom_1d",
+    "match_psf",
     "register",
     "register_and_align",
     "register_jointly",
     "register_stack",
+    "smooth_undersampled",
 ]

@@ -1,0 +1,116 @@
+"""Stars that are sampled too coarsely: crops, as they are, smoothed by hand, and by `smooth_undersampled`.
+
+    python benchmarks/undersampled.py [--draws 400] [--size 64]
+
+Stars of a Gaussian point spread, pixels included, with peaks of 30 to 300 times the noise of the image, at
+any places in the frame and beyond its edges, moved by up to two pixels. Columns: the share of frames with
+doubts about the match (`UNRELATED`, `AMBIGUOUS`), and of the others the root mean square of the errors and of
+the pulls (error over quoted error); χ² per degree of freedom, the median; the share with other flags.
+"smoothed by" are both images behind a Gaussian of so many pixels, with white errors of the size of their
+noise then, or those of the sandwich.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scenes import FWHM, Stars, rms, round_spot
+from scipy import ndimage
+from table import command_line, print_head
+
+import jaxchi2
+from jaxchi2 import Noise, Status
+
+BATCH = 20
+FLAGS = (Status.CONTRADICTED, Status.BAD_FIT, Status.LARGE_ERRORS)
+
+
+@partial(jax.jit, static_argnames="errors")
+def registered(frames: jax.Array, err: float, errors: str) -> jaxchi2.Registration:
+    def one(pair: jax.Array) -> jaxchi2.Registration:
+        return jaxchi2.register(pair[0], pair[1], err, errors=errors)
+
+    return jax.lax.map(one, frames, batch_size=BATCH)
+
+
+@partial(jax.jit, static_argnames="psf")
+def registered_smooth(frames: jax.Array, reference_err: float, psf: float) -> jaxchi2.Registration:
+    def one(pair: jax.Array) -> jaxchi2.Registration:
+        err = jnp.hypot(1.0, reference_err)
+        smooth = jaxchi2.smooth_undersampled(pair[0], pair[1], psf, err)
+        return jaxchi2.register(smooth.reference, smooth.image, noise=smooth.noise)
+
+    return jax.lax.map(one, frames, batch_size=BATCH)
+
+
+def blurred(frames: np.ndarray, sigma: float) -> np.ndarray:
+    """Behind a Gaussian; NaN within three standard deviations of the edges."""
+    margin = int(np.ceil(3 * sigma))
+    result = ndimage.gaussian_filter(frames, (0, 0, sigma, sigma), truncate=3)
+    inner = np.zeros(frames.shape, bool)
+    inner[..., margin:-margin, margin:-margin] = True
+    return np.where(inner, result, np.nan)
+
+
+def row(name: str, found: jaxchi2.Registration, shifts: np.ndarray) -> str:
+    found = jax.tree.map(np.asarray, found)
+    doubted = (found.status & (Status.UNRELATED | Status.AMBIGUOUS)) > 0
+    good = np.isfinite(found.chi2) & ~doubted
+    error = found.shift - shifts
+    columns = [
+        f"{np.mean(~good):.2f}",
+        f"{rms(error[good]):.4f}",
+        f"{rms((error / found.stderr)[good]):.2f}",
+        f"{np.median(found.chi2[good] / found.dof[good]):.2f}",
+        *(f"{np.mean(found.status[good] & flag > 0):.2f}" for flag in FLAGS),
+    ]
+    return f"| {name} | {' | '.join(columns)} |"
+
+
+def main() -> None:
+    parser = command_line(__doc__)
+    parser.add_argument("--fwhm", type=float, nargs="*", default=[1.0, 1.2, 1.6])
+    parser.add_argument("--stars", type=int, nargs="*", default=[5, 50])
+    parser.add_argument("--blur", type=float, nargs="*", default=[1.2])
+    parser.add_argument("--reference-err", type=float, default=0.0)
+    arguments = parser.parse_args()
+    names = ("FWHM", "stars", "how", "doubted", "rms (px)", "pulls", "χ² / dof")
+    print_head(arguments, (*names, *(f"`{flag.name}`" for flag in FLAGS)))
+    for fwhm in arguments.fwhm:
+        area = 2 * np.pi * (fwhm / FWHM) ** 2
+        for count in arguments.stars:
+            rng = np.random.default_rng(arguments.seed)
+            shifts = rng.uniform(-2, 2, (arguments.draws, 2))
+            frames = []
+            for shift in shifts:
+                stars = Stars.drawn(rng, arguments.size, count, (30 * area, 300 * area))
+                frames.append([stars.image(round_spot(fwhm), s) for s in (np.zeros(2), shift)])
+            frames = (
+                np.array(frames)
+                + rng.normal(size=(arguments.draws, 2, *[arguments.size] * 2))
+                * (np.array([arguments.reference_err, 1.0])[:, None, None])
+            )
+            err = float(np.hypot(1.0, arguments.reference_err))
+            first = f"{fwhm} | {count}"
+            given = jnp.asarray(frames, jnp.float32)
+            for errors in ("model", "sandwich"):
+                print(
+                    row(f"{first} | as it is, {errors}", registered(given, err, errors), shifts), flush=True
+                )
+            for sigma in arguments.blur:
+                point = np.zeros((41, 41))
+                point[20, 20] = 1.0
+                size = Noise.from_kernel(ndimage.gaussian_filter(point, sigma, truncate=3), err).sigma
+                smooth = jnp.asarray(blurred(frames, sigma), jnp.float32)
+                for errors in ("model", "sandwich"):
+                    found = registered(smooth, size, errors)
+                    print(row(f"{first} | smoothed by {sigma}, {errors}", found, shifts), flush=True)
+            found = registered_smooth(given, arguments.reference_err, fwhm)
+            print(row(f"{first} | `smooth_undersampled`", found, shifts), flush=True)
+
+
+if __name__ == "__main__":
+    main()
