@@ -4,10 +4,10 @@
 
 Stars of a Gaussian point spread, pixels included, with peaks of 30 to 300 times the noise of the image, at
 any places in the frame and beyond its edges, moved by up to two pixels. Columns: the share of frames with
-doubts about the match (`UNRELATED`, `AMBIGUOUS`), and of the others the root mean square of the errors and of
-the pulls (error over quoted error), of the model's errors and of the sandwich's where it says two; χ² per
-degree of freedom, the median; the share with other flags. "smoothed by" are both images behind a Gaussian of
-so many pixels, with white errors of the size of their noise then.
+doubts about the match (`UNRELATED`, `AMBIGUOUS`) or without an error, and of the others the root mean square
+of the errors and of the pulls (error over quoted error), of the model's errors and of the sandwich's where it
+says two; χ² per degree of freedom, the median; the share with other flags. "smoothed by" are both images
+behind a Gaussian of so many pixels, with white errors of the size of their noise then.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def blurred(frames: np.ndarray, sigma: float) -> np.ndarray:
 def row(name: str, found: jaxchi2.Registration, shifts: np.ndarray, both: bool = True) -> str:
     found = jax.tree.map(np.asarray, found)
     doubted = (found.status & (Status.UNRELATED | Status.AMBIGUOUS)) > 0
-    good = np.isfinite(found.chi2) & ~doubted
+    good = np.all(np.isfinite(found.stderr), axis=1) & ~doubted
     error = found.shift - shifts
     pulls = [(error / found.stderr)[good]]
     if both:

@@ -38,8 +38,10 @@ LACKING = 0.02
 """Standard deviation in pixels of a Gaussian that changes nothing."""
 REACH = 3.5
 """Standard deviations that a kernel reaches, and three pixels at least."""
-LEAST_POWER = 1e-4
+LEAST_POWER = 3e-5
 """Weight of frequencies that a point-spread function lets not pass, of which a kernel need not take care."""
+STEPS = 100
+"""Of conjugate gradients, with weights that range so far."""
 WIDTHS = (0.0, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.65, 1.8, 2.0)
 """Standard deviations in pixels of the Gaussians that undersampled images may be smoothed with."""
 WIDEST = 8
@@ -280,7 +282,7 @@ def gaussian_kernel(lacking: np.ndarray, own: np.ndarray, dtype: jnp.dtype) -> t
     # A constant is to stay what it is.
     weight = (power + LEAST_POWER) * np.where(frequencies((n,) * ndim) > 0, 1.0, 100.0)
     target, weight = jnp.asarray(target, dtype), jnp.asarray(weight, dtype)
-    kernel, reach = trimmed(nearest_kernels(target, weight, (n,) * ndim, [most])[0], most)
+    kernel, reach = trimmed(nearest_kernels(target, weight, (n,) * ndim, [most], STEPS)[0], most)
     return kernel / jnp.sum(kernel), reach
 
 

@@ -100,6 +100,14 @@ def test_sources_become_those_of_the_common_point_spread(reference_psf, psf, sha
         np.testing.assert_array_equal(x, copy)
 
 
+def reach_of(fwhm, common):
+    """Pixels that the kernel reaches, the same along both axes."""
+    own, wide = (module.covariance_of(x, "psf", 2) for x in (fwhm, common))
+    _, reach = module.gaussian_kernel(wide - own, own, np.float32)
+    assert 3 <= reach[0] == reach[1] <= 5
+    return int(reach[0])
+
+
 @pytest.mark.parametrize("boundary", ["overlap", "wrap"])
 def test_scene_is_that_of_scipy(boundary):
     image = 100 + scene((48, 46), 3.0, seed=2, smooth=True)
@@ -110,7 +118,7 @@ def test_scene_is_that_of_scipy(boundary):
     np.testing.assert_allclose(np.asarray(found.reference)[valid], expected[valid], atol=2e-3)
     np.testing.assert_array_equal(found.image, image.astype(np.float32))
     inner = np.zeros(image.shape, bool)
-    margin = int(np.ceil(module.REACH * sigma)) if boundary == "overlap" else 0
+    margin = reach_of(2.5, 3.5) if boundary == "overlap" else 0
     inner[margin : 48 - margin, margin : 46 - margin] = True
     np.testing.assert_array_equal(valid, inner)
 
@@ -136,11 +144,11 @@ def test_unknown_pixels():
     image[10:14, 20:23] = np.nan
     image[30, 30] = np.nan
     found = np.asarray(match_psf(image, image, 2.5, 3.5, 1.0, 1.0).reference)
-    reach = 4
+    reach = reach_of(2.5, 3.5)
     assert np.all(np.isnan(found[10 - reach : 14 + reach, 20 - reach : 23 + reach]))
     assert np.all(np.isfinite(found[10 - reach : 14 + reach, 23 + reach]))
     assert np.isnan(found[30, 30])
-    assert np.isfinite(found[30, 34])
+    assert np.isfinite(found[30, 31 + reach])
     again = np.asarray(match_psf(image, image, 2.5, 3.5, 1.0, 1.0).image)
     np.testing.assert_array_equal(np.isnan(again), np.isnan(image))
 
@@ -193,7 +201,7 @@ def test_errors_for_more_than_noise():
         found = register(reference, image, noise=noise, boundary=boundary)
         np.testing.assert_allclose(found.stderr, 2 * plain.stderr, rtol=2e-3)
         np.testing.assert_allclose(found.chi2, plain.chi2 / 4, rtol=1e-2)
-        np.testing.assert_allclose(found.dof, plain.dof / 4, rtol=2e-3)
+        np.testing.assert_allclose(found.dof + 2, (plain.dof + 2) / 4, rtol=2e-3)
         assert not found.status & Status.LARGE_ERRORS
 
 
@@ -237,7 +245,7 @@ def test_noise_that_hides_the_sources_is_not_smoothed():
     noise = np.random.default_rng(10).normal(size=(2, 48, 48)).astype(np.float32)
     found = smooth_undersampled(*noise, 1.2, 3.0)
     np.testing.assert_allclose(found.image, noise[1], atol=1e-5)
-    np.testing.assert_allclose(found.noise.sigma, 3.0, rtol=1e-5)
+    np.testing.assert_allclose(found.noise.sigma, 3.0, rtol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from .passes import any_in_batch, every, mean_over, neighbours
 from .spectrum import Shape, along, harmonics, scaled
 
 STEPS = 20
-"""Of conjugate gradients, to convergence."""
+"""Of conjugate gradients, to convergence where the weight is as smooth as noise."""
 LEAST = 1e-3
 """Of the largest value of a kernel, below which its outer lines are left out."""
 MAX_HOLE = 0.05
@@ -49,7 +49,9 @@ def response_of(centred: Array, shape: Shape) -> Array:
     return jnp.fft.rfftn(folded(centred, shape)).real
 
 
-def nearest_kernels(target: Array, weight: Array, grid: Shape, reaches: Sequence[int]) -> Array:
+def nearest_kernels(
+    target: Array, weight: Array, grid: Shape, reaches: Sequence[int], steps: int = STEPS
+) -> Array:
     """For every reach the kernel within it that minimises ``Σ_k w (H − G)²``, the middle first.
 
     Target G and weight w are on the half plane of the grid, of equal axes; the kernels' axis is the first.
@@ -82,7 +84,7 @@ def nearest_kernels(target: Array, weight: Array, grid: Shape, reaches: Sequence
     nearly = convolved(right, 1 / weight)
     size = products(right, nearly)
     solved = lax.stop_gradient(jnp.finfo(dtype).eps ** 2 * size)
-    return lax.scan(step, (jnp.zeros_like(right), right, nearly, size), None, STEPS)[0][0]
+    return lax.scan(step, (jnp.zeros_like(right), right, nearly, size), None, steps)[0][0]
 
 
 def trimmed(kernel: Array, most: int) -> tuple[Array, Array]:
