@@ -121,6 +121,7 @@ def match_psf(
     >>> image = star(0.4, -0.7, 3.5) + np.random.default_rng(0).normal(size=y.shape)
     >>> pair = match_psf(star(0, 0, 2.5), image, 2.5, 3.5, err=1.0)
     >>> print(jaxchi2.register(pair.reference, pair.image, noise=pair.noise))
+    Registration(shift=(+0.3896 ± 0.0098, -0.7070 ± 0.0097) px, chi2=1428.8, dof=1441)
     """
     reference, image = _images(reference, image)
     ndim, periodic = image.ndim, choice(boundary, "boundary", BOUNDARIES) == "wrap"
@@ -195,6 +196,7 @@ def smooth_undersampled(
     >>> reference, image = stars((0, 0)), stars((1.4, -2.3)) + rng.normal(size=(64, 64))
     >>> pair = smooth_undersampled(reference, image, 1.18, err=1.0)
     >>> print(jaxchi2.register(pair.reference, pair.image, noise=pair.noise))
+    Registration(shift=(+1.3989 ± 0.0089, -2.3051 ± 0.0086) px, chi2=343.53, dof=277)
     """
     reference, image = _images(reference, image)
     ndim, periodic = image.ndim, choice(boundary, "boundary", BOUNDARIES) == "wrap"
