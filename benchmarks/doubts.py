@@ -17,6 +17,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scenes import smoothed
 
 import jaxchi2
 from jaxchi2 import Status
@@ -56,20 +57,12 @@ def noise(rng: np.random.Generator, size: float = 1.0) -> np.ndarray:
     return size * rng.normal(size=(SIZE, SIZE))
 
 
-def smoothed(rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """Noise of unit variance after a Gaussian."""
-    frequency = np.fft.fftfreq(SIZE)
-    response = np.exp(-2 * np.pi**2 * sigma**2 * (frequency[:, None] ** 2 + frequency**2))
-    result = np.fft.ifft2(np.fft.fft2(noise(rng)) * response).real
-    return result / np.sqrt(np.mean(response**2))
-
-
 def plain(rng: np.random.Generator, sky: Sky, shift: np.ndarray, size: float = 1.0, **options: float) -> Pair:
     return sky.image(np.zeros(2)), sky.image(shift, **options) + noise(rng, size)
 
 
 def resampled(rng: np.random.Generator, sky: Sky, shift: np.ndarray) -> Pair:
-    return sky.image(np.zeros(2)), sky.image(shift) + smoothed(rng, 0.7)
+    return sky.image(np.zeros(2)), sky.image(shift) + smoothed(noise(rng), 0.7)
 
 
 def noisy_reference(rng: np.random.Generator, sky: Sky, shift: np.ndarray) -> Pair:

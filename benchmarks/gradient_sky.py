@@ -16,8 +16,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scenes import rms
 from table import command_line, print_head
-from wrong_noise import BATCH, Maker, rms
+from wrong_noise import BATCH, Maker
 
 import jaxchi2
 from jaxchi2 import Status

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from accuracy import moved, new_scene
+from scenes import rms
 
 import jaxchi2
 
@@ -40,10 +41,6 @@ def bound(scene: np.ndarray, noise: float) -> np.ndarray:
     k = 2 * np.pi * np.stack(np.broadcast_arrays(np.fft.fftfreq(n)[:, None], np.fft.fftfreq(n)[None, :]))
     ratio = signal**2 / (2 * signal * noise**2 + noise**4)
     return np.diag(np.linalg.inv(np.einsum("aij,bij,ij->ab", k, k, ratio)))
-
-
-def rms(x: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(x))))
 
 
 def main() -> None:

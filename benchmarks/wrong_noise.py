@@ -16,6 +16,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scenes import rms, smoothed
 from table import command_line, print_head
 
 import jaxchi2
@@ -56,12 +57,6 @@ class Maker:
         """Noise of unit variance."""
         return self.rng.normal(size=(self.size, self.size))
 
-    def smoothed(self, sigma: float) -> np.ndarray:
-        """Noise of unit variance after a Gaussian, as resampling and drizzling make it."""
-        response = np.exp(-2 * (np.pi * sigma * self.k) ** 2)
-        noise = np.fft.ifft2(np.fft.fft2(self.white()) * response).real
-        return noise / np.sqrt(np.mean(response**2))
-
     def halfway(self) -> np.ndarray:
         """Noise of unit variance after a linear shift by half a pixel on both axes."""
         noise = self.white()
@@ -74,8 +69,8 @@ NOISE: dict[str, tuple[Callable, float | None]] = {
     "err half of the noise": (lambda m, image: (0.0, m.white()), 0.5),
     "err twice the noise": (lambda m, image: (0.0, m.white()), 2.0),
     "shifted by half a pixel": (lambda m, image: (0.0, m.halfway()), 1.0),
-    "smoothed by 0.7 pixels": (lambda m, image: (0.0, m.smoothed(0.7)), 1.0),
-    "smoothed by 1.2 pixels": (lambda m, image: (0.0, m.smoothed(1.2)), 1.0),
+    "smoothed by 0.7 pixels": (lambda m, image: (0.0, smoothed(m.white(), 0.7)), 1.0),
+    "smoothed by 1.2 pixels": (lambda m, image: (0.0, smoothed(m.white(), 1.2)), 1.0),
     "in the reference too": (lambda m, image: (m.white(), m.white()), 1.0),
     "three times on the sources": (lambda m, image: (0.0, m.white() * np.where(image > 5, 3.0, 1.0)), 1.0),
     "of counts": (lambda m, image: (0.0, m.white() * np.sqrt(1 + np.maximum(image, 0.0) / 5)), 1.0),
@@ -89,10 +84,6 @@ def registered(frames: jax.Array, err: jax.Array, known: bool, options: tuple) -
         return jaxchi2.register(pair[0], pair[1], given, errors="sandwich", verdict=False, **dict(options))
 
     return jax.lax.map(one, frames, batch_size=BATCH)
-
-
-def rms(x: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(x))))
 
 
 def row(maker: Maker, scene: str, noise: str, draws: int, options: dict) -> str:

@@ -29,6 +29,7 @@ from .joint import JointRegistration, register_jointly
 from .leastsq import Descent, Fit, GaussNewton, fit
 from .motion import Affine, Rigid, Shift, Similarity
 from .pipeline import register_and_align
+from .psf import MatchedPair, match_psf, smooth_undersampled
 from .registration import register
 from .results import Registration
 from .smoothfield import SmoothField
@@ -50,6 +51,7 @@ __all__ = [
     "Fit",
     "GaussNewton",
     "JointRegistration",
+    "MatchedPair",
     "Noise",
     "Peaks",
     "Posterior",
@@ -76,9 +78,11 @@ __all__ = [
     "fourier",
     "iterative_zoom",
     "iterative_zoom_1d",
+    "match_psf",
     "register",
     "register_and_align",
     "register_field",
     "register_jointly",
     "register_stack",
+    "smooth_undersampled",
 ]

@@ -244,7 +244,7 @@ def register(
     if noise is not None:
         pair, whiteness = whiten(
             pair,
-            *covariances(noise, reference_noise, pair.ndim, pair.image.dtype),
+            covariances(noise, reference_noise, pair.ndim, pair.image.dtype),
             choices.boundary.periodic,
         )
     found = tried(

@@ -322,7 +322,7 @@ def _whitened(
             raise ValueError("reference_mask needs one image as reference, beside noise")
         reference = jnp.where(reference_mask, jnp.nan, reference)
     pair = Pair(reference.astype(dtype), images, jnp.ones((), dtype))
-    pair, whiteness = whiten(pair, *covariances(*noises, len(shape), dtype), choices.boundary.periodic)
+    pair, whiteness = whiten(pair, covariances(*noises, len(shape), dtype), choices.boundary.periodic)
     frames = frames._replace(image=pair.image, mask=None)
     common = common._replace(mask=None, err=pair.err, reference_err=pair.reference_err)
     if frames.reference is not None:

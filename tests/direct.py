@@ -50,6 +50,13 @@ def moved(reference, shift):
     return np.fft.ifftn(np.fft.fftn(reference) * np.exp(-2j * np.pi * phase)).real
 
 
+def smoothed(noise, sigma):
+    """White noise behind a Gaussian, on the last two axes, of unit variance again."""
+    k2 = sum(f**2 for f in np.meshgrid(*map(np.fft.fftfreq, noise.shape[-2:]), indexing="ij"))
+    response = np.exp(-2 * np.pi**2 * sigma**2 * k2)
+    return np.fft.ifft2(np.fft.fft2(noise) * response).real / np.sqrt(np.mean(response**2))
+
+
 def chi2(reference, image, err, shift, boundary="wrap"):
     """Σ (D − M(i − s))² / σ² over the frame."""
     return float(np.sum(((image - shifted(reference, shift, boundary)) / err) ** 2))

@@ -101,7 +101,8 @@ def test_filter_by_hand(periodic, x64):
     rng = np.random.default_rng(3)
     image = 100 + rng.normal(size=(24, 25))
     image[7:9, 12:15] = np.nan
-    by = module.whitener(Noise.from_kernel(HALFWAY, SIGMA).covariance, None, (48, 48))
+    noise = module.covariances(Noise.from_kernel(HALFWAY, SIGMA), None, 2, np.float64)
+    by = module.whitener(noise, (48, 48))
     kernel, reach = np.asarray(by.kernel) / float(by.sigma), np.asarray(by.reach)
     exact = jnp.asarray(False) if periodic else None
     found = np.asarray(module.whitened(jnp.asarray(image), by, periodic, exact))

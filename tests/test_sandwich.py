@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from direct import moved, scene
+from direct import moved, scene, smoothed
 
 from jaxchi2 import Boundary, Search, Status, chi2_surface, register, register_stack
 from jaxchi2.engine import sandwich as module
@@ -21,13 +21,6 @@ robust = partial(register, errors="sandwich")
 
 def noisy(shape=SHAPE, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
-
-
-def smoothed(noise, sigma):
-    """White noise after a Gaussian, of unit variance."""
-    k2 = sum(f**2 for f in np.meshgrid(*map(np.fft.fftfreq, noise.shape[-2:]), indexing="ij"))
-    response = np.exp(-2 * np.pi**2 * sigma**2 * k2)
-    return np.fft.ifft2(np.fft.fft2(noise) * response).real / np.sqrt(np.mean(response**2))
 
 
 def by_hand(reference, image, err, shift):

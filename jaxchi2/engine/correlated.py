@@ -6,15 +6,15 @@ unit variance, and all that holds for white noise holds again: errors, χ², the
 
 On a periodic frame that is exact. Where pixels are unknown, beyond the frame or bad, the kernel has to be
 compact, for every pixel that it reaches from there is lost. It is the one of its support that minimises
-``Σ_k (H √P − 1)²``, with more weight at low frequencies: a linear problem for conjugate gradients. Of several
-supports the smallest is taken that is good enough.
+``Σ_k (H √P − 1)²``, with more weight at low frequencies (`kernels`). Of several supports the smallest is
+taken that is good enough.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -26,10 +26,10 @@ from scipy.fft import next_fast_len
 
 from ..checks import array_of, as_real_array, positive, refuse, refuse_unless, sizes
 from .choices import Boundary
-from .continuation import average_nearby, in_patches
+from .kernels import convolve, folded, frequencies, nearest_kernels, response_of, trimmed
 from .pair import Pair
-from .passes import any_in_batch, every, mean_over, neighbours
-from .spectrum import Shape, along, half_weights, harmonics, mean_over_modes, scaled, squared
+from .passes import every, mean_over
+from .spectrum import Shape, along, half_weights, mean_over_modes, squared
 
 FLOOR = 1e-3
 """Power of a white part that is added to that of any noise, in units of the mean power: frequencies without
@@ -41,23 +41,19 @@ GRID = 32
 """Pixels along each axis of the period on which a compact kernel is made."""
 NEAR = 0.05
 """Frequency in cycles per pixel below which a compact kernel is to be equally right."""
-STEPS = 20
-"""Of conjugate gradients, to convergence."""
 TOLERANCE = 0.02
 """By which a compact kernel may make errors of shifts larger, or their estimates wrong."""
-LEAST = 1e-3
-"""Of the largest value of a kernel, below which its outer lines are left out."""
-MAX_HOLE = 0.05
-"""Variance that a hole, filled in, may bring to a pixel beside it, in units of the noise."""
 LAGS = 12
 """Distance in pixels from which noise is taken to be independent where its spectrum is estimated."""
 ROUNDS = 3
 """In which an estimate of a spectrum is refined."""
+LEAST_POWER = 1e-3
+"""Of what is nearly white, in units of its variance, in such an estimate."""
 OUTLIER = 5.0
 """Standard deviations from which a pixel of a blank image is not noise."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["covariance"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["covariance", "effective"], meta_fields=[])
 @dataclass(frozen=True)
 class Noise:
     """Stationary noise, the same everywhere and correlated between pixels; for ``noise`` of `register`.
@@ -81,6 +77,9 @@ class Noise:
     covariance: Array
     """What two pixels share at every distance, in squared units of the images: odd lengths, no distance in
     the middle, zero beyond."""
+    effective: Array | None = None
+    """The same of what weights and errors are made for, where that is not the noise alone: images may differ
+    in more, as those of `smooth_undersampled` do. Degrees of freedom are those of the noise."""
 
     @classmethod
     def from_image(cls, image: ArrayLike) -> Noise:
@@ -151,7 +150,7 @@ class Noise:
     def power(self, shape: Sequence[int]) -> Array:
         """Power spectrum on the frequencies of ``np.fft.fftn`` for a frame; its mean is the variance."""
         frame = sizes(shape, "shape", self.covariance.ndim)
-        return jnp.maximum(jnp.fft.fftn(_folded(self.covariance, frame)).real, 0.0)
+        return jnp.maximum(jnp.fft.fftn(folded(self.covariance, frame)).real, 0.0)
 
 
 def refuse_errors(
@@ -169,23 +168,44 @@ def refuse_errors(
     return noise
 
 
-def covariances(
-    noise: Noise, reference_noise: Noise | None, ndim: int, dtype: jnp.dtype
-) -> tuple[Array, Array | None]:
+class Covariances(NamedTuple):
+    """Those of a pair."""
+
+    image: Array
+    reference: Array | None
+    present: Array | None
+    """Of the noise that is in both together, if the others are not of that alone."""
+
+
+def covariances(noise: Noise, reference_noise: Noise | None, ndim: int, dtype: jnp.dtype) -> Covariances:
     """Those of checked noise for images of so many axes."""
-    one = _checked(noise, "noise", ndim, dtype)
-    return one, None if reference_noise is None else _checked(reference_noise, "reference_noise", ndim, dtype)
+    present, image = _checked(noise, "noise", ndim, dtype)
+    if reference_noise is None:
+        return Covariances(image, None, None if noise.effective is None else present)
+    other, reference = _checked(reference_noise, "reference_noise", ndim, dtype)
+    alone = noise.effective is None and reference_noise.effective is None
+    return Covariances(image, reference, None if alone else _sum(present, other))
 
 
-def _checked(noise: Noise, name: str, ndim: int, dtype: jnp.dtype) -> Array:
+def _checked(noise: Noise, name: str, ndim: int, dtype: jnp.dtype) -> tuple[Array, Array]:
+    """Covariance of noise, and that which weights and errors are made for."""
     if not isinstance(noise, Noise):
         refuse(name, "a Noise", noise, TypeError)
     covariance = as_real_array(noise.covariance, f"covariance of {name}").astype(dtype)
-    if covariance.ndim != ndim or any(n % 2 == 0 for n in covariance.shape):
-        raise ValueError(
-            f"{name} must have a covariance of {ndim} axes, of odd lengths, not of shape {covariance.shape}"
-        )
-    return covariance
+    effective = covariance
+    if noise.effective is not None:
+        effective = as_real_array(noise.effective, f"effective covariance of {name}").astype(dtype)
+    for x in (covariance, effective):
+        if x.ndim != ndim or any(n % 2 == 0 for n in x.shape):
+            raise ValueError(
+                f"{name} must have a covariance of {ndim} axes, of odd lengths, not of shape {x.shape}"
+            )
+    return covariance, effective
+
+
+def _sum(one: Array, other: Array) -> Array:
+    lengths = [max(m, n) for m, n in zip(one.shape, other.shape, strict=True)]
+    return _widened(one, lengths) + _widened(other, lengths)
 
 
 def _centred(periodic: Array) -> Array:
@@ -200,24 +220,8 @@ def _centred(periodic: Array) -> Array:
     return periodic
 
 
-def _folded(centred: Array, shape: Shape) -> Array:
-    """What is given by its distance from the middle on a periodic grid, the middle first."""
-    for axis, n in enumerate(shape):
-        length = centred.shape[axis]
-        pads = [(0, -length % n if a == axis else 0) for a in range(centred.ndim)]
-        x = jnp.pad(centred, pads)
-        x = jnp.sum(x.reshape(*x.shape[:axis], -1, n, *x.shape[axis + 1 :]), axis)
-        centred = jnp.roll(x, -(length // 2), axis)
-    return centred
-
-
-def _response(centred: Array, shape: Shape) -> Array:
-    """Transform of what is symmetric about its middle, on the half plane of a grid."""
-    return jnp.fft.rfftn(_folded(centred, shape)).real
-
-
 def _power(covariance: Array, shape: Shape) -> Array:
-    return jnp.maximum(_response(covariance, shape), 0.0)
+    return jnp.maximum(response_of(covariance, shape), 0.0)
 
 
 class Whitener(NamedTuple):
@@ -227,6 +231,8 @@ class Whitener(NamedTuple):
     """Of the difference of image and reference, in units of its variance."""
     image_covariance: Array
     """The part of the image, in the same units."""
+    present: Array
+    """That of the noise which is there, in the same units."""
     sigma: Array
     """Standard deviation of a pixel of the difference."""
     kernel: Array
@@ -246,21 +252,21 @@ class Whiteness(NamedTuple):
     """What a constant of one has become."""
 
 
-def whitener(covariance: Array, reference_covariance: Array | None, shape: Shape) -> Whitener:
+def whitener(of: Covariances, shape: Shape) -> Whitener:
     """The filter for noise of an image, and maybe of its reference, in frames not smaller than ``shape``.
 
     With noise in both it is their sum that becomes white. Of equal spectra so do both; of others each is
     taken for white after all, with its share, which counts only where the scene is lost in the noise.
     """
-    total = covariance
-    if reference_covariance is not None:
-        lengths = [max(m, n) for m, n in zip(covariance.shape, reference_covariance.shape, strict=True)]
-        covariance = _widened(covariance, lengths)
-        total = covariance + _widened(reference_covariance, lengths)
+    covariance, total = of.image, of.image
+    if of.reference is not None:
+        total = _sum(covariance, of.reference)
+        covariance = _widened(covariance, total.shape)
     variance = total[tuple(n // 2 for n in total.shape)]
+    present = (total if of.present is None else of.present) / variance
     total, covariance = total / variance, covariance / variance
     kernel, reach = _compact(total, min(shape))
-    return Whitener(total, covariance, jnp.sqrt(variance), kernel, reach)
+    return Whitener(total, covariance, present, jnp.sqrt(variance), kernel, reach)
 
 
 def _widened(centred: Array, lengths: Sequence[int]) -> Array:
@@ -278,74 +284,22 @@ def _compact(covariance: Array, smallest: int) -> tuple[Array, Array]:
     power = _power(covariance, grid) + FLOOR
     # An eighth of the frame on either side is all that may be lost.
     reaches = [r for r in REACHES if 8 * r <= smallest]
-    kernels = _whitening_kernels(power, grid, reaches)
+    weight = jnp.asarray((frequencies(grid) + NEAR) ** -2, dtype)
+    kernels = nearest_kernels(lax.rsqrt(power), weight * power, grid, reaches)
     white = lax.stop_gradient(_transformed(kernels) ** 2 * power[None])
-    frequency = _frequency(grid)
-    frequency.flat[0] = np.inf
-    octaves = frequency**-ndim * half_weights(GRID)
+    length = frequencies(grid)
+    length.flat[0] = np.inf
+    octaves = length**-ndim * half_weights(GRID)
     first, second = (jnp.tensordot(x, jnp.asarray(octaves, dtype), ndim) for x in (white, white**2))
     misquoted, lost = jnp.sqrt(second / first) - 1, jnp.sqrt(second * octaves.sum()) / first - 1
     good = (jnp.abs(misquoted) < TOLERANCE) & (lost < TOLERANCE)
     best = jnp.where(jnp.any(good), jnp.argmax(good), len(reaches) - 1)
     kernel = lax.dynamic_index_in_dim(kernels, best, 0, keepdims=False)
-
-    lags = np.arange(-reaches[-1], reaches[-1] + 1)
-    for axis in range(ndim):
-        kernel = jnp.take(kernel, lags % GRID, axis)
-    size, reach = jnp.abs(lax.stop_gradient(kernel)), []
-    for axis in range(ndim):
-        line = jnp.max(size, tuple(a for a in range(ndim) if a != axis))
-        reach.append(jnp.max(jnp.where(line > LEAST * jnp.max(size), np.abs(lags), 0)))
-        inside = along(np.abs(lags) <= reach[-1], axis, ndim)
-        kernel = jnp.where(inside, kernel, 0.0)
-    return kernel, jnp.stack(reach)
-
-
-def _whitening_kernels(power: Array, grid: Shape, reaches: list[int]) -> Array:
-    """For every reach the kernel within it that minimises ``Σ_k (H √P − 1)² / (k + NEAR)²``, the first axis.
-
-    By conjugate gradients, preconditioned by what would solve it if all of the grid were within reach.
-    """
-    axes, dtype = tuple(range(1, len(grid) + 1)), power.dtype
-    weight = jnp.asarray((_frequency(grid) + NEAR) ** -2, dtype)
-    distance = np.abs(np.fft.fftfreq(GRID, 1 / GRID))
-    boxes = [reduce(np.multiply.outer, [(distance <= r).astype(float)] * len(grid)) for r in reaches]
-    inside = jnp.asarray(np.stack(boxes), dtype)
-
-    def convolved(x: Array, response: Array) -> Array:
-        spectrum = scaled(jnp.fft.rfftn(x, axes=axes), response[None])
-        return inside * jnp.fft.irfftn(spectrum, grid, axes)
-
-    def products(x: Array, y: Array) -> Array:
-        return jnp.sum(x * y, axes, keepdims=True)
-
-    def step(state: tuple, _: None) -> tuple[tuple, None]:
-        x, residual, direction, size = state
-        image = convolved(direction, weight * power)
-        going = size > solved
-        length = jnp.where(going, size / jnp.where(going, products(direction, image), 1.0), 0.0)
-        x, residual = x + length * direction, residual - length * image
-        nearly = convolved(residual, 1 / (weight * power))
-        new = products(residual, nearly)
-        turn = jnp.where(going, new / jnp.where(going, size, 1.0), 0.0)
-        return (x, residual, nearly + turn * direction, new), None
-
-    right = inside * jnp.fft.irfftn(weight * jnp.sqrt(power), grid)[None]
-    nearly = convolved(right, 1 / (weight * power))
-    size = products(right, nearly)
-    solved = lax.stop_gradient(jnp.finfo(dtype).eps ** 2 * size)
-    return lax.scan(step, (jnp.zeros_like(right), right, nearly, size), None, STEPS)[0][0]
+    return trimmed(kernel, reaches[-1])
 
 
 def _transformed(kernels: Array) -> Array:
     return jnp.fft.rfftn(kernels, axes=tuple(range(1, kernels.ndim))).real
-
-
-def _frequency(grid: Shape) -> np.ndarray:
-    """Length of every wave vector of the half plane, in cycles per pixel."""
-    half = (*grid[:-1], grid[-1] // 2 + 1)
-    squares = [np.square(harmonics(n)[:m] / n) for n, m in zip(grid, half, strict=True)]
-    return np.sqrt(reduce(np.add.outer, squares))
 
 
 def whitened(image: Array, by: Whitener, periodic: bool, exact: Array | None = None) -> Array:
@@ -354,93 +308,40 @@ def whitened(image: Array, by: Whitener, periodic: bool, exact: Array | None = N
     What the kernel reaches from a pixel that is not finite, or from beyond the frame unless that is periodic,
     is NaN; ``exact`` says that there is none, and that the kernel need not be compact.
     """
-    shape, known = image.shape, jnp.isfinite(image)
-    response = _filter(by, shape, exact)
-    mean = lax.stop_gradient(mean_over(image, known))
-    level = mean / by.sigma
-    values = jnp.where(known, (image - mean) / by.sigma, 0.0)
-    outside = "wrap" if periodic else "constant"
-
-    def with_holes(values: Array) -> tuple[Array, Array]:
-        patches = in_patches(known)
-        holes = ~known & ~patches
-        filled = jnp.where(holes, average_nearby(values, known), values)
-        brought = _brought(values, known, holes, by.kernel)
-        return filled, known & _within(~patches, by.reach, outside) & (brought < MAX_HOLE)
-
-    def without(values: Array) -> tuple[Array, Array]:
-        return values, _within(known, by.reach, outside)
-
-    values, valid = lax.cond(any_in_batch(~every(known)), with_holes, without, values)
-    result = jnp.fft.irfftn(scaled(jnp.fft.rfftn(values), response), shape)
-    return jnp.where(valid, result + level * response.reshape(-1)[0], jnp.nan)
+    return convolve(image, by.sigma, by.kernel, by.reach, periodic, _filter(by, image.shape, exact))
 
 
 def _filter(by: Whitener, shape: Shape, exact: Array | None) -> Array:
-    response = _response(by.kernel, shape)
+    response = response_of(by.kernel, shape)
     if exact is None:
         return response
     return jnp.where(exact, lax.rsqrt(_power(by.covariance, shape) + FLOOR), response)
 
 
-def _within(known: Array, reach: Array, outside: str) -> Array:
-    """Whether all pixels that a kernel reaches are known."""
-
-    def step(k: Array, known: Array, axis: int) -> Array:
-        return jnp.where(
-            k < reach[axis], reduce(jnp.logical_and, neighbours(known, -1, 1, axis, outside)), known
-        )
-
-    for axis in range(known.ndim):
-        known = lax.fori_loop(0, REACHES[-1], partial(step, axis=axis), known)
-    return known
-
-
-def _brought(values: Array, known: Array, holes: Array, kernel: Array) -> Array:
-    """Variance that holes bring to pixels beside them, filled in with averages nearby.
-
-    Wrong by what pixels differ from the mean of their neighbours.
-    """
-    total, number = jnp.zeros_like(values), jnp.zeros_like(values)
-    for axis in range(values.ndim):
-        before, here, behind = neighbours(values, -1, 1, axis)
-        whole = reduce(jnp.logical_and, neighbours(known, -1, 1, axis))
-        total = total + jnp.where(whole, (here - (before + behind) / 2) ** 2, 0.0)
-        number = number + whole
-    square = average_nearby(total / jnp.maximum(number, 1.0), number > 0)
-    carried = _response(kernel**2, values.shape)
-    source = jnp.where(holes, square, 0.0)
-    return jnp.where(holes, jnp.inf, jnp.fft.irfftn(scaled(jnp.fft.rfftn(source), carried), values.shape))
-
-
 def whiteness(by: Whitener, shape: Shape, exact: Array | None) -> Whiteness:
     """What a filter makes of the noise, and of a constant."""
 
-    def of(power: Array, image: Array, response: Array, shape: Shape) -> tuple[Array, Array, Array]:
-        total, part = (mean_over_modes(response**2 * x, shape) for x in (power, image))
-        return total, part / total, response.reshape(-1)[0] / by.sigma
+    def of(response: Array, shape: Shape) -> Whiteness:
+        covariances = by.covariance, by.image_covariance, by.present
+        total, image, share = (mean_over_modes(response**2 * _power(x, shape), shape) for x in covariances)
+        return Whiteness(share, image / total, response.reshape(-1)[0] / by.sigma)
 
     grid = (GRID,) * len(shape)
-    result = of(
-        _power(by.covariance, grid), _power(by.image_covariance, grid), _response(by.kernel, grid), grid
-    )
+    result = of(response_of(by.kernel, grid), grid)
     if exact is not None:
-        power = _power(by.covariance, shape)
-        other = of(power, _power(by.image_covariance, shape), lax.rsqrt(power + FLOOR), shape)
+        other = of(lax.rsqrt(_power(by.covariance, shape) + FLOOR), shape)
         return Whiteness(*(jnp.where(exact, a, b) for a, b in zip(other, result, strict=True)))
-    return Whiteness(*result)
+    return result
 
 
 @partial(jax.jit, static_argnames="periodic")
-def whiten(
-    pair: Pair, covariance: Array, reference_covariance: Array | None, periodic: bool
-) -> tuple[Pair, Whiteness]:
+def whiten(pair: Pair, of: Covariances, periodic: bool) -> tuple[Pair, Whiteness]:
     """A pair of images, or of stacks of them, whose noise is white, with its errors."""
-    ndim = covariance.ndim
+    ndim = of.image.ndim
     images = pair.reference, pair.image
     shapes = [x.shape[x.ndim - ndim :] for x in images]
     smallest = tuple(min(pair) for pair in zip(*shapes, strict=True))
-    by = whitener(covariance, reference_covariance, smallest)
+    by = whitener(of, smallest)
     exact = every(jnp.isfinite(images[0])) & every(jnp.isfinite(images[1])) if periodic else None
     filtered = []
     for x in images:
@@ -448,7 +349,7 @@ def whiten(
         filtered.append(one(x) if x.ndim == ndim else lax.map(one, x))
     result = whiteness(by, shapes[1], exact)
     share = result.image_share
-    reference_err = None if reference_covariance is None else jnp.sqrt(1 - share)
+    reference_err = None if of.reference is None else jnp.sqrt(1 - share)
     pair = pair._replace(
         reference=filtered[0], image=filtered[1], err=jnp.sqrt(share), reference_err=reference_err
     )
@@ -466,10 +367,10 @@ def _estimated(image: Array) -> Array:
     image = jnp.where(known & (jnp.abs(image) < OUTLIER * unit), image / unit, jnp.nan)
     covariance = jnp.zeros_like(image, shape=tuple(n + 1 for n in grid)).at[middle].set(1.0)
     for _ in range(ROUNDS):
-        by = whitener(covariance, None, image.shape)
+        by = whitener(Covariances(covariance, None, None), image.shape)
         white = whitened(image, by, periodic=False)
-        response = _response(by.kernel, grid) / by.sigma
-        power = jnp.maximum(_power(_correlated(white), grid), LEAST) / response**2
+        response = response_of(by.kernel, grid) / by.sigma
+        power = jnp.maximum(_power(_correlated(white), grid), LEAST_POWER) / response**2
         covariance = _centred(jnp.fft.irfftn(power, grid))
     return covariance * unit**2
 

@@ -64,7 +64,8 @@ def estimate_noise(image: ArrayLike) -> Array:
     -----
     Right to 2 % at 64² for white Gaussian noise on scenes that are smooth over three pixels or empty in
     most places. Detail of the size of a pixel all over the image counts as noise; noise that has been
-    smoothed, by resampling or compression, is underestimated.
+    smoothed, by resampling or compression, is underestimated: `Noise.from_image` finds its spectrum, from a
+    blank image or from residuals.
 
     Where most differences are zero, as of counts below 0.1 per pixel, blocks of 2, 4, … 32 pixels along each
     axis are summed until they tell: right to some 20 % at 128² for 0.005 counts and more. Between 0.1 and 0.3
