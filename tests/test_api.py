@@ -65,6 +65,7 @@ ORDER = [
     "coadd",
     "align",
     "template",
+    "pattern",
     "chunks",
     "mean",
     "stack",
