@@ -235,7 +235,7 @@ def test_files_and_the_command_line(tmp_path, capsys):
         **WRAP,
     )
     np.testing.assert_allclose(result.shift, found.shift, atol=1e-5)
-    expected = jaxchi2.align_stack(stack - template.pattern, found.shift, boundary="wrap").image
+    expected = jaxchi2.align_stack(stack - template.pattern[None], found.shift, boundary="wrap").image
     np.testing.assert_allclose(np.load(tmp_path / "aligned.npy"), expected, atol=1e-3)
     files = [str(tmp_path / "stack.npy"), "--err", "1", "--boundary", "wrap", "--max-shift", "6"]
     main(["stack", *files, "--static-pattern", "--json"])
