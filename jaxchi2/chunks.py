@@ -45,6 +45,8 @@ class Options(NamedTuple):
     robust: bool
     """Whether errors come from the sandwich."""
     known_err: bool
+    static: bool = False
+    """Whether the frames may have a pattern that does not move with the scene."""
 
     @property
     def periodic(self) -> bool:

@@ -25,10 +25,12 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from .arrays import unit_of
+from .batch import default_batch_size
 from .checks import (
     as_real_array,
     boolean_array,
     choice,
+    flag,
     integer,
     numbers,
     per_axis,
@@ -42,8 +44,9 @@ from .coadd import align_stack
 from .engine.choices import Boundary, Choices, boundary_for_align
 from .engine.constraints import Search
 from .engine.noise import estimate_noise
-from .registration import MIN_PROBABILITY, range_of, register
-from .results import Registration
+from .pattern import Pattern, beside_scene, best_start, doubted, first_patterns, improved_pattern
+from .registration import ERRORS, MIN_PROBABILITY, range_of, register
+from .results import MAX_REDUCED_CHI2, Registration
 from .sharding import any_sharding
 from .stack import register_stack
 from .status import Status
@@ -79,6 +82,11 @@ class JointRegistration(NamedTuple):
     """`Status` flags of each frame, shape ``(N,)``; every rejected frame has one. Those of ``registration``;
     BAD_FIT where its χ² is far above that of the others; NOT_CONVERGED on every frame if the rounds did not
     suffice, whose shifts are then those of the last."""
+    pattern: Array | None = None
+    """What does not move with the scene, of mean zero, shape of a frame; None unless asked for by
+    ``static_pattern``."""
+    pattern_variance: Array | None = None
+    """Variance of the error of each of its pixels; NaN where the frames lie too near each other to tell."""
 
     @property
     def stderr(self) -> Array:
@@ -104,6 +112,8 @@ def register_jointly(
     boundary: str | Boundary = "overlap",
     max_shift: float | tuple[float, ...] | None = None,
     drift: ArrayLike | None = None,
+    static_pattern: bool = False,
+    errors: str = "model",
     min_p_value: float = 1e-6,
     tolerance: float = 0.1,
     max_rounds: int = 12,
@@ -135,6 +145,16 @@ def register_jointly(
         random walk as the prior of the shifts. It bridges frames that say little or nothing, and says which
         of several minima is meant: from the first frame on each is looked for around the one before it.
         None: no prior.
+    static_pattern : bool
+        Whether the frames may have something in common that does not move with the scene: what the camera
+        adds, as hot pixels, columns, a fixed pattern. It is found together with scene and shifts, see the
+        notes; static under jit. Without it such a pattern draws all shifts to zero.
+    errors : {"model", "sandwich"}
+        Where the covariance of each frame comes from, as of `register`; static under jit. "sandwich": from
+        its residuals against the mean of the others, and ``information``, ``covariance``,
+        ``covariance_with`` follow. Right also where ``err`` is a guess or the noise of neighbouring pixels
+        is correlated. The weights of the frames, ``variance`` and ``pattern_variance`` are those of ``err``,
+        and so is the p-value by which frames are rejected.
     min_p_value : float
         A frame whose χ² against the others has a smaller p-value is rejected, as is one without an answer.
         Where more than half the frames have too large a χ², as with errors that are too small for all, it is
@@ -164,6 +184,17 @@ def register_jointly(
     good as those. With holes, or an overlap that changes from frame to frame, the share of a frame in the
     mean is taken as the same in all pixels.
 
+    *A static pattern* P makes the frames ``L(i − s_t) + P(i) + noise``. In each round it is made anew: the
+    mean of what the frames have beside the latent image moved to each of them, over what of a pattern is left
+    in that, for each wave ``1 − |m|²`` with m the mean of ``exp(−i k s_t)``. A wave that hardly moves may
+    belong to either, and the scene gets it: the pattern is a Gaussian process, white and with lines along the
+    axes, whose power follows from the waves that move; single pixels that stand out have no prior. So what is
+    smooth in a pattern stays in the scene, and its mean is zero: the constant is the scene's. If the shifts
+    scatter by less than a third of a pixel, nothing tells scene and pattern apart: every frame has
+    STATIC_PATTERN as a doubt, and ``pattern_variance`` is NaN. It takes four to six rounds of twice the cost
+    for shifts of some pixels, ten where they are of one pixel. Errors of the shifts do not count that of the
+    pattern, a few per cent of theirs.
+
     Examples
     --------
     >>> import numpy as np
@@ -189,6 +220,10 @@ def register_jointly(
     refuse_unless(lambda p: (p >= 0) & (p < 1), min_p_value, "min_p_value", "a number in [0, 1)")
     limits = (jnp.asarray(rounds, jnp.int32), least, positive(tolerance, "tolerance", stack.dtype))
     batch_size = None if batch_size is None else integer(batch_size, "batch_size")
+    static = flag(static_pattern, "static_pattern")
+    alike = _Alike(
+        Choices.of(boundary, max_shift=max_shift), batch_size, choice(errors, "errors", ERRORS), static
+    )
     frame = stack.shape[1:]
     if mask is not None:
         words = "the shape of a frame or of stack"
@@ -214,7 +249,7 @@ def register_jointly(
         limits,
         mask,
         kind=kind,
-        alike=_Alike(Choices.of(boundary, max_shift=max_shift), batch_size),
+        alike=alike,
     )
 
 
@@ -238,6 +273,9 @@ class _Alike(NamedTuple):
 
     choices: Choices
     batch_size: int | None
+    errors: str
+    static: bool
+    """Whether the frames may have a pattern that stays in place."""
 
 
 @partial(jax.jit, static_argnames=("kind", "alike"))
@@ -247,7 +285,7 @@ def _solution(
     reference: Array | None,
     step: Array | None,
     limits: tuple[Array, Array, Array],
-    mask: ArrayLike | None,
+    mask: Array | None,
     *,
     kind: str,
     alike: _Alike,
@@ -265,8 +303,7 @@ def _solution(
         "mask": mask,
     }
 
-    def measured(shift: Array, accepted: Array) -> tuple[Registration, Others]:
-        """Each frame against the others."""
+    def others_of(stack: Array, shift: Array, accepted: Array) -> Others:
         aligned = align_stack(
             stack,
             shift,
@@ -275,23 +312,62 @@ def _solution(
             boundary=boundary_for_align(alike.choices.boundary),
             batch_size=alike.batch_size,
         )
-        others = mean_of_others(aligned, accepted)
+        return mean_of_others(aligned, accepted)
+
+    moving = (
+        alike.choices.boundary.periodic,
+        alike.batch_size or default_batch_size(stack.shape[1:], stack.dtype.itemsize, padded=True),
+    )
+
+    def pattern_at(shift: Array, accepted: Array, pattern: Array) -> Pattern:
+        others = others_of(stack - pattern[None], shift, accepted)
+        return improved_pattern(_masked(stack, mask), pattern, shift, others, accepted, err**2, *moving)
+
+    def begun(pattern: Array) -> tuple[tuple[Array, Pattern], Array]:
+        """First shifts of the frames less a first pattern, the one that follows, and how well both fit."""
+        shift = _start(stack - pattern[None], err, reference, step, kind, options)
+        accepted = jnp.all(jnp.isfinite(shift), 1)
+        found = pattern_at(shift, accepted, pattern)
+        images = stack - found.image[None]
+        latent = others_of(images, shift, accepted).mean
+        *_, squares = beside_scene(_masked(images, mask), latent, shift, accepted, err**2, *moving)
+        return (shift, found), jnp.nanmedian(jnp.where(accepted, squares, jnp.nan))
+
+    def measured(
+        shift: Array, accepted: Array, pattern: Pattern | None
+    ) -> tuple[Registration, Others, Pattern | None]:
+        """Each frame against the others, all less their pattern."""
+        images = stack
+        if pattern is not None:
+            pattern = pattern_at(shift, accepted, pattern.image)
+            images = stack - pattern.image[None]
+        others = others_of(images, shift, accepted)
         # With a prior the minimum near where it expects the frame, not the deepest anywhere.
         search = Search() if step is None else Search(initial=jnp.where(jnp.isfinite(shift), shift, 0.0))
-        found = register_stack(stack, others.image, err, reference_err=others.err, search=search, **options)
+        found = register_stack(
+            images,
+            others.image,
+            err,
+            reference_err=others.err,
+            search=search,
+            errors=alike.errors,
+            **options,
+        )
         found = with_chance(found, free_shifts**2 / shifts)
-        return found if step is None else _with_prior(found, shift, step), others
+        return found if step is None else _with_prior(found, shift, step), others, pattern
 
     def one_round(state: tuple) -> tuple:
-        shift, accepted, judged, number, said = state[:5]
-        found, others = measured(shift, accepted)
+        shift, accepted, judged, number, said, pattern = state[:6]
+        found, others, pattern = measured(shift, accepted, pattern)
         answered = has_answer(found)
         # What an odd frame does to the image, all others suffer from: it is the median that says what is odd.
         usual = jnp.nanmedian(jnp.where(answered & accepted, found.reduced_chi2, jnp.nan))
         relative = found._replace(chi2=found.chi2 / jnp.fmax(usual, 1.0))
         fits = ~(relative.p_value < min_p_value)
         unrelated = found.status & Status.UNRELATED > 0
-        good = answered & fits & ~(judged & unrelated)
+        # Before a pattern is known, frames that moved most fit worst.
+        usually = fits if pattern is None else fits | (relative.reduced_chi2 < MAX_REDUCED_CHI2)
+        good = answered & jnp.where(judged, fits & ~unrelated, usually)
         part = (1 - others.share)[:, None]
         known = jnp.isfinite(shift)
         place = jnp.where(good[:, None], jnp.where(known, shift, found.shift), 0.0)
@@ -308,31 +384,36 @@ def _solution(
         # Before the shifts rest, frames match the others no better than by chance that belong to them. If
         # they do not come to rest, the last two rounds are left for this.
         late = (moved <= tolerance) | (number + 3 >= max_rounds)
-        moved = jnp.where(late & ~judged & jnp.any(good & unrelated), jnp.inf, moved)
+        moved = jnp.where(late & ~judged & jnp.any(good & (unrelated | ~fits)), jnp.inf, moved)
         status = jnp.where(answered & ~fits, found.status | Status.BAD_FIT, found.status)
         # Where no frame is left there is nothing to compare with, and the last word holds.
         status = jnp.where(jnp.any(accepted), status, said)
         image = others.mean, others.variance
-        return new, good, judged | late, number + 1, status, found, information, image, moved
+        return new, good, judged | late, number + 1, status, pattern, found, information, image, moved
 
-    start = _start(stack, err, reference, step, kind, options)
+    if alike.static:
+        start, pattern = best_start(begun, first_patterns(_masked(stack, mask)))
+    else:
+        start, pattern = _start(stack, err, reference, step, kind, options), None
     accepted = jnp.all(jnp.isfinite(start), 1)
     first = start - _mean_of(start, accepted)
     silent = jnp.full_like(accepted, Status.NO_DATA, dtype=jnp.int32)
-    begin = (first, accepted, max_rounds < 3, jnp.zeros((), jnp.int32), silent)
+    begin = (first, accepted, max_rounds < 3, jnp.zeros((), jnp.int32), silent, pattern)
     # The round is compiled once, for what it returns is made up before the first.
-    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one_round, begin)[5:-1])
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one_round, begin)[6:-1])
     state = (*begin, *empty, jnp.full_like(first, jnp.inf, shape=()))
 
     def unsettled(state: tuple) -> Array:
         return ~(state[-1] <= tolerance) & (state[3] < max_rounds)
 
-    shift, accepted, _, number, status, found, information, (image, variance), moved = lax.while_loop(
-        unsettled, one_round, state
+    shift, accepted, _, number, status, pattern, found, information, (image, variance), moved = (
+        lax.while_loop(unsettled, one_round, state)
     )
     if step is None:
         shift = jnp.where(accepted[:, None], shift, jnp.nan)
     status = jnp.where(moved <= tolerance, status, status | Status.NOT_CONVERGED)
+    if pattern is not None:
+        status = doubted(status, has_answer(found), pattern.separated)
     return JointRegistration(
         shift=shift,
         covariance=_marginals(information, stiffness, accepted),
@@ -345,6 +426,8 @@ def _solution(
         rounds=number,
         moved=moved,
         status=status,
+        pattern=None if pattern is None else pattern.image,
+        pattern_variance=None if pattern is None else pattern.known_variance,
     )
 
 

@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 
 from .batch import frame_axis, on_mesh
 from .chunks import Frame, Options, given, in_its_unit, register_chunks, without_bad_pixels
-from .coadd import align_stack
+from .coadd import Aligned, align_stack
 from .engine.choices import boundary_for_align
 from .engine.ways import Way
+from .pattern import Pattern, beside_scene, best_start, first_patterns, improved_pattern, with_doubt
 from .registration import range_of
 from .results import MAX_REDUCED_CHI2, Registration
 from .template import (
@@ -44,6 +45,10 @@ MEAN_ROUNDS = 3
 """How often the mean is made anew: at first of shifts against a single frame, then of those against the last
 mean. From a signal as strong as the noise on, the second moves nothing; at a third of it the third does."""
 
+STATIC_ROUNDS = 8
+"""With a pattern, which takes its time where shifts are of a pixel: then each round leaves two thirds of what
+the shifts have too much or too little in common. For shifts of some pixels four do."""
+
 
 class MeanTemplate(NamedTuple):
     """A mean of aligned frames, as a reference for frames that are not among them."""
@@ -54,6 +59,11 @@ class MeanTemplate(NamedTuple):
     """Standard deviation of its noise, a scalar."""
     noise: Array
     """Standard deviation of a frame's pixels, if no errors were given; else one."""
+    pattern: Array | None = None
+    """What does not move with the scene, taken from all frames that are registered to this; None unless asked
+    for by ``static_pattern``."""
+    pattern_variance: Array | None = None
+    """Variance of the error of each of its pixels; NaN where shifts do not tell it from the scene."""
 
 
 def most_of_mean(shape: tuple[int, ...], itemsize: int, memory_limit: int | None = None) -> int:
@@ -88,12 +98,16 @@ def register_to_mean(
         found, template = _mean_rounds(part, common, options, rounds, batch_size, axis)
         if every == 1:
             return found, template
+        if template.pattern is not None:
+            frames = frames._replace(image=frames.image - template.pattern[None])
         common = common._replace(reference=template.image, reference_err=template.err)
         if not options.known_err:
             common = common._replace(err=template.noise)
         others = register(frames, common, options=options)
         if not options.known_err:
             others = in_its_unit(others, template.noise)
+        if template.pattern_variance is not None:
+            others = with_doubt(others, ~jnp.any(jnp.isnan(template.pattern_variance)))
         return jax.tree.map(lambda x, own: x.at[::every].set(own), others, found), template
 
     return on_mesh(run, mesh, reduces=(False, True))(frames, (common, extra))
@@ -119,17 +133,41 @@ def _mean_rounds(
     free = np.array([held is None for held in common.search.fixed or (None,) * ndim])
     eps = jnp.finfo(frames.image.dtype).eps
     shifts, _ = number_of_shifts(frames.image.shape[1:], options.choices)
+    moving = options.choices.boundary.periodic, batch_size
+
+    def aligned_at(images: Array, place: Array) -> Aligned:
+        boundary = boundary_for_align(options.choices.boundary)
+        return align_stack(images, place, variance, boundary=boundary, batch_size=batch_size)
+
+    def pattern_at(place: Array, accepted: Array, pattern: Array) -> Pattern:
+        """The pattern from the last one."""
+        aligned = aligned_at(frames.image - pattern[None], place)
+        others = mean_of_others(aligned, accepted, axis)
+        scale = jnp.ones_like(variance, shape=())
+        if not options.known_err:
+            scale = noise_between(aligned, others, accepted, options.choices, axis) ** 2
+        return improved_pattern(
+            frames.image, pattern, place, others, accepted, variance * scale, *moving, axis
+        )
+
+    def begun(pattern: Array) -> tuple[tuple, Array]:
+        """First places of frames less a first pattern, the one that follows, and how well both fit."""
+        those = frames._replace(image=frames.image - pattern[None])
+        place, accepted = _start(those, common, options, register, axis, free)
+        found = lax.stop_gradient(pattern_at(place, accepted, pattern))
+        images = frames.image - found.image[None]
+        latent = mean_of_others(aligned_at(images, place), accepted, axis).mean
+        *_, squares = beside_scene(images, latent, place, accepted, variance, *moving)
+        return (place, accepted, found), median(jnp.where(accepted, squares, jnp.nan), axis)
 
     def one_round(state: tuple, _: None) -> tuple:
         # Near the solution a round's result does not depend on where it began: a Newton step.
-        place, accepted = lax.stop_gradient(state[0]), state[1]
-        aligned = align_stack(
-            frames.image,
-            place,
-            variance,
-            boundary=boundary_for_align(options.choices.boundary),
-            batch_size=batch_size,
-        )
+        place, accepted, pattern = lax.stop_gradient(state[0]), *state[1:]
+        these = frames
+        if pattern is not None:
+            pattern = lax.stop_gradient(pattern_at(place, accepted, pattern.image))
+            these = frames._replace(image=frames.image - pattern.image[None])
+        aligned = aligned_at(these.image, place)
         others = mean_of_others(aligned, accepted, axis)
         noise = jnp.ones_like(variance, shape=())
         those = common
@@ -137,7 +175,7 @@ def _mean_rounds(
             noise = noise_between(aligned, others, accepted, options.choices, axis)
             noise = lax.stop_gradient(jnp.maximum(noise, 16 * eps * range_of(others.mean)))
             those = common._replace(err=noise)
-        these = frames._replace(reference=others.image, reference_err=others.err * noise)
+        these = these._replace(reference=others.image, reference_err=others.err * noise)
         found = with_chance(register(these, those, options=options), shifts)
         answered = has_answer(found)[:, None]
         part = (1 - others.share)[:, None]
@@ -147,11 +185,17 @@ def _mean_rounds(
         shift = jnp.where(answered, jnp.where(free, moved, found.shift), jnp.nan)
         if not options.known_err:
             found = in_its_unit(found, noise)
-        return (moved, accepted), (_moved_to(found, shift, part), _template(others, noise))
+        found = _moved_to(found, shift, part)
+        if pattern is not None:
+            found = with_doubt(found, pattern.separated)
+        return (moved, accepted, pattern), (found, _template(others, noise, pattern))
 
-    state = _start(frames, common, options, register, axis, free)
+    if options.static:
+        state = best_start(begun, first_patterns(frames.image, axis))
+    else:
+        state = (*_start(frames, common, options, register, axis, free), None)
     rounds: tuple[Registration, MeanTemplate]
-    _, rounds = lax.scan(one_round, state, None, length=MEAN_ROUNDS)
+    _, rounds = lax.scan(one_round, state, None, length=STATIC_ROUNDS if options.static else MEAN_ROUNDS)
     return jax.tree.map(lambda x: x[-1], rounds)
 
 
@@ -194,11 +238,12 @@ def _mean_of(place: Array, accepted: Array, axis: str | None) -> Array:
     return total_of(jnp.sum(place, 0, where=accepted[:, None]), axis)[None] / jnp.maximum(number, 1.0)
 
 
-def _template(others: Others, noise: Array) -> MeanTemplate:
+def _template(others: Others, noise: Array, pattern: Pattern | None) -> MeanTemplate:
     there = jnp.isfinite(others.variance)
     number = jnp.maximum(jnp.sum(there), 1)
     variance = jnp.sum(jnp.where(there, others.variance, 0.0)) / number
-    return MeanTemplate(others.mean, jnp.sqrt(variance) * noise, noise)
+    made = () if pattern is None else (pattern.image, pattern.known_variance)
+    return MeanTemplate(others.mean, jnp.sqrt(variance) * noise, noise, *made)
 
 
 def _moved_to(found: Registration, shift: Array, part: Array) -> Registration:

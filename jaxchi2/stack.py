@@ -27,7 +27,7 @@ from .batch import (
     previous_frames,
     spread,
 )
-from .checks import as_real_array, boolean_array, choice, integer, is_traced, numbers, refuse, stack_of
+from .checks import as_real_array, boolean_array, choice, flag, integer, is_traced, numbers, refuse, stack_of
 from .chunks import (
     Frame,
     Options,
@@ -45,6 +45,7 @@ from .engine.layout import is_valid_error
 from .engine.pair import Pair
 from .engine.ways import Way, tried
 from .mean import MeanTemplate, most_of_mean, register_to_mean
+from .pattern import with_doubt
 from .registration import check_measure, unwhitened
 from .results import Registration
 from .sharding import any_sharding
@@ -74,6 +75,7 @@ def register_stack(
     nsigma: ArrayLike = 1.0,
     verdict: bool = True,
     errors: str = "model",
+    static_pattern: bool = False,
     batch_size: int | None = None,
     memory_limit: int | None = None,
     mesh: Mesh | None = None,
@@ -107,6 +109,12 @@ def register_stack(
     search : Search
         As of `register`, its arrays for all frames or with a leading axis for each: ``initial`` of shape
         ``(N, D)``, a prior's mean and covariance of shapes ``(N, D)`` and ``(N, D, D)``.
+    static_pattern : bool
+        Whether the frames may have something in common that does not move with the scene, as hot pixels,
+        columns or the fixed pattern of a camera, which would draw all shifts to zero. It is found together
+        with the mean, and taken from every frame, as `register_jointly` says in its notes; where shifts are
+        too alike for that every frame has STATIC_PATTERN. For the mean as reference, or one that
+        `mean_template` made, which holds the pattern and its variance; static under jit.
     batch_size : int, optional
         Frames done at once; static under jit. The result is that of any other to rounding. None: what the
         cache of a CPU or a quarter of an accelerator's memory holds.
@@ -176,11 +184,14 @@ def register_stack(
         nsigma=nsigma,
         verdict=verdict,
         errors=errors,
+        static_pattern=static_pattern,
         batch_size=batch_size,
         memory_limit=memory_limit,
         mesh=mesh,
     )
     found, _ = _registered(task)
+    if task.separated is not None:
+        found = with_doubt(found, task.separated)
     if task.whiteness is None:
         return found
     choices, fixed = task.options.choices, task.common.search.fixed
@@ -194,7 +205,8 @@ def mean_template(
     """The mean that ``register_stack(stack, "mean", err, **options)`` uses, and what that returns.
 
     All frames have a part in it. As a reference of `register_stack` it stands with its noise for frames that
-    are not among them; for these, what is returned here.
+    are not among them; for these, what is returned here. With ``static_pattern=True`` the template has that
+    pattern, and it is taken from all frames that are registered to it.
     """
     task = _checked(stack, "mean", err, **options)
     found, template = _registered(task._replace(most=sys.maxsize))
@@ -220,6 +232,8 @@ class _Task(NamedTuple):
     mesh: Mesh | None
     whiteness: Whiteness | None
     """Of correlated noise, where frames and reference have been made white."""
+    separated: Array | None
+    """Whether the pattern of a template was told from its scene; None without."""
 
 
 def _checked(
@@ -241,6 +255,7 @@ def _checked(
     nsigma: ArrayLike = 1.0,
     verdict: bool = True,
     errors: str = "model",
+    static_pattern: bool = False,
     batch_size: int | None = None,
     memory_limit: int | None = None,
     mesh: Mesh | None = None,
@@ -255,8 +270,9 @@ def _checked(
     if noise is not None or reference_noise is not None:
         noise = refuse_errors(noise, reference_noise, choices.boundary, err=err, reference_err=reference_err)
         noises, err = (noise, reference_noise), 1.0
-    options = Options(choices, clip, verdict, robust, err is not None)
-    made, counts = None, as_counts(err)
+    static = flag(static_pattern, "static_pattern")
+    options = Options(choices, clip, verdict, robust, err is not None, static)
+    made, counts, separated = None, as_counts(err), None
     if counts is not None and isinstance(reference, str) and reference == "mean":
         raise ValueError(
             "reference must be an image, 'first' or 'previous' with the err of counts, not 'mean'"
@@ -265,8 +281,16 @@ def _checked(
         if noises is not None:
             raise ValueError("noise must be None for a MeanTemplate, whose noise is white")
         template: MeanTemplate = reference
+        if static and template.pattern is None:
+            raise ValueError("static_pattern must be False for a MeanTemplate that was made without")
         err = template.noise if err is None else err
+        pattern = template.pattern
+        if pattern is not None:
+            stack = stack - jnp.asarray(pattern, stack.dtype)[None]
+            separated = ~jnp.any(jnp.isnan(jnp.asarray(template.pattern_variance)))
         reference, reference_err = template.image, template.err
+    elif static and not (isinstance(reference, str) and reference == "mean"):
+        raise ValueError("static_pattern must be False, or the reference the mean")
     elif isinstance(reference, str) and reference in ("mean", "first"):
         # Of a single frame there are no others.
         made = "first" if len(stack) == 1 and jax.process_count() == 1 else reference
@@ -298,6 +322,7 @@ def _checked(
         default if batch_size is None else integer(batch_size, "batch_size"),
         None if mesh is None else as_mesh(mesh),
         whiteness,
+        separated,
     )
 
 
@@ -334,7 +359,7 @@ def _whitened(
 
 def _registered(task: _Task) -> tuple[Registration, MeanTemplate | None]:
     """Rows of all frames, and the mean if there is one."""
-    frames, common, extra, options, made, most, count, batch_size, mesh, _ = task
+    frames, common, extra, options, made, most, count, batch_size, mesh, *_ = task
     if mesh is not None:
         frames, count = spread(frames, mesh)
     if made == "first":

@@ -96,7 +96,8 @@ def register_file(
         Show frames per second and the time left on standard error, by tqdm. None: if that is installed.
     **options
         Those of `register_stack`, for all frames alike: ``boundary``, ``max_shift``, ``fit_gain``,
-        ``mask``, ``mesh``, ….
+        ``mask``, ``mesh``, …. With ``static_pattern=True`` the pattern is that of the frames that make the
+        mean, and the aligned frames are without it.
 
     Returns
     -------
@@ -207,6 +208,9 @@ def register_file(
         elif reference == "mean":
             image, own = _mean(frames, errors, size, options, bar)
             settings["mean"] = fingerprint(image.image if own else image)
+            if own is None:
+                # Of a single frame there is no mean, and no pattern.
+                options.pop("static_pattern", None)
             if rows is not None and start and mean != settings["mean"]:
                 if not overwrite:
                     check_same(str(table), {"mean": mean}, {"mean": settings["mean"]})
@@ -453,6 +457,8 @@ class _Registrar:
         padded = np.full((len(missing), shift.shape[1]), np.nan, pixels.dtype)
         padded[: len(shift)] = shift
         full = _filled(pixels, missing, self.last)
+        if isinstance(self.reference, MeanTemplate) and self.reference.pattern is not None:
+            full = full - self.reference.pattern[None]
         boundary = boundary_for_align(self.options.get("boundary", "overlap"))
         aligned = align_stack(full, padded, mask=self.options.get("mask"), boundary=boundary)
         return np.asarray(aligned.image)[: len(pixels)]

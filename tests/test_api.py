@@ -70,6 +70,7 @@ ORDER = [
     "align",
     "template",
     "psf",
+    "pattern",
     "chunks",
     "mean",
     "stack",

@@ -206,6 +206,7 @@ CALLS = {
         | {
             "stack": FRAMES,
             "reference": [*IMAGES, LINE, np.ones((2, 8, 8))],
+            "static_pattern": FLAG,
             "batch_size": COUNT,
             "memory_limit": COUNT,
             "mesh": [*NOT_REAL, *NUMBERS, True],
@@ -222,6 +223,8 @@ CALLS = {
             "boundary": BOUNDARY,
             "max_shift": LIMIT,
             "drift": [*NOT_REAL, *EMPTY, *LISTS, True],
+            "static_pattern": FLAG,
+            "errors": CHOICE,
             "min_p_value": [*SCALAR, -0.1, 2.0, np.nan],
             "tolerance": POSITIVE,
             "max_rounds": [*COUNT, *NOTHING],

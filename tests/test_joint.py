@@ -235,3 +235,35 @@ def test_bad_input_raises():
     ]:
         with pytest.raises(ValueError, match=message):
             jaxchi2.register_jointly(**({"stack": stack, "err": 1.0} | given))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("width", [0.0, 0.7])
+def test_errors_from_the_residuals_hold(width):
+    """White noise, and noise that was smoothed, of eight frames in forty stacks."""
+    k = np.meshgrid(*[2 * np.pi * np.fft.fftfreq(N)] * 2, indexing="ij")
+    response = np.exp(-(width**2) * (k[0] ** 2 + k[1] ** 2) / 2)
+    sigma = np.sqrt(np.mean(response**2))
+    generator = np.random.default_rng(11)
+    stacks, truth = [], []
+    for _ in range(40):
+        shifts = generator.uniform(-1.5, 1.5, (8, 2))
+        noise = np.fft.ifft2(np.fft.fft2(generator.normal(size=(8, N, N))) * response).real / sigma
+        stacks.append(np.stack([moved(SCENE, s) for s in shifts]) + 0.3 * noise)
+        truth.append(shifts - shifts.mean(0))
+    run = jax.jit(
+        lambda x: jax.lax.map(
+            lambda s: jaxchi2.register_jointly(
+                s, 0.3, boundary="wrap", max_shift=6.0, errors="sandwich", min_p_value=0.0
+            ),
+            x,
+        )
+    )
+    found = run(np.asarray(stacks, np.float32))
+    assert np.all(found.accepted)
+    pulls = (np.asarray(found.shift) - truth) / np.asarray(found.stderr)
+    spread = np.sqrt(np.mean(pulls**2))
+    # 560 independent pulls: known to 3 %, five of which are 15 %.
+    assert 0.85 < spread < 1.15
+    inflation = np.mean(np.asarray(found.registration.inflation))
+    assert (0.93 < inflation < 1.07) if width == 0 else inflation > 1.3

@@ -51,6 +51,12 @@ def add_stack(commands: Any) -> None:
     )
     add_registration_options(parser, "a frame", "the reference")
     parser.add_argument(
+        "--static-pattern",
+        action="store_true",
+        help="find what does not move with the scene (hot pixels, columns, fixed pattern) together with the "
+        "mean, and take it from every frame",
+    )
+    parser.add_argument(
         "--table",
         metavar="FILE",
         help="write a row for each frame as it is done, to an .ecsv or .csv file or a .parquet folder",
@@ -107,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
                 fit_background=arguments.fit_background,
                 clip=arguments.clip,
                 errors=arguments.errors,
+                static_pattern=arguments.static_pattern or None,
                 max_shift=max_shift(arguments.max_shift),
             )
         finally:
