@@ -36,7 +36,7 @@ def test_example_of_a_loss_has_a_gradient():
     frames = np.stack([moved(still, (s, -s)) for s in (0.0, 0.6, 1.3)]) + 0.1 * scene((24, 22), 0.0)
     names = {"jax": jax, "jaxchi2": jaxchi2, "frames": frames, "pattern": np.zeros((24, 22))}
     with jax.numpy_rank_promotion("allow"):
-        exec(compile(blocks("python")[3], str(README), "exec"), names)
+        exec(compile(blocks("python")[4], str(README), "exec"), names)
     assert np.all(np.isfinite(names["gradient"]))
     assert np.any(names["gradient"] != 0)
 
@@ -49,3 +49,15 @@ def test_example_of_stacks_runs():
         exec(compile(blocks("python")[1], str(README), "exec"), names)
     assert names["image"].shape == (24, 22)
     assert names["joint"].shift.shape == (3, 2)
+
+
+def test_example_of_local_shifts_runs():
+    still = 5 * scene((96, 90), 3.0, smooth=True)
+    image = moved(still, (0.6, -1.3)) + scene((96, 90), 0.0)
+    names = {"jaxchi2": jaxchi2, "reference": still, "image": image, "points": np.array([[48.0, 45.0]])}
+    with jax.numpy_rank_promotion("allow"):
+        exec(compile(blocks("python")[3], str(README), "exec"), names)
+    assert names["field"].shift.shape == (5, 4, 2)
+    found = names["smooth"].at(names["points"])
+    away = np.abs(np.asarray(found.value) - (0.6, -1.3))
+    assert np.all(away < 5 * np.asarray(found.stderr) + 0.02)
