@@ -5,12 +5,12 @@
 Scenes of 512², windows of 32 pixels 16 apart. "blurred" is noise behind a Gaussian of 1.5 pixels, with
 noise of 0.3 of its standard deviation in the image; "particles" are Gaussians of 1.2 pixels, one in 40
 pixels, with noise of 0.06 of a peak. Pulls are errors over quoted errors, their root mean square: of
-windows against the motion at the centre and averaged over the window; of the smooth field at random points,
-and of its gradient.
+windows against the motion at the centre and averaged over the window, the latter also by the errors of
+the sandwich; of the smooth field at random points, and of its gradient.
 
---star: the noisy "Star" pair of the DIC Challenge 2.0 (Reu et al., Experimental Mechanics 62, 2022), whose
-motion is ``0.5 cos(2π (y − 250) / p(x))`` along y with a period p from 10 to 300 pixels, nothing along x.
---particles: an image pair and the vectors of another program with their own errors.
+--star: the noisy "Star" pair of the DIC Challenge 2.0 (Reu et al., Experimental Mechanics 62, 2022),
+whose motion is ``0.5 cos(2π (y − 250) / p(x))`` along y with a period p from 10 to 300 pixels, nothing
+along x. --particles: an image pair and the vectors of another program with their own errors.
 """
 
 from __future__ import annotations
@@ -76,8 +76,10 @@ def rms(x: np.ndarray) -> float:
 
 def truths(size: int, seed: int) -> None:
     """Windows and smooth fields of known motions."""
-    names = "scene | motion | OK | centre | averaged | point | gradient | error of a window, of a point (px)"
-    print(f"| {names} |\n{'|---' * 8}|")
+    names = (
+        "scene | motion | OK | centre | averaged | sandwich | point | gradient | errors (px): window, point"
+    )
+    print(f"| {names} |\n{'|---' * 9}|")
     rng, wide = np.random.default_rng(seed), size + 2 * MARGIN
     y, x = np.indices((wide, wide)).astype(float)
     inner = (slice(MARGIN, -MARGIN),) * 2
@@ -87,14 +89,17 @@ def truths(size: int, seed: int) -> None:
             image = map_coordinates(big, [y - moved[0], x - moved[1]], order=5, mode="nearest")[inner]
             image = image + sigma * rng.normal(size=image.shape)
             pair = jnp.asarray(big[inner], "float32"), jnp.asarray(image, "float32")
-            field = jaxchi2.register_field(*pair, sigma, window=32, spacing=16, max_shift=5)
+            options = {"window": 32, "spacing": 16, "max_shift": 5}
+            field = jaxchi2.register_field(*pair, sigma, **options)
+            robust = jaxchi2.register_field(*pair, sigma, **options, errors="sandwich")
             good = np.asarray(field.status) == 0
             shift, error = np.asarray(field.shift)[good], np.asarray(field.stderr)[good]
             centers = field.centers[good].T + MARGIN
             box = np.ones((1, 32, 32)) / 32**2
             means = fftconvolve(moved, box, "same", axes=(1, 2))
             at = [motion(*centers), [map_coordinates(m, centers + 0.5, order=1) for m in means]]
-            pulls = [(shift - np.transpose(true)) / error for true in at]
+            away = [shift - np.transpose(true) for true in at]
+            pulls = away[0] / error, away[1] / error, away[1] / np.asarray(robust.stderr)[good]
             points = rng.uniform(40, size - 40, (1000, 2))
             smooth = field.smooth()
             found, slopes = smooth.at(points), smooth.gradient(points)

@@ -13,6 +13,8 @@ from jaxchi2.engine.position import Position
 from jaxchi2.engine.spectrum import (
     correlated_square,
     cycle_phase,
+    gradient_power,
+    gradients,
     harmonics,
     nyquist_power,
     series_of,
@@ -173,3 +175,11 @@ def test_phase_is_exact_on_long_axes(period):
     found = cycle_phase(indices, period, at)
     turns = (indices * whole % period + indices * fraction) / period
     np.testing.assert_allclose(np.exp(1j * np.asarray(found, float)), np.exp(2j * np.pi * turns), atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(12,), (9, 14), (6, 5, 8)])
+def test_power_of_gradients(shape, x64):
+    spectrum = jnp.fft.rfftn(jnp.asarray(np.random.default_rng(9).normal(size=shape)))
+    slopes = gradients(spectrum, shape)
+    expected = np.abs(np.fft.rfftn(slopes, axes=range(1, len(shape) + 1))) ** 2
+    np.testing.assert_allclose(gradient_power(spectrum, shape), expected, rtol=1e-9, atol=1e-9)

@@ -24,7 +24,7 @@ from jax import Array, lax
 from .algebra import inverse_of_symmetric, or_one
 from .passes import block_sums, count, extremes, sum_all, sum_each
 from .position import Position
-from .spectrum import Shape, along, gradients, half_weights, squared
+from .spectrum import Shape, along, gradient_power, gradients, half_weights, squared
 from .terms import Chi2Terms, Matched
 
 NEARBY = 2.0
@@ -111,7 +111,8 @@ def likely_inflation(terms: Chi2Terms, at: Position, matched: Matched) -> tuple[
     model, residual = matched.model, matched.residual
     root = jnp.ones_like(model) if pixels.weights is None else jnp.sqrt(pixels.weights)
     assert terms.content.noise_share is not None
-    slopes = gradients(lax.optimization_barrier(terms.moved(at)), shape) * root[None]
+    moved = lax.optimization_barrier(terms.moved(at))
+    slopes = gradients(moved, shape) * root[None]
     trusted = jnp.where(terms.content.noise_share > TRUSTED, slopes, 0.0)
     enough = sum_each(trusted**2) > TRUSTED * sum_each(slopes**2)
     slopes = _normalised(trusted)
@@ -121,7 +122,11 @@ def likely_inflation(terms: Chi2Terms, at: Position, matched: Matched) -> tuple[
     if plan.background:
         taken = taken + jnp.sum(_normalised(pixels.background.functions() * root[None]) ** 2, axis=0)
     here = sum_each(slopes**2 * (residual**2 / (1 - jnp.minimum(taken, MAX_LEVERAGE)))[None])
-    waves, number = _blocks(squared(jnp.fft.rfftn(slopes, axes=tuple(range(1, slopes.ndim)))), shape)
+    if pixels.weights is None:
+        of_slopes = gradient_power(moved, shape)
+    else:
+        of_slopes = squared(jnp.fft.rfftn(slopes, axes=tuple(range(1, slopes.ndim))))
+    waves, number = _blocks(of_slopes, shape)
     power, _ = _blocks(squared(matched.residual_spectrum)[None], shape)
     # The power of a block with some of what was fitted is less by its share.
     waves = waves / or_one(sum_each(waves)).reshape(-1, *[1] * len(shape))

@@ -291,13 +291,22 @@ def shift_spectrum(spectrum: Array, shape: Shape, at: Position) -> Array:
 
 def gradients(spectrum: Array, shape: Shape) -> Array:
     """Derivatives along each axis of the interpolant at the pixels, the axes first."""
-    parts = []
-    for axis, n in enumerate(shape):
-        # The Nyquist wave has no slope at the pixels.
-        slope = np.where(2 * harmonics(n) == -n, 0, 2 * np.pi * harmonics(n) / n)[: spectrum.shape[axis]]
-        factor = along(jnp.asarray(slope, spectrum.real.dtype), axis, len(shape))
-        parts.append(lax.complex(-spectrum.imag * factor, spectrum.real * factor))
+    parts = [lax.complex(-spectrum.imag * k, spectrum.real * k) for k in _slopes(spectrum, shape)]
     return jnp.fft.irfftn(jnp.stack(parts), shape, tuple(range(1, len(shape) + 1)))
+
+
+def gradient_power(spectrum: Array, shape: Shape) -> Array:
+    """Power spectra of `gradients`, on the half plane."""
+    return jnp.stack([squared(spectrum) * k**2 for k in _slopes(spectrum, shape)])
+
+
+def _slopes(spectrum: Array, shape: Shape) -> list[Array]:
+    """What waves are multiplied by in a derivative along each axis, less i; the Nyquist wave has no slope."""
+    result = []
+    for axis, n in enumerate(shape):
+        slope = np.where(2 * harmonics(n) == -n, 0, 2 * np.pi * harmonics(n) / n)[: spectrum.shape[axis]]
+        result.append(along(jnp.asarray(slope, spectrum.real.dtype), axis, len(shape)))
+    return result
 
 
 def _computed(rows: Array) -> Array:
