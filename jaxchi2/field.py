@@ -110,7 +110,7 @@ class Field:
 
     @property
     def valid(self) -> Array:
-        """Which windows have nothing that is wrong but their errors or background, shape G."""
+        """Which windows have an answer without a doubt but for the size of χ², shape G."""
         doubts = Status.BAD_FIT | Status.LARGE_ERRORS
         return (self.status & ~np.int32(doubts)) == 0
 
@@ -236,6 +236,7 @@ def register_field(
     -------
     Field
         On a grid of windows: shifts, their covariance, statuses. What is wrong with values never raises.
+        Differentiable in the images and errors, but for the verdict, as the result of `register`.
 
     Raises
     ------
@@ -244,8 +245,9 @@ def register_field(
 
     Notes
     -----
-    *What a window measures* where the motion varies within it: the mean of that, weighted by the information
-    that each pixel has about it.
+    *What a window measures* where the motion varies within it: about its mean, weighted by the information
+    that each pixel has. What the window cannot follow is left in the residuals, and errors of the model are
+    too small then; those of the sandwich see it.
 
     *Overlapping windows* share pixels, and with them noise: neighbours at half a window have a correlation of
     about a half. `Field.smooth` takes that into account.

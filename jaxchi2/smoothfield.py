@@ -255,7 +255,7 @@ def _smoothed(
     energy = jnp.sum(weighted * shifts)
     bends = jnp.tile(basis.bends, ndim)
     # Where nothing is known, not even a plane, it is a constant of a frame's size at most.
-    largest = sum(n**2 for n in windows.frame)
+    largest = float(sum(n**2 for n in windows.frame))
     least = jnp.where(bends, 0.0, 1 / (size * largest * unit)) + jnp.finfo(dtype).tiny
 
     def solved(log_stiffness: Array) -> tuple[Array, Array, Array, Array]:

@@ -175,6 +175,7 @@ def test_frames_that_do_not_move_are_named():
     assert np.all(later.status & Status.STATIC_PATTERN)
 
 
+@pytest.mark.long
 def test_masked_pixels_have_no_part():
     """Wild values in one frame and a dead corner in all: "overlap", errors of each frame."""
     stack, shifts, pattern = draw(4)
@@ -196,6 +197,7 @@ def test_masked_pixels_have_no_part():
     assert abs(found.pattern[28, 4]) < 1
 
 
+@pytest.mark.long
 def test_volumes():
     stack, shifts, pattern = draw(5, shape=(12, 14, 16))
     found = jaxchi2.register_jointly(stack, 1.0, static_pattern=True, **WRAP)

@@ -252,6 +252,7 @@ def test_noise_that_hides_the_sources_is_not_smoothed():
     ("fwhm", "number"),
     [(1.2, 60), *(pytest.param(*x, marks=pytest.mark.long) for x in [(1.0, 60), (1.6, 60), (1.2, 8)])],
 )
+@pytest.mark.long
 def test_pulls_of_undersampled_stars(fwhm, number):
     """At most 1.2, with 5 σ to spare; as they are, above four."""
     covariance = np.eye(2) * (fwhm / FWHM) ** 2

@@ -82,7 +82,7 @@ def test_errors_are_those_of_linear_propagation(x64):
     )
 
 
-@pytest.mark.parametrize("curved", [False, True])
+@pytest.mark.parametrize("curved", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_errors_are_the_scatter(curved):
     """Of a plane they are those of its fit. Where splines bend, the prior allows for more than there is."""
     rng = np.random.default_rng(2)
