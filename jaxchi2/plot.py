@@ -6,6 +6,8 @@ display is needed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
     from .engine.choices import Boundary
     from .engine.counts import Counts
@@ -49,6 +51,22 @@ _FAILED = "#D62728"
 _TITLE_WIDTH = 115
 """Characters of a line above the picture."""
 _HALF_WIDTH = 4.3
+
+
+@contextmanager
+def drawing(width: float, height: float, pad: float) -> Iterator[Figure]:
+    """A figure of so many inches on a canvas of its own, and the style to draw on it in."""
+    try:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(_NEEDED) from error
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), dpi=120)
+        FigureCanvasAgg(figure)
+        figure.set_layout_engine("constrained", w_pad=pad, h_pad=pad)
+        yield figure
 
 
 def plot_registration(
@@ -101,13 +119,6 @@ def plot_registration(
     ImportError
         If matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(_NEEDED) from error
-
     from .align import align
     from .engine.choices import boundary_for_align
     from .registration import register
@@ -133,17 +144,13 @@ def plot_registration(
     outside = boundary_for_align(boundary)
     aligned = np.asarray(align(counted, result.shift, boundary=outside, shape=first.shape), dtype=float)
 
-    with rc_context(_STYLE):
-        rows, columns = first.shape
-        height = float(np.clip(1.5 + 5.3 * rows / columns, 5.0, 9.0))
-        figure = Figure(figsize=(12.0, height), dpi=120)
-        FigureCanvasAgg(figure)
-        figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+    rows, columns = first.shape
+    with drawing(12.0, float(np.clip(1.5 + 5.3 * rows / columns, 5.0, 9.0)), 0.08) as figure:
         axes = figure.subplot_mosaic("RIC;BAC", width_ratios=(1, 1, 1.4))
         figure.suptitle(_title(result), fontsize=13)
 
         for key, pixels, label in (("R", first, labels[0]), ("I", second, labels[1])):
-            low, high = _limits(pixels)
+            low, high = limits_of(pixels)
             axes[key].imshow(pixels, origin=origin, cmap="magma", vmin=low, vmax=high)
             axes[key].set_title(_shortened(label))
 
@@ -156,7 +163,7 @@ def plot_registration(
             good = np.isfinite(pixels)
             spread = f"rms {np.sqrt(np.mean(pixels[good] ** 2)):.3g}" if good.any() else "no shift to undo"
             axes[key].set_title(f"difference {label}, {spread}")
-        _colour_bar(figure, axes["A"], drawn)
+        colour_bar(figure, axes["A"], drawn)
         for key in "RB":
             axes[key].set_ylabel("y (pixels)")
         for key in "BA":
@@ -201,13 +208,6 @@ def plot_drift(result: Registration | StreamResult, *, title: str = "", steps: b
     ImportError
         If matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(_NEEDED) from error
-
     shift, sigma = (np.asarray(values, dtype=float) for values in (result.shift, result.stderr))
     if shift.ndim != 2 or shift.shape[1] not in (2, 3):
         raise ValueError(f"a drift needs the shifts of a stack, of shape (N, 2) or (N, 3), not {shift.shape}")
@@ -217,10 +217,7 @@ def plot_drift(result: Registration | StreamResult, *, title: str = "", steps: b
     doubtful = (status != 0) & ~failed
     names = "zyx"[-shift.shape[1] :]
     frame = np.arange(len(shift))
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(13.0, 2.6 + 1.9 * len(names)), dpi=120)
-        FigureCanvasAgg(figure)
-        figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.04)
+    with drawing(13.0, 2.6 + 1.9 * len(names), 0.05) as figure:
         heights = [2.0] * len(names) + [1.1, 1.1]
         axes = figure.subplot_mosaic(
             [[key, "path"] for key in (*names, "error", "chi2")],
@@ -399,7 +396,8 @@ def _float(pixels: ArrayLike) -> np.ndarray:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _limits(pixels: np.ndarray) -> tuple[float, float]:
+def limits_of(pixels: np.ndarray) -> tuple[float, float]:
+    """Values that are black and white: all but the outermost per cent."""
     good = pixels[np.isfinite(pixels)]
     if good.size == 0:
         return 0.0, 1.0
@@ -417,7 +415,8 @@ def _shortened(label: str, longest: int = 36) -> str:
     return label if len(label) <= longest else f"…{label[1 - longest :]}"
 
 
-def _colour_bar(figure: Figure, axes: Axes, drawn: Any, **options: Any) -> None:
+def colour_bar(figure: Figure | SubFigure, axes: Axes, drawn: Any, **options: Any) -> None:
+    """A bar beside a panel."""
     # Beside the panel, not from its space: panels with and without a bar stay the same size.
     bar = figure.colorbar(drawn, cax=axes.inset_axes((1.03, 0.0, 0.045, 1.0)), **options)
     bar.outline.set_linewidth(0.5)
@@ -481,7 +480,7 @@ def _draw_chi2(
     axes.errorbar(shift[1], shift[0], sigma[0], sigma[1], fmt="none", color="white", lw=1.4, capsize=3)
     axes.set_box_aspect(1)
     axes.locator_params(nbins=6)
-    _colour_bar(figure, axes, drawn, extend="max", ticks=[0, 1, 4, 9, 16, 25])
+    colour_bar(figure, axes, drawn, extend="max", ticks=[0, 1, 4, 9, 16, 25])
 
 
 def _title(result: Registration) -> str:

@@ -94,6 +94,7 @@ ORDER = [
     "files.stackfile",
     "stream",
     "plot",
+    "plotfield",
     "cli",
 ]
 PUBLIC = {name: getattr(jaxchi2, name) for name in jaxchi2.__all__ if name != "fourier"}
