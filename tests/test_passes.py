@@ -31,6 +31,7 @@ def test_sums_and_counts(shape, dtype):
     each = sum_each(jnp.asarray(np.stack([values, 2 * values])))
     np.testing.assert_allclose(each, values.sum(dtype=float) * np.array([1, 2]), rtol=tolerance)
     assert count(jnp.asarray(mask)) == mask.sum()
+    assert count(jnp.asarray(mask)).dtype == np.int32
     if mask.any():
         expected = values[mask].mean(dtype=float)
         np.testing.assert_allclose(mean_over(jnp.asarray(values), mask), expected, rtol=tolerance)

@@ -25,7 +25,7 @@ def sum_all(x: Array) -> Array:
 def sum_each(x: Array) -> Array:
     """Sums over all axes but the first."""
     if SUMS_WELL:
-        return jnp.sum(x, tuple(range(1, x.ndim)))
+        return jnp.sum(x, tuple(range(1, x.ndim)), dtype=x.dtype)
     while x.ndim > 1:
         ones = jnp.ones_like(x, shape=x.shape[-1:])
         x = lax.dot_general(x, ones, (((x.ndim - 1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
