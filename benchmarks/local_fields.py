@@ -117,9 +117,11 @@ def truths(size: int, seed: int) -> None:
 
 def star(first: Path, second: Path) -> None:
     """The pair of the DIC Challenge: noise along x, where nothing moves, and amplitude at the crest."""
-    import tifffile
+    import imageio.v3
 
-    reference, image = (tifffile.imread(path).astype("float32")[150:350] for path in (first, second))
+    reference, image = (
+        imageio.v3.imread(path, plugin="pillow").astype("float32")[150:350] for path in (first, second)
+    )
     print("\nStar pair, without `err`; along x where the period is above 120 pixels. Along y 0.5 is true, of")
     print("which more than 10 % is lost in periods below the last column's.\n")
     names = "windows | scatter along x (px) | quoted | pulls | mean along y | period"
@@ -139,7 +141,7 @@ def report(name: str, x: np.ndarray, shift: jax.Array, error: jax.Array) -> None
     shift, error, period = np.asarray(shift), np.asarray(error), 10 + 290 * x / 4000
     slow = period > 120
     lost = np.convolve(shift[:, 0], np.ones(5) / 5, "same") < 0.45
-    limit = period[lost & (period > 15) & (x < 3900)].max(initial=np.nan)
+    limit = period[lost & (period > 15) & (x < 3900)].max(initial=0)
     numbers = np.nanstd(shift[slow, 1]), np.nanmedian(error[slow, 1])
     pulls, mean = rms(shift[slow, 1] / error[slow, 1]), np.nanmean(shift[slow, 0])
     print(
@@ -150,9 +152,9 @@ def report(name: str, x: np.ndarray, shift: jax.Array, error: jax.Array) -> None
 
 def particle_pair(first: Path, second: Path, vectors: Path) -> None:
     """Our vectors beside those of another program, in units of both errors."""
-    import tifffile
+    import imageio.v3
 
-    pair = [tifffile.imread(path).astype("float32") for path in (first, second)]
+    pair = [imageio.v3.imread(path, plugin="pillow").astype("float32") for path in (first, second)]
     x, y, u, v, ex, ey, _ = np.loadtxt(vectors, skiprows=3).T
     known = (ex > 0) & (ey > 0)
     options = {"window": 32, "spacing": 4, "max_shift": 12, "levels": 2}
