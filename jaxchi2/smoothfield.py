@@ -94,28 +94,27 @@ class SmoothField:
 
     def at(self, points: ArrayLike) -> Values:
         """The displacement at points of the image in pixels, shape ``(..., D)``, in axis order."""
-        return self._linear(points, [[(a, ())] for a in range(len(self.axes))])
+        return self._linear(points, [[(1.0, a, ())] for a in range(len(self.axes))])
 
     def gradient(self, points: ArrayLike) -> Values:
         """Derivatives ``∂u_a/∂x_b``, shape ``(..., D²)``, those of one component beside each other."""
         ndim = len(self.axes)
-        return self._linear(points, [[(a, (b,))] for a in range(ndim) for b in range(ndim)])
+        return self._linear(points, [[(1.0, a, (b,))] for a in range(ndim) for b in range(ndim)])
 
     def strain(self, points: ArrayLike) -> Values:
         """Small strains ``(∂u_a/∂x_b + ∂u_b/∂x_a) / 2`` for a ≤ b, in two dimensions yy, yx, xx."""
         pairs = combinations_with_replacement(range(len(self.axes)), 2)
-        return self._linear(points, [[(a, (b,)), (b, (a,))] for a, b in pairs], 0.5)
+        return self._linear(points, [[(0.5, a, (b,)), (0.5, b, (a,))] for a, b in pairs])
 
     def divergence(self, points: ArrayLike) -> Values:
         """``Σ ∂u_a/∂x_a``, shape of the points without their last axis."""
-        return _single(self._linear(points, [[(a, (a,)) for a in range(len(self.axes))]]))
+        return _single(self._linear(points, [[(1.0, a, (a,)) for a in range(len(self.axes))]]))
 
     def vorticity(self, points: ArrayLike) -> Values:
         """``∂u_y/∂x − ∂u_x/∂y`` in two dimensions, in array order; of a turn from x to y twice its rate."""
         if len(self.axes) != 2:
             raise ValueError(f"vorticity is for two dimensions, not {len(self.axes)}")
-        along_x, along_y = (self._rows(points, [[term]]) for term in ((0, (1,)), (1, (0,))))
-        return _single(self._of(along_x - along_y))
+        return _single(self._linear(points, [[(1.0, 0, (1,)), (-1.0, 1, (0,))]]))
 
     def warp(self, reference: ArrayLike) -> Array:
         """The reference as the image shows it, ``out(i) = reference(i − u(i))``, on the image's grid.
@@ -123,7 +122,9 @@ class SmoothField:
         By cubic splines, NaN outside the frame and within three pixels of one that is not finite.
         """
         pixels = self._pixels()
-        return _sampled(as_real_array(reference, "reference"), pixels - self.at(pixels).value, self.frame)
+        return _sampled(
+            as_real_array(reference, "reference"), pixels - self._displacement(pixels), self.frame
+        )
 
     def unwarp(self, image: ArrayLike) -> Array:
         """The image brought back onto the reference, ``out(i) = image(j)`` with ``j − u(j) = i``.
@@ -132,31 +133,35 @@ class SmoothField:
         By cubic splines, NaN outside the frame and within three pixels of one that is not finite.
         """
         pixels = self._pixels()
-        at = lax.fori_loop(0, INVERSIONS, lambda _, at: pixels + self.at(at).value, pixels)
+        at = lax.fori_loop(0, INVERSIONS, lambda _, at: pixels + self._displacement(at), pixels)
         return _sampled(as_real_array(image, "image"), at, self.frame)
 
     def _pixels(self) -> Array:
         places = np.meshgrid(*map(np.arange, self.frame), indexing="ij")
         return jnp.asarray(np.stack(places, -1), self.coefficients.dtype)
 
-    def _linear(self, points: ArrayLike, terms: list, factor: float = 1.0) -> Values:
-        return self._of(factor * self._rows(points, terms))
+    def _displacement(self, places: Array) -> Array:
+        """That at places, ``(*frame, D)``, without its covariance; line by line, for memory."""
 
-    def _rows(self, points: ArrayLike, terms: list) -> Array:
-        """What each quantity takes of the coefficients, shape ``(..., quantities, D K)``."""
+        def of_line(line: Array) -> Array:
+            splines = _splines(line, self.axes, ())
+            return jnp.dot(splines, self.coefficients.T, precision=lax.Precision.HIGHEST)
+
+        return lax.map(of_line, places)
+
+    def _linear(self, points: ArrayLike, terms: list) -> Values:
+        """Sums of factors times derivatives of components, one for each quantity."""
         points = jnp.asarray(points, self.coefficients.dtype)
         ndim = len(self.axes)
         if points.shape[-1:] != (ndim,):
             refuse("points", f"of shape (..., {ndim})", points.shape)
-        rows = []
+        quantities = []
         for sums in terms:
             parts = [jnp.zeros((*points.shape[:-1], self.coefficients.shape[1]), points.dtype)] * ndim
-            for component, derivatives in sums:
-                parts[component] = parts[component] + _splines(points, self.axes, derivatives)
-            rows.append(jnp.concatenate(parts, -1))
-        return jnp.stack(rows, -2)
-
-    def _of(self, rows: Array) -> Values:
+            for factor, component, derivatives in sums:
+                parts[component] = parts[component] + factor * _splines(points, self.axes, derivatives)
+            quantities.append(jnp.concatenate(parts, -1))
+        rows = jnp.stack(quantities, -2)
         value = jnp.dot(rows, self.coefficients.reshape(-1), precision=lax.Precision.HIGHEST)
         half = jnp.dot(rows, self.root.T, precision=lax.Precision.HIGHEST)
         covariance = jnp.einsum("...ik,...jk->...ij", half, half, precision=lax.Precision.HIGHEST)
