@@ -164,15 +164,23 @@ class SearchGrid:
         Rounded to 1/`STARTS` pixel, so that it stays exactly where it is between equal images; and not moved
         where weights are settled, for the grid is a score then, not χ².
         """
+        offset = self.parabolas(jnp.round(start.shift).astype(jnp.int32))
+        offset = jnp.where(np.array(self.plan.free) & ~self.settled, offset, 0.0)
+        return start.moved(jnp.round(offset * STARTS) / STARTS)
+
+    def parabolas(self, shift: Array) -> Array:
+        """Where parabolas through a whole shift and its neighbours are lowest, at most half a pixel away.
+
+        Zero along an axis without one.
+        """
         ndim, values = len(self.shape), lax.stop_gradient(self.values)
-        index = jnp.round(start.shift).astype(jnp.int32)
         around = np.concatenate([np.zeros((1, ndim), int), np.eye(ndim, dtype=int), -np.eye(ndim, dtype=int)])
-        values = values[tuple(self.index_of(index[None, :] + around).T)]
+        values = values[tuple(self.index_of(shift[None, :] + around).T)]
         after, before = (values[1:] - values[0]).reshape(2, ndim)
         bend = after + before
-        good = (bend > 0) & jnp.isfinite(bend) & np.array(self.plan.free) & ~self.settled
+        good = (bend > 0) & jnp.isfinite(bend)
         offset = jnp.where(good, (before - after) / (2 * jnp.where(good, bend, 1.0)), 0.0)
-        return start.moved(jnp.round(jnp.clip(offset, -0.5, 0.5) * STARTS) / STARTS)
+        return jnp.clip(offset, -0.5, 0.5)
 
     def minima(self, n: int) -> tuple[Array, Array]:
         """Whole shifts of the n deepest local minima besides the best, shape ``(n, D)``, and which exist.

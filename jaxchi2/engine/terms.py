@@ -36,6 +36,12 @@ class Matched(NamedTuple):
     residual_spectrum: Array
     data_spectrum: Array
 
+    @classmethod
+    def of(cls, model: Array, residual: Array, data: Array) -> Matched:
+        """With the spectra of the pixels."""
+        parts = model, residual, data
+        return cls(*parts, *jnp.fft.rfftn(jnp.stack(parts), axes=tuple(range(1, model.ndim + 1))))
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -166,8 +172,7 @@ class Chi2Terms:
             return root * level.rest(x, weights)
 
         parts = centred(model), root * (image - gain * model - background), centred(image)
-        spectra = jnp.fft.rfftn(jnp.stack(parts), axes=tuple(range(1, model.ndim + 1)))
-        return Matched(*parts, *spectra)
+        return Matched.of(*parts)
 
     def expected_image(self, at: Position) -> tuple[Array, Array]:
         """The best model in the image's frame and units, and which pixels count; for weighted terms.

@@ -201,7 +201,9 @@ def measure_window(
         size = tuple(2 * (n + REACH) for n in frame)
         return _Problem(lax.dynamic_slice(scene.fine, first, size), pixels, weights, image.taper)
 
-    state = _descend(problem, _start(grid, predicted + lag), task)
+    # In halves of a pixel.
+    half = 2 * (predicted + lag) + jnp.round(2 * grid.parabolas(grid.origin)).astype(predicted.dtype)
+    state = _descend(problem, half, task)
     there = problem(state.half)
     at = _resting(task, there, jnp.concatenate([state.offset, state.nuisances]))
     fit = _fit(there, at, task)
@@ -232,18 +234,6 @@ def _ranked(
     grid = SearchGrid(scores, zero, jnp.ones((), bool), correlation, Constraints(), plan)
     grid = replace(grid, values=grid.in_window(scores))
     return replace(grid, origin=grid.shift_at(grid.best()))
-
-
-def _start(grid: SearchGrid, whole: Array) -> Array:
-    """Where the steps begin, in halves of a pixel: the minimum of parabolas through the scores."""
-    ndim = len(grid.shape)
-    around = np.concatenate([np.zeros((1, ndim), int), np.eye(ndim, dtype=int), -np.eye(ndim, dtype=int)])
-    values = grid.values[tuple(grid.index_of(grid.origin[None, :] + around).T)]
-    after, before = (values[1:] - values[0]).reshape(2, ndim)
-    bend = after + before
-    good = jnp.isfinite(bend) & (bend > 0)
-    offset = jnp.where(good, (before - after) / jnp.where(good, bend, 1.0), 0.0)
-    return 2 * whole + jnp.round(jnp.clip(offset, -1.0, 1.0)).astype(whole.dtype)
 
 
 def _descend(problem: Callable[[Array], _Problem], half: Array, task: Task) -> _State:
@@ -423,25 +413,25 @@ def _judged(found: Found, fit: _Fit, grid: SearchGrid, frames: Frames, corner: A
         return root * (x - mean)
 
     parts = centred(fit.model), root * fit.residual, centred(fit.data)
-    spectra = jnp.fft.rfftn(jnp.stack(parts), axes=tuple(range(1, fit.model.ndim + 1)))
     moved = lax.dynamic_slice(frames.reference, -grid.origin, task.window)
+    spreads = spread_of(frames.reference, frames.known), spread_of(frames.image, frames.weights)
     trial = Trial(
         settled=grid.settled,
         number_of_shifts=jnp.asarray(float(prod(2 * m + 1 for m in task.max_shift)), root.dtype),
         number=count(counted),
         weights=None if task.even else weights,
-        frames=(spread_of(frames.reference, frames.known), spread_of(frames.image, frames.weights)),
+        frames=spreads,
         common=(spread_of(moved, counted), spread_of(fit.data, weights)),
         gain=task.gain,
     )
-    seen = evidence(trial, Matched(*parts, *spectra))
+    seen = evidence(trial, Matched.of(*parts))
     samples, exist = grid.minima(1)
     best, other = (jax.tree.map(lambda x, k=k: x[k], grid.explained(samples)) for k in (0, 1))
-    every = jnp.minimum(*(f.number for f in trial.frames or ()))
+    every = jnp.minimum(*(x.number for x in spreads))
     odds = jnp.where(exist[0], log_odds(best, other, seen, every), jnp.inf)
     return found._replace(
         runner_up=jnp.where(exist[0], samples[0] + corner, jnp.nan),
-        delta=jnp.where(exist[0], best.number * (best.left - other.left) * -1.0, jnp.inf),
+        delta=jnp.where(exist[0], best.number * (other.left - best.left), jnp.inf),
         probability=jax.nn.sigmoid(odds / 2),
         chance=jnp.exp(seen.log_chance),
     )
