@@ -31,7 +31,7 @@ from .engine.wiener import filtered_layout
 from .engine.windowgrid import TAPERS, WindowGrid
 from .engine.windows import Found, Image, Task, measure_window, scene_of
 from .registration import MIN_PROBABILITY, with_unit
-from .results import in_units, is_bad_fit, is_too_good, root
+from .results import all_of, first_of, in_units, is_bad_fit, is_too_good, root
 from .sharding import any_sharding
 from .smoothfield import SmoothField, smooth
 from .status import Status
@@ -408,7 +408,7 @@ def _as_field(found: Found, task: Task, windows: WindowGrid) -> Field:
         (~found.converged, Status.NOT_CONVERGED),
         (~found.inside, Status.OUT_OF_WINDOW),
     ]
-    fatal = jnp.select([c for c, _ in cause], [np.int32(flag) for _, flag in cause], np.int32(Status.OK))
+    fatal = first_of(cause)
     failed = fatal != 0
     doubts = [
         (found.chance > MAX_CHANCE, Status.UNRELATED),
@@ -417,7 +417,6 @@ def _as_field(found: Found, task: Task, windows: WindowGrid) -> Field:
     if task.known_err:
         doubts.append((is_bad_fit(found.chi2, found.dof), Status.BAD_FIT))
         doubts.append((is_too_good(found.chi2, found.dof), Status.LARGE_ERRORS))
-    doubt = sum(jnp.where(c, np.int32(flag), np.int32(0)) for c, flag in doubts)
 
     def unless_failed(x: Array) -> Array:
         where = failed.reshape(failed.shape + (1,) * (x.ndim - failed.ndim))
@@ -427,7 +426,7 @@ def _as_field(found: Found, task: Task, windows: WindowGrid) -> Field:
     return Field(
         shift=unless_failed(found.shift),
         covariance=unless_failed(found.covariance),
-        status=jnp.where(failed, fatal, doubt),
+        status=jnp.where(failed, fatal, all_of(doubts)),
         chi2=unless_failed(found.chi2),
         dof=found.dof,
         gain=unless_failed(found.gain),

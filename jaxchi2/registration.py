@@ -31,7 +31,7 @@ from .engine.searchgrid import SearchGrid
 from .engine.terms import Chi2Terms
 from .engine.verdict import RunnerUp, has_static_pattern, is_unequal, runner_up
 from .engine.ways import Way, has_quick_way, tried, with_terms
-from .results import Registration, in_units, is_bad_fit, is_too_good
+from .results import Registration, all_of, first_of, in_units, is_bad_fit, is_too_good
 from .sharding import any_sharding
 from .status import Status
 
@@ -480,7 +480,7 @@ def solve(
         (contradicted, Status.CONTRADICTED),
         (pattern, Status.STATIC_PATTERN),
     ]
-    doubt = sum(jnp.where(c, np.int32(flag), np.int32(0)) for c, flag in doubts)
+    doubt = all_of(doubts)
     content, eps = searched.content, jnp.finfo(series.constant.dtype).eps
     why = unequal & ~content.flat & (content.contrast > 64 * eps * series.constant)
     why &= (fatal == Status.NOT_CONVERGED) | (fatal == Status.FLAT) | (fatal == Status.OUT_OF_WINDOW)
@@ -636,7 +636,7 @@ def _fatal(terms: Chi2Terms, minimum: Minimum, dof: Array) -> Array:
         (outside, Status.OUT_OF_WINDOW),
         (~found, Status.NOT_CONVERGED),
     ]
-    return jnp.select([c for c, _ in cause], [np.int32(flag) for _, flag in cause], np.int32(Status.OK))
+    return first_of(cause)
 
 
 def _strayed(grid: SearchGrid, at: Position) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -173,6 +174,19 @@ def is_too_good(chi2: Array, dof: Array) -> Array:
     """Whether χ² with known errors is far below its degrees of freedom."""
     chi2 = lax.stop_gradient(chi2)
     return (chi2 < MIN_REDUCED_CHI2 * dof) & (1 - _upper_tail(chi2, dof) < MIN_P_VALUE)
+
+
+Flagged = tuple[Array, Status]
+
+
+def first_of(causes: list[Flagged]) -> Array:
+    """The flag of the first condition that holds, or zero."""
+    return jnp.select([c for c, _ in causes], [np.int32(flag) for _, flag in causes], np.int32(Status.OK))
+
+
+def all_of(doubts: list[Flagged]) -> Array:
+    """The flags of all conditions that hold."""
+    return reduce(jnp.bitwise_or, [jnp.where(c, np.int32(flag), np.int32(0)) for c, flag in doubts])
 
 
 def digits(error: float) -> int:
